@@ -1,0 +1,51 @@
+# `make demo` and `make test` need nothing but Python 3.10 to 3.13 and make; PYTHON=... chooses which one.
+VENV ?= .venv
+PYTHON ?=
+BIN := $(VENV)/bin
+# One stamp per interpreter asked for: another PYTHON makes the environment anew.
+STAMP := $(VENV)/.installed$(subst /,_,$(PYTHON))
+PINS := pyproject.toml constraints.txt scripts/install.sh
+
+.PHONY: demo test slow check matrix bench format lock clean
+.NOTPARALLEL:
+
+demo: $(STAMP)-local  ## the quickstart: a small language model gets better instructions
+	$(BIN)/python examples/quickstart.py
+
+test: $(STAMP)-dev  ## style, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+slow: $(STAMP)-dev  ## the tests that take more than a few seconds
+	$(BIN)/pytest -m slow
+
+check: test slow  ## what CI runs
+
+matrix: $(STAMP)-dev  ## the tests on DSPy 3.0 to 3.4, Optuna 4 and 5, Python 3.10 to 3.13; ROWS="3.0 tools" for some
+	UV=$(BIN)/uv scripts/matrix.sh $(ROWS)
+
+format: $(STAMP)-dev  ## let ruff put the sources into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(STAMP)-dev  ## pin the newest versions that fit, for Python 3.10 to 3.13 at once
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --upgrade --strip-extras \
+		--no-annotate --custom-compile-command "make lock" -o constraints.txt pyproject.toml
+
+bench: $(STAMP)-dev  ## the tables of docs/benchmarks.md; about an hour, and nothing else may run meanwhile
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/search_efficiency.py
+	$(BIN)/python benchmarks/utilization.py
+
+clean:
+	rm -rf $(VENV) .matrix .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+
+$(STAMP)-local: $(PINS)
+	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) local
+	touch $@
+
+$(STAMP)-dev: $(PINS)
+	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) local,dev
+	touch $@ $(STAMP)-local

@@ -1,0 +1,59 @@
+#!/bin/sh
+# Run the tests on the versions that people have: each row in an environment of its own, unpinned.
+#
+#   scripts/matrix.sh [ROW ...]        e.g.  scripts/matrix.sh 3.0 tools        no ROW: all of them
+#
+# Needs uv, and the Pythons 3.10 to 3.13 on the PATH or to be had through uv.
+set -u
+
+cd "$(dirname "$0")/.."
+where=${MATRIX:-.matrix}
+uv=${UV:-uv}
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" DO_NOT_TRACK=1
+# Row, Python, DSPy, Optuna, how our other dependencies are resolved. `dspy-ai` is no pin: it only bounds dspy below.
+rows='
+3.0    3.10 dspy==3.0.* optuna>=4,<5  highest
+3.1    3.11 dspy==3.1.* optuna>=4,<5  highest
+3.2    3.12 dspy==3.2.* optuna>=4,<5  highest
+3.3    3.13 dspy==3.3.* optuna>=5     highest
+3.4    3.13 dspy==3.4.* optuna>=5     highest
+oldest 3.10 dspy==3.0.* optuna==4.0.* lowest-direct
+tools  3.11 dspy==3.4.* optuna>=5     highest
+'
+tests='pytest>=8 pytest-asyncio>=1 pytest-timeout hypothesis numpy hatchling'
+
+install() {
+    "$uv" pip install -q --python "$where/$1/bin/python" --resolution "$5" "$3" "$4" "$6" &&
+        "$uv" pip install -q --python "$where/$1/bin/python" $tests
+}
+
+run() { # row python dspy optuna resolution
+    extras=.
+    mark='not slow'
+    paths=tests
+    if [ "$1" = tools ]; then
+        extras='.[report,integrations]' mark='' paths=tests/conformance
+    fi
+    if ! "$uv" venv -q --clear --python "$2" "$where/$1"; then
+        echo "row $1: there is no Python $2"
+        return 1
+    fi
+    install "$@" "$extras" || { echo "row $1: could not be installed"; return 1; }
+    "$where/$1/bin/python" -c "import dspy, optuna, platform as p; print('row $1: Python', p.python_version(), \
+'DSPy', dspy.__version__, 'Optuna', optuna.__version__)" 2>/dev/null
+    timeout 1800 "$where/$1/bin/python" -m pytest -q -p no:cacheprovider -m "$mark" $paths
+}
+
+failed=
+while read -r row python dspy optuna resolution; do
+    [ -n "$row" ] || continue
+    case " $* " in *" $row "* | "  ") ;; *) continue ;; esac
+    run "$row" "$python" "$dspy" "$optuna" "$resolution" </dev/null || failed="$failed $row"
+done <<ROWS
+$rows
+ROWS
+if [ -n "$failed" ]; then
+    echo "failed:$failed"
+    exit 1
+fi
+echo "all rows passed"

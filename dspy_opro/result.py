@@ -1,0 +1,126 @@
+"""`OPROResult`: what a run found, tried and spent, as plain data that deep-copies and pickles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .stopping import Usage
+from .trajectory import Trajectory, Trial
+from .work import Failure
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class OPROResult:
+    """The outcome of one `compile`, on the returned program as `program.opro_result`."""
+
+    trajectory: Trajectory
+    """All decided trials in order; the first is the student itself."""
+    curve: Sequence[float]
+    """Best score after each round, from round 0; on the valset where there is one."""
+    stop_reason: str
+    """What ended the run, e.g. "patience", "max_tokens", "interrupted"."""
+    usage: Usage
+    seconds: float
+    """Wall time of this call."""
+    failures: Sequence[Failure] = ()
+    """The first 1,000 failed examples."""
+    num_failures: int = 0
+    selected_on: str = "trainset"
+    """Which data decided the result: "valset" where there was one."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's settings as readable values."""
+    study_name: str = ""
+    problems: Sequence[str] = ()
+    """Why proposals were not used, one entry each (the first 1,000)."""
+
+    def __deepcopy__(self, memo: Any) -> OPROResult:
+        return self  # nothing in it changes, and BestOfN and Refine copy the program that carries it on every call
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the returned program."""
+        return self.trajectory.best
+
+    @property
+    def baseline(self) -> Trial:
+        """The student's own trial."""
+        return self.trajectory.trials[0]
+
+    @property
+    def best_score(self) -> float:
+        """The deciding mean score of the returned program, in the metric's own scale."""
+        return self.curve[-1]
+
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        """Predictor name -> the task text that was found for it."""
+        return self.best.candidate.instructions
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One flat dict a trial: number, round, state, reward, valset score, texts, why it ended."""
+        return [_row(number, trial) for number, trial in enumerate(self.trajectory.trials)]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """`to_dicts()` as a `pandas.DataFrame`, a row a trial.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs pandas: pip install 'dspy-opro[report]'.") from error
+        return pandas.DataFrame(self.to_dicts())
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained HTML page: curve, trials, instructions before and after, spending.
+
+        Args:
+            path: The file; directories on the way to it are made.
+        """
+        from .report import write_report
+
+        write_report(self, path)
+
+    def summary(self) -> str:
+        """A few lines to print."""
+        trials = self.trajectory.trials
+        pruned = sum(t.state == "pruned" for t in trials)
+        lines = [
+            f"score on the {self.selected_on}: {self._gain()} ({self.stop_reason})",
+            f"{len(trials)} candidates in {max(0, len(self.curve) - 1)} rounds, {pruned} dropped early",
+            f"{self.usage.metric_calls} examples scored in {self.seconds:.1f} s",
+            f"{self.usage.scorer_calls} scorer calls and {self.usage.proposer_calls} proposer calls paid",
+            f"{self.usage.cached_calls} from the cache, {self.usage.tokens} tokens, ${self.usage.cost:.4f}",
+        ]
+        if self.num_failures:
+            lines.append(f"{self.num_failures} examples failed, first: {self.failures[0].error}")
+        return "\n".join(lines)
+
+    def _gain(self) -> str:
+        if not self.curve:
+            return "none, the run ended before the student was scored"
+        return f"{self.curve[0]:.3f} -> {self.curve[-1]:.3f}"
+
+
+def _row(number: int, trial: Trial) -> dict[str, Any]:
+    row = {
+        "number": number,
+        "round": trial.candidate.round,
+        "state": trial.state,
+        "reward": trial.reward,
+        "num_scored": trial.num_scored,
+        "valset_score": trial.valset_score,
+        "num_failures": trial.num_failures,
+        "reason": trial.reason,
+        "id": trial.id[:12],
+        "parent": (trial.candidate.parent or "")[:12],
+        "rewritten": ", ".join(trial.candidate.rewritten),
+    }
+    return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}

@@ -1,0 +1,133 @@
+"""The metric as users write it, in one form: what it returns becomes a score or a clear error, never a silent 0."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's answer."""
+
+    value: float
+    feedback: str = ""
+    subscores: Mapping[str, float] | None = None
+    """Further numbers it returned, name -> value."""
+
+
+class MetricError(TypeError):
+    """The metric can't be called, or returned something that is no score."""
+
+
+class Metric:
+    """Calls a metric of 2, 3 or 5 arguments, whatever of them it has.
+
+    `(example, prediction)`, `(example, prediction, trace)` and GEPA's `(gold, pred, trace, pred_name,
+    pred_trace)`. Arguments with defaults keep them; the others get None, as from DSPy's own optimizers.
+
+    Raises:
+        MetricError: It takes fewer than 2 or more than 5 arguments, or needs keyword-only ones.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._num_extra = max(0, _num_required(function) - 2)
+        self._takes_trace = _takes_three(function)
+
+    def __call__(self, example: Any, prediction: Any) -> Any:
+        """What the metric returns, as it is; an awaitable where it is async."""
+        return self.function(example, prediction, *[None] * self._num_extra)
+
+    def with_trace(self, example: Any, prediction: Any, trace: Any) -> Any:
+        """The same with a trace, which many metrics are stricter with: for choosing demos."""
+        if not self._takes_trace:
+            return self(example, prediction)
+        return self.function(example, prediction, trace, *[None] * (self._num_extra - 1))
+
+
+def _takes_three(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:  # also where it needs more than three
+        return _num_required(function) > 2
+    except ValueError:
+        return False
+    return True
+
+
+def _num_required(function: Callable[..., Any]) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return 2
+    name = getattr(function, "__name__", type(function).__name__)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(positional) < 2 and not takes_any:
+        raise MetricError(
+            f"metric must take (example, prediction, ...), but {name} takes {len(positional)} argument(s)."
+        )
+    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if missing or len(required) > 5:
+        extra = missing or [p.name for p in required[5:]]
+        raise MetricError(
+            "metric is called with (example, prediction, trace, pred_name, pred_trace) at most, "
+            f"but {name} also needs {', '.join(extra)}."
+        )
+    return len(required)
+
+
+def to_score(value: Any) -> Score:
+    """A metric's return value as a `Score`.
+
+    Takes bool, int, float, numpy scalars, `dspy.Prediction(score=..., feedback=...)` and a mapping with
+    `score`; further numbers in the latter two are subscores.
+
+    Raises:
+        MetricError: For anything else, NaN and infinities included.
+    """
+    fields = _fields(value)
+    if fields is None:
+        return Score(_number(value))
+    if "score" not in fields:
+        raise MetricError(f"metric returned {value!r}, which has no 'score'.")
+    feedback = fields.get("feedback")
+    subscores = fields.get("subscores")
+    numbers_beside = dict(subscores) if isinstance(subscores, Mapping) else {}
+    for name, other in fields.items():
+        if name not in ("score", "feedback", "subscores") and _is_number(other):
+            numbers_beside[name] = float(other)
+    return Score(_number(fields["score"]), "" if feedback is None else str(feedback), numbers_beside or None)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, Mapping):
+        return dict(value)
+    to_dict = getattr(value, "toDict", None)  # dspy.Prediction and dspy.Example
+    return dict(to_dict()) if callable(to_dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, numbers.Real):
+        return True
+    # 0-d arrays of numpy and its kin; numpy's own strings, dates and complex numbers have a dtype too.
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and getattr(value, "ndim", None) == 0 and getattr(dtype, "kind", "f") in "biuf"
+
+
+def _number(value: Any) -> float:
+    if not _is_number(value):
+        raise MetricError(
+            "metric must return a number, a dspy.Prediction or a dict with 'score', "
+            f"but returned {value!r} ({type(value).__name__})."
+        )
+    number = float(value)
+    if not math.isfinite(number):
+        raise MetricError(f"metric must return a finite number, but returned {number}.")
+    return number

@@ -1,0 +1,269 @@
+"""`OPROTeleprompter`: propose, race, record, stop. A newcomer reads `compile` and knows where everything lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import dspy
+from anyio.from_thread import start_blocking_portal
+from dspy.teleprompt import Teleprompter
+
+from ._compat import with_compile_callbacks
+from .attach import attach
+from .config import Auto, OPROConfig, make_config
+from .interrupts import graceful_interrupts
+from .migration import BuiltinKeywords, CompileKeywords, given, named, translate
+from .serialization import from_json, to_json
+from .setup import Setup, set_up
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+FIELDS = OPROConfig.model_fields
+
+
+class OPROTeleprompter(Teleprompter):
+    """Rewrites the instructions of every predictor of a program in OPRO rounds (arXiv 2309.03409).
+
+    An optimizer LM sees the instructions tried so far with their scores and proposes better ones; the
+    candidates race on the trainset; each of them is one Optuna trial. What comes back is a copy of the student.
+
+    Args:
+        metric: `metric(example, prediction)`, also with `trace` and GEPA's five arguments, sync or async. It
+            returns a bool, a number, or a `dspy.Prediction` or dict with `score` and `feedback`.
+        prompt_model: The optimizer LM; default `dspy.settings.lm` when `compile` runs.
+        task_model: The scorer LM; default what the program and `dspy.settings` say.
+        proposer: A `dspy.Module` called with `request=ProposalRequest`; see `dspy_opro.proposer`.
+        trainset, valset: Used by `compile` where it is given none.
+        name, description: For people; `name` also names the study.
+        auto: The preset that fills what is not given: "light", "medium", "heavy", "paper" (the paper to the
+            letter) or None.
+        num_rounds: Rounds at most.
+        num_candidates: Candidates a round, 8 (section 5.1 of the paper).
+        num_trials: Candidates in all; gives `num_rounds`.
+        k_best: Scored instructions shown to the optimizer LM, 20 (section 5.1).
+        num_exemplars: Examples shown to it, 3 (section 5.1).
+        init_temperature: Its sampling temperature, 1.0 (section 5.1).
+        max_train_examples: Train examples that candidates are scored on at most, a seeded choice.
+        patience: Rounds in a row without a better program that end the run.
+        min_delta: What counts as better for `patience`, in the metric's scale.
+        stop_at_score: Mean score that ends the run.
+        max_metric_calls: Examples scored at most.
+        max_full_evals: The same in passes over trainset and valset.
+        max_tokens: Tokens of all LM calls at most, cache hits apart.
+        max_cost: US dollars at most, as far as the LMs' prices are known.
+        timeout_seconds: Wall time at most; calls under way are cut.
+        stoppers: Functions of a `RunState` that answer with a reason to stop, or None.
+        pruner: "auto" (successive halving on paired differences), None (everything is scored in full), an
+            Optuna pruner or an own `Pruner`.
+        predictor_strategy: With several predictors: "all" rewrites each in every round, "round_robin" one a
+            round, "joint" all in one proposal.
+        lag: Rounds that may be undecided when the next one's proposals are asked for: more keeps more threads
+            busy, less makes more of every call. Default a quarter of the rounds there can be, 3 at most; 0 waits.
+        block_size: Examples in the unit of work that is recorded, 16.
+        seed: Same seed, data and answers: same trials.
+        max_bootstrapped_demos, max_labeled_demos: Demos per predictor at most. Above 0, demo sets made by DSPy's
+            BootstrapFewShot race together with the instructions; by default the student keeps its demos.
+        max_rounds, metric_threshold, teacher_settings: Handed to BootstrapFewShot.
+        storage: An Optuna storage or URL; default in memory, or a journal file in `log_dir`.
+        study_name: Names the run; `compile` resumes a run of that name.
+        log_dir: Directory for the run's files.
+        callbacks: Optuna's convention, `f(study, trial)`.
+        track_stats: Whether the result carries `candidate_programs` and `trial_logs`.
+        verbose: Whether to log every candidate.
+        display_progress: Whether to show the progress line.
+        num_threads: LM calls in flight at most; default `dspy.settings.num_threads`.
+        max_errors: Failed examples that end the run. Default: whole rounds in which every example fails.
+        failure_score: What a failed example counts.
+        provide_traceback: Whether failures are logged with their traceback.
+        example_timeout_seconds: Wall time for one example; longer counts as a failure.
+        keywords: What the constructors of DSPy's own optimizers take; see `migration.py`.
+
+    Raises:
+        ValueError: A value is out of range; the message names argument, rule and value.
+        TypeError: An argument is unknown; the message names the nearest known one.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> def exact(example, prediction, trace=None):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, auto="light", num_threads=16)
+    """
+
+    @named(BuiltinKeywords)
+    def __init__(
+        self,
+        metric: Callable[..., Any] | None = None,
+        *positional: NoReturn,
+        prompt_model: Any = None,
+        task_model: Any = None,
+        proposer: Any = None,
+        trainset: Sequence[Any] | None = None,
+        valset: Sequence[Any] | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        auto: Auto | None = "light",
+        num_rounds: int | None = None,
+        num_candidates: int | None = None,
+        num_trials: int | None = None,
+        k_best: int | None = None,
+        num_exemplars: int = 3,
+        init_temperature: float = 1.0,
+        max_train_examples: int | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        stop_at_score: float | None = None,
+        max_metric_calls: int | None = None,
+        max_full_evals: int | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        timeout_seconds: float | None = None,
+        stoppers: Sequence[Callable[..., Any]] = (),
+        pruner: Any = "auto",
+        predictor_strategy: Literal["all", "round_robin", "joint"] = "all",
+        lag: int | None = None,
+        block_size: int = 16,
+        seed: int = 0,
+        max_bootstrapped_demos: int | None = None,
+        max_labeled_demos: int | None = None,
+        max_rounds: int = 1,
+        metric_threshold: float | None = None,
+        teacher_settings: Mapping[str, Any] | None = None,
+        storage: Any = None,
+        study_name: str | None = None,
+        log_dir: str | Path | None = None,
+        callbacks: Sequence[Callable[[Any, Any], None]] = (),
+        track_stats: bool = True,
+        verbose: bool = False,
+        display_progress: bool = True,
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        failure_score: float = 0.0,
+        provide_traceback: bool | None = None,
+        example_timeout_seconds: float | None = None,
+        **keywords: Unpack[BuiltinKeywords],
+    ) -> None:
+        values = {k: v for k, v in locals().items() if k in FIELDS and v is not FIELDS[k].default}
+        super().__init__()
+        if isinstance(metric, dspy.BaseLM):
+            raise TypeError(
+                "metric must be a function, but is an LM. Write prompt_model=... for the optimizer LM."
+            )
+        if positional:
+            raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
+        self.config = make_config(values | translate(keywords, values, type(self).__name__))
+
+    @named(CompileKeywords)
+    def compile(
+        self,
+        student: Any,
+        trainset: Sequence[Any] | None = None,
+        metric: Callable[..., Any] | None = None,
+        *,
+        teacher: Any = None,
+        valset: Sequence[Any] | None = None,
+        **keywords: Unpack[CompileKeywords],
+    ) -> Any:
+        """Return a copy of the student with better instructions.
+
+        Works in a script, in the running loop of a notebook and in a thread; it blocks until the end.
+
+        Args:
+            student: Any `dspy.Module` with predictors. It is not changed.
+            trainset: Examples with `.with_inputs(...)`; candidates are scored on them.
+            metric: In place of the constructor's.
+            teacher: Bootstraps the demos, where demos are searched; of a list the first.
+            valset: Decides early stopping and the result, where it is given.
+            keywords: Any argument of the constructor, for this call, and what the `compile` of DSPy's own
+                optimizers takes; see `migration.py`.
+
+        Returns:
+            The best program, never worse on the deciding data than the student. `program.opro_result` says how it
+            was found.
+
+        Raises:
+            ValueError, TypeError: Something can't be used; nothing was spent.
+            MetricError: The metric returned no score.
+            TooManyErrors: The program failed too often. The exception's `program` is the best one so far.
+        """
+        setup = set_up(self._config(trainset, metric, teacher, valset, keywords), student, is_async=False)
+        with graceful_interrupts(setup.run.request_stop), start_blocking_portal() as portal:
+            return setup.reporter.wait(portal.start_task_soon(_optimize, setup))
+
+    @with_compile_callbacks
+    @named(CompileKeywords)
+    async def acompile(
+        self,
+        student: Any,
+        trainset: Sequence[Any] | None = None,
+        metric: Callable[..., Any] | None = None,
+        *,
+        teacher: Any = None,
+        valset: Sequence[Any] | None = None,
+        **keywords: Unpack[CompileKeywords],
+    ) -> Any:
+        """`compile` for a running loop; programs with an `aforward` of their own are awaited in it."""
+        setup = set_up(self._config(trainset, metric, teacher, valset, keywords), student, is_async=True)
+        with graceful_interrupts(setup.run.request_stop):
+            return await _optimize(setup)
+
+    def get_params(self) -> dict[str, Any]:
+        """The arguments and their values; a copy."""
+        return {name: getattr(self.config, name) for name in FIELDS}
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that were given, as JSON: `from_config` makes the same teleprompter of it.
+
+        LMs are written by their `dump_state()` (API keys are not), functions and classes by their import path,
+        datasets by their fields; a `storage` URL stands there with its password.
+
+        Raises:
+            ValueError: An argument can't be written, e.g. a lambda; the message has the remedy.
+        """
+        return to_json(self.config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The teleprompter that `get_config` described.
+
+        It imports and calls what the config names: read only configs that you trust.
+
+        Raises:
+            ValueError: Something that it names can't be imported or made.
+            TypeError: It has an unknown argument.
+        """
+        return cls(**from_json(config))
+
+    def _config(self, trainset: Any, metric: Any, teacher: Any, valset: Any, keywords: Any) -> OPROConfig:
+        """The constructor's values, under those of this call."""
+        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
+        ours = {k: v for k, v in {**data, **keywords}.items() if k in FIELDS and given(k, v)}
+        builtin = {k: v for k, v in keywords.items() if k not in FIELDS}
+        translated = translate(builtin, ours, "compile")
+        before = {k: getattr(self.config, k) for k in self.config.model_fields_set}
+        return make_config({**before, **ours, **translated})
+
+
+OPRO = OPROTeleprompter
+
+
+async def _optimize(setup: Setup) -> Any:
+    """Run the search, build the program; whatever ends the run, the best so far is kept."""
+    try:
+        await setup.run.run()
+    except Exception as error:
+        error.program = _finish(setup)  # type: ignore[attr-defined]
+        raise
+    finally:
+        setup.close()
+    return _finish(setup)
+
+
+def _finish(setup: Setup) -> Any:
+    result = setup.result()
+    best = result.trajectory.best.candidate if len(result.trajectory) else setup.student
+    program = setup.program.build(best)
+    attach(program, result, setup.program.build, setup.config.track_stats)
+    return program

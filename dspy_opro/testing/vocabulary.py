@@ -1,0 +1,195 @@
+"""A task whose best instructions are known: some words of an invented vocabulary help, others harm.
+
+One rule: what is right, what is proposed and how good an instruction truly is are functions of the seed, so
+that optimizers can be compared on the quality they reach and not on what a metric happened to measure.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dspy_opro.testing.calls import LMCall, digest
+from dspy_opro.testing.models import uniform
+
+if TYPE_CHECKING:
+    import dspy
+
+NUM_WORDS, NUM_GOOD, NUM_BAD = 48, 10, 12
+GAIN, LOSS = 0.06, 0.05
+BASE_CHANCE = 0.30
+NUM_COUNTED = 12
+"""Only so many vocabulary words of an instruction count, the first ones."""
+DIFFICULTY_SHARE = 0.7
+"""How much of an item's fate is its own difficulty; the rest is drawn per pair of instruction and item."""
+NUM_KEPT, NUM_NEW = 5, 3
+
+_ITEM = re.compile(r"\bitem ([a-z]+-\d+)\b")
+_INSTRUCTION_FIELD = re.compile(r"instruction|prompt")
+
+
+def _invent(count: int) -> tuple[str, ...]:
+    """Words that no ordinary prompt contains: three syllables with endings that English does not use."""
+    syllables = random.Random("vocabulary")
+    words: dict[str, None] = {}
+    while len(words) < count:
+        starts = [syllables.choice("bdfgklmnprtvz") + syllables.choice("aeiou") for _ in range(2)]
+        words["".join(starts) + syllables.choice(["zix", "vok", "qul", "jep", "wub", "xun"])] = None
+    return tuple(words)
+
+
+WORDS = _invent(NUM_WORDS)
+_WORD = re.compile("|".join(WORDS), re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class VocabularyTask:
+    """Questions that a simulated scorer gets right with a chance that the words of its instructions decide.
+
+    An instruction has a chance of 0.30, plus 0.06 for each good word, minus 0.05 for each bad one among the
+    first twelve vocabulary words found in it; ten of the 48 words are good and twelve bad. An item is
+    answered right when `0.7 * (the item's difficulty) + 0.3 * (a draw fixed by the words and the item)` is
+    below that chance.
+
+    Args:
+        seed: Decides which words are good, how hard the items are, and all draws.
+
+    Example:
+        ```python
+        task = VocabularyTask(seed=1)
+        with SimulatedServer({"scorer": task.scorer, "proposer": task.proposer}) as server:
+            dspy.configure(lm=server.lm("scorer"))
+            teleprompter = OPROTeleprompter(metric=task.metric, prompt_model=server.lm("proposer"))
+            program = teleprompter.compile(task.student(), trainset=task.trainset(60), valset=task.valset(60))
+        task.quality(program.signature.instructions)
+        ```
+    """
+
+    seed: int = 0
+
+    @cached_property
+    def _shuffled(self) -> list[str]:
+        return random.Random(digest("words", self.seed)).sample(WORDS, NUM_WORDS)
+
+    @cached_property
+    def good(self) -> frozenset[str]:
+        """The words that help."""
+        return frozenset(self._shuffled[:NUM_GOOD])
+
+    @cached_property
+    def bad(self) -> frozenset[str]:
+        """The words that harm."""
+        return frozenset(self._shuffled[NUM_GOOD : NUM_GOOD + NUM_BAD])
+
+    def words(self, instruction: str) -> frozenset[str]:
+        """The vocabulary words of an instruction that count."""
+        found = dict.fromkeys(word.lower() for word in _WORD.findall(instruction))
+        return frozenset(list(found)[:NUM_COUNTED])
+
+    def quality(self, instruction: str) -> float:
+        """The hidden chance, between 0 and about 0.9."""
+        words = self.words(instruction)
+        return max(0.0, BASE_CHANCE + GAIN * len(words & self.good) - LOSS * len(words & self.bad))
+
+    def is_right(self, instruction: str, item: str) -> bool:
+        """Whether the scorer under this instruction gets the item right."""
+        difficulty = uniform("difficulty", self.seed, item)
+        draw = uniform("draw", self.seed, sorted(self.words(instruction)), item)
+        return DIFFICULTY_SHARE * difficulty + (1 - DIFFICULTY_SHARE) * draw < self.quality(instruction)
+
+    def answer(self, item: str) -> str:
+        """The right answer to an item."""
+        return f"code {int(uniform('answer', self.seed, item) * 10_000):04d}"
+
+    @property
+    def scorer(self) -> VocabularyScorer:
+        """The answer function of a scorer LM."""
+        return VocabularyScorer(self)
+
+    @property
+    def proposer(self) -> VocabularyProposer:
+        """The answer function of an optimizer LM."""
+        return VocabularyProposer(self)
+
+    def examples(self, kind: str, count: int) -> list[dspy.Example]:
+        """`count` examples with `question` and `answer`; another `kind` gives other items."""
+        import dspy
+
+        items = [f"{kind}-{number}" for number in range(count)]
+        return [
+            dspy.Example(
+                question=f"Which code belongs to item {item}?", answer=self.answer(item)
+            ).with_inputs("question")
+            for item in items
+        ]
+
+    def trainset(self, count: int = 60) -> list[dspy.Example]:
+        """Items to optimize on."""
+        return self.examples("train", count)
+
+    def valset(self, count: int = 60) -> list[dspy.Example]:
+        """Items that the trainset does not contain."""
+        return self.examples("val", count)
+
+    def student(self) -> dspy.Predict:
+        """A program whose instruction has no vocabulary word: its quality is 0.30."""
+        import dspy
+
+        return dspy.Predict(dspy.Signature("question -> answer", "Name the code of the item."))
+
+    @staticmethod
+    def metric(
+        example: dspy.Example,
+        prediction: dspy.Prediction,
+        trace: object = None,
+        pred_name: object = None,
+        pred_trace: object = None,
+    ) -> float:
+        """1.0 for the right answer, else 0.0; takes the arguments of every DSPy optimizer."""
+        return float(example.answer == prediction.answer)
+
+
+@dataclass(frozen=True)
+class VocabularyScorer:
+    """Answers an item as `VocabularyTask.is_right` decides."""
+
+    task: VocabularyTask
+
+    def __call__(self, call: LMCall) -> Mapping[str, str]:
+        """Fill every output field; a program may ask for a reasoning before the answer."""
+        items = _ITEM.findall(call.user)
+        right = bool(items) and self.task.is_right(call.instructions, items[-1])
+        answer = self.task.answer(items[-1]) if right else "code unknown"
+        fields = call.output_fields or ("answer",)
+        return {field: answer if field == fields[-1] else "The item is known." for field in fields}
+
+
+@dataclass(frozen=True)
+class VocabularyProposer:
+    """Proposes five vocabulary words of the prompt, later ones more likely, and three random ones."""
+
+    task: VocabularyTask
+
+    def __call__(self, call: LMCall) -> str | Mapping[str, str]:
+        """Answer whatever the prompt asks for: the field that holds an instruction, or free text."""
+        instruction = f"Name the code of the item. Keep in mind: {', '.join(self.propose(call))}."
+        if not call.output_fields:
+            return f"```\n{instruction}\n```" if "```" in call.prompt else instruction
+        fields = [field for field in call.output_fields if _INSTRUCTION_FIELD.search(field)]
+        return {field: instruction if field in fields else "Answer:" for field in call.output_fields}
+
+    def propose(self, call: LMCall) -> list[str]:
+        """The words of the next instruction."""
+        draws = random.Random(digest("propose", self.task.seed, call.messages, call.temperature, call.seed,
+                                     call.rollout_id, call.sample))  # fmt: skip
+        last = {word.lower(): place for place, word in enumerate(_WORD.findall(call.prompt), start=1)}
+        # Weighted sampling without replacement: the largest of exponentials scaled by the weights
+        # (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
+        keys = {word: math.log(draws.random()) / place for word, place in sorted(last.items())}
+        kept = sorted(keys, key=lambda word: keys[word], reverse=True)[:NUM_KEPT]
+        return list(dict.fromkeys(kept + draws.sample(WORDS, NUM_NEW)))

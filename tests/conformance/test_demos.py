@@ -1,0 +1,129 @@
+"""Demos: kept by default; asked for, sets of them race together with the instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro.testing import LMCall, ScriptedLM
+from tests.conformance.programs import CASES, QA
+from tests.conformance.world import MAGIC, metric, scripted, teleprompter, trainset
+
+
+def answer(call: LMCall) -> str | Mapping[str, Any]:
+    """Half right when told to be precise, half right when shown an example, right with both."""
+    if "instruction" in call.output_fields:
+        return {"instruction": f"{MAGIC} Mind {{product}}. Variant {hash(call.rollout_id) % 10_000}."}
+    number = int("".join(filter(str.isdigit, call.inputs["question"])) or 0)
+    is_shown = len(call.messages) > 2
+    is_right = (MAGIC in call.system and number % 2 == 0) or (is_shown and number % 2 == 1) or number == 0
+    return {name: "42" if name == "answer" and is_right else "unsure" for name in call.output_fields}
+
+
+@pytest.fixture(autouse=True)
+def lm() -> Iterator[ScriptedLM]:
+    lm = ScriptedLM(answer)
+    with dspy.context(lm=lm):
+        yield lm
+
+
+DEMOS = {"max_bootstrapped_demos": 1, "max_labeled_demos": 1, "num_rounds": 4, "num_candidates": 6}
+
+
+def test_by_default_the_students_demos_are_kept() -> None:
+    student = dspy.Predict(QA)
+    student.demos = [dspy.Example(question="a", answer="b")]
+    best = teleprompter().compile(student, trainset=trainset())
+    assert best.demos == student.demos
+    assert all(t.candidate.demo_set is None for t in best.opro_result.trajectory.trials)
+
+
+def test_instructions_and_demos_are_raced_together() -> None:
+    student = dspy.ChainOfThought(QA)
+    best = teleprompter(**DEMOS).compile(student, trainset=trainset(8))
+    assert best.score == 100.0
+    assert best.predictors()[0].demos
+    assert MAGIC in best.predictors()[0].signature.instructions
+    assert student.predictors()[0].demos == []
+    first = [t.candidate for t in best.opro_result.trajectory.trials if t.candidate.round == 1]
+    alone = [c for c in first if c.demo_set is not None]
+    assert len(alone) == 3 - sum("duplicate" in p for p in best.opro_result.problems)
+    assert all(c.rewritten == () for c in alone)
+
+
+def test_the_same_run_twice_and_with_more_threads_is_the_same() -> None:
+    def ids(num_threads: int) -> list[str]:
+        best = teleprompter(**{**DEMOS, "num_threads": num_threads}).compile(
+            dspy.Predict(QA), trainset=trainset(8)
+        )
+        return [trial.id for trial in best.opro_result.trajectory.trials]
+
+    assert ids(1) == ids(1) == ids(8)
+
+
+def test_a_resumed_run_has_the_demos_of_the_first(tmp_path: Path, lm: ScriptedLM) -> None:
+    values = {**DEMOS, "log_dir": tmp_path}
+    first = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8))
+    num_calls = lm.num_calls
+    second = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8))
+    assert lm.num_calls == num_calls
+    assert [d.toDict() for d in second.demos] == [d.toDict() for d in first.demos]
+    assert second.opro_result.instructions == first.opro_result.instructions
+
+
+def test_labeled_demos_alone_need_no_calls(lm: ScriptedLM) -> None:
+    best = teleprompter(max_labeled_demos=2, num_candidates=2).compile(dspy.Predict(QA), trainset=trainset(6))
+    tried = [t for t in best.opro_result.trajectory.trials if t.candidate.demo_set is not None]
+    assert tried
+    assert best.opro_result.usage.scorer_calls == best.opro_result.usage.metric_calls
+
+
+def test_the_teacher_bootstraps(lm: ScriptedLM) -> None:
+    class Teacher(dspy.Predict):  # type: ignore[misc]
+        calls = 0
+
+        def forward(self, **inputs: Any) -> Any:
+            type(self).calls += 1
+            return super().forward(**inputs)
+
+    teacher = Teacher(QA)
+    teleprompter(max_bootstrapped_demos=1).compile(dspy.Predict(QA), trainset=trainset(), teacher=[teacher])
+    assert Teacher.calls > 0
+
+
+def test_a_metric_sees_a_trace_while_it_chooses_demos() -> None:
+    traces = []
+
+    def strict(example: Any, prediction: Any, trace: Any = None) -> bool:
+        traces.append(trace)
+        return metric(example, prediction)
+
+    teleprompter(metric=strict, max_bootstrapped_demos=1).compile(dspy.Predict(QA), trainset=trainset())
+    assert any(trace is not None for trace in traces)
+    assert any(trace is None for trace in traces)
+
+
+@pytest.mark.parametrize("name", ["aforward alone", "lists and dicts", "frozen submodule", "typed outputs"])
+def test_demos_of_other_programs(name: str) -> None:
+    with dspy.context(lm=scripted()):
+        best = teleprompter(metric=lambda e, p: True, **DEMOS).compile(
+            CASES[name].make(), trainset=trainset()
+        )
+        assert best.score == 100.0
+    assert any(t.candidate.demo_set is not None for t in best.opro_result.trajectory.trials)
+
+
+def test_a_failing_bootstrap_costs_only_its_candidates() -> None:
+    class Broken(dspy.Predict):  # type: ignore[misc]
+        def forward(self, **inputs: Any) -> Any:
+            raise RuntimeError("no teacher today")
+
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=4, max_errors=1).compile(
+        dspy.Predict(QA), trainset=trainset(), teacher=Broken(QA)
+    )
+    assert any("no teacher today" in problem for problem in best.opro_result.problems)
+    assert best.score > 25.0

@@ -1,0 +1,217 @@
+"""Bad input gets a clear error before anything is spent: it names argument, rule and value, and the remedy."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro import OPRO, MetricError, TooManyErrors
+from dspy_opro.testing import LMCall, ScriptedLM
+from tests.runs import TASK, TRAINSET, metric, propose
+
+
+def answer(call: LMCall) -> Any:
+    return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+
+
+class Empty(dspy.Module):  # type: ignore[misc]
+    def forward(self, question: str) -> Any:
+        return dspy.Prediction(answer=question)
+
+
+def frozen() -> Any:
+    class Outer(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.ChainOfThought("question -> answer")
+            self.inner._compiled = True
+
+    return Outer()
+
+
+BARE = [dspy.Example(question="q", answer="a")]
+
+CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no metric": (
+        {"metric": None},
+        ValueError,
+        "metric must be given, to OPROTeleprompter(...) or to compile",
+    ),
+    "no trainset": (
+        {"trainset": None},
+        ValueError,
+        "trainset must be given, to OPROTeleprompter(...) or to comp",
+    ),
+    "empty trainset": (
+        {"trainset": []},
+        ValueError,
+        "trainset must have at least one example, but is empty.",
+    ),
+    "trainset of dicts": (
+        {"trainset": [{"question": "q"}]},
+        TypeError,
+        "trainset[0] must be a dspy.Example, but is dict.",
+    ),
+    "without inputs": (
+        {"trainset": BARE},
+        ValueError,
+        "trainset[0] does not say which fields are inputs: call .with_inputs(...) on it.",
+    ),
+    "valset without inputs": (
+        {"valset": BARE},
+        ValueError,
+        "valset[0] does not say which fields are inputs: call .with_inputs(...) on it.",
+    ),
+    "no module": ({"student": "program"}, TypeError, "student must be a dspy.Module, but is str."),
+    "a class": ({"student": dspy.Predict}, TypeError, "student must be a dspy.Module, but is"),
+    "no predictors": (
+        {"student": Empty()},
+        ValueError,
+        "Empty has no predictors to optimize: no dspy.Predict can",
+    ),
+    "all frozen": ({"student": frozen()}, ValueError, "are frozen (_compiled=True)."),
+    "prompt_model by name": (
+        {"prompt_model": "openai/gpt-4o"},
+        TypeError,
+        "prompt_model must be a dspy.LM, but is 'openai/gpt-4o'. Write prompt_model=dspy.LM(...).",
+    ),
+    "task_model by name": ({"task_model": "gpt"}, TypeError, "task_model must be a dspy.LM, but is 'gpt'."),
+    "metric of one argument": (
+        {"metric": lambda example: 1.0},
+        MetricError,
+        "metric must take (example, prediction, ...), but <lambda> takes 1 argument(s).",
+    ),
+    "metric with a keyword of its own": (
+        {"metric": lambda example, prediction, *, judge: 1.0},
+        MetricError,
+        "but <lambda> also needs judge.",
+    ),
+    "too small a budget": (
+        {"max_metric_calls": 11},
+        ValueError,
+        "max_metric_calls must be at least 12, to score the student on 12 train and 0 validation examples, but got 11.",
+    ),
+    "odd pruner": (
+        {"pruner": "median"},
+        ValueError,
+        "pruner must be \"auto\", None, an Optuna pruner or a dspy_opro Pruner, but got 'median'.",
+    ),
+    "nothing ends it": ({"auto": None}, ValueError, "auto=None needs at least one bound"),
+    "value out of range": ({"k_best": 0}, ValueError, "k_best must be at least 1, but got 0."),
+    "misspelt": (
+        {"num_thread": 4},
+        TypeError,
+        "unexpected keyword argument 'num_thread'. Did you mean 'num_threads'?",
+    ),
+    "another's metric place": (
+        {"metric": ScriptedLM(answer)},
+        TypeError,
+        "metric must be a function, but is an LM. Write prompt_model=... for the optimizer LM.",
+    ),
+    "proposer that is none": ({"proposer": "best"}, ValueError, "proposer must be callable, but got 'best'."),
+}
+
+
+def attempt(given: dict[str, Any], lm: Any, **more: Any) -> Any:
+    values: dict[str, Any] = {
+        "metric": metric,
+        "trainset": TRAINSET,
+        "num_rounds": 1,
+        "display_progress": False,
+    }
+    values |= {"prompt_model": lm, "task_model": lm, **more, **given}
+    student = values.pop("student", None)
+    with dspy.context(lm=lm):
+        return OPRO(values.pop("metric"), **values).compile(TASK.student() if student is None else student)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_costs_nothing_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    given, error, message = CASES[case]
+    lm = ScriptedLM(answer)
+    if "auto" in given:
+        given = {**given, "num_rounds": None}
+    with pytest.raises(error) as caught:
+        attempt(given, lm, log_dir=tmp_path / "run")
+    assert message in str(caught.value)
+    assert lm.num_calls == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_language_model_at_all() -> None:
+    with pytest.raises(
+        ValueError, match=r"No LM is configured for self\. Call dspy\.configure\(lm=.*or pass task_m"
+    ):
+        attempt({}, None)
+
+
+def test_no_language_model_for_the_proposals() -> None:
+    student = TASK.student()
+    student.lm = ScriptedLM(answer)
+    with pytest.raises(ValueError, match=r"No LM is configured for the proposals\. Pass prompt_model"):
+        attempt({"student": student}, None)
+    assert student.lm.num_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (
+            lambda e, p: None,
+            "metric must return a number, a dspy.Prediction or a dict with 'score', but returned None",
+        ),
+        (
+            lambda e, p: "good",
+            "metric must return a number, a dspy.Prediction or a dict with 'score', but returned 'g",
+        ),
+        (lambda e, p: float("nan"), "metric must return a finite number, but returned nan."),
+        (lambda e, p: {"points": 1}, "metric returned {'points': 1}, which has no 'score'."),
+        (lambda e, p: p.missing, "metric raised AttributeError"),
+    ],
+)
+def test_a_metric_is_tried_on_one_example_first(judge: Any, message: str, tmp_path: Path) -> None:
+    lm = ScriptedLM(answer)
+    with pytest.raises(MetricError) as caught:
+        attempt({"metric": judge}, lm, log_dir=tmp_path)
+    assert message in str(caught.value)
+    assert lm.num_calls == 1
+    program = attempt({}, lm, log_dir=tmp_path)  # the metric is mended, and the run starts in the same place
+    assert program.opro_result.stop_reason == "num_rounds"
+
+
+def test_a_program_that_always_fails_is_an_error_with_the_cause(tmp_path: Path) -> None:
+    class Broken(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            raise RuntimeError("no index")
+
+    with pytest.raises(TooManyErrors, match="First cause: RuntimeError: no index") as caught:
+        attempt({"student": Broken()}, ScriptedLM(answer))
+    program = caught.value.program  # type: ignore[attr-defined]
+    assert program.opro_result.trajectory.trials == ()
+    assert "no score" in program.opro_result.summary().lower() or program.opro_result.curve == ()
+
+
+def test_shared_examples_are_a_warning() -> None:
+    lm = ScriptedLM(answer)
+    with pytest.warns(UserWarning, match="2 of 4 valset examples have the inputs of a trainset example"):
+        attempt({"valset": [*TRAINSET[:2], *TASK.valset(2)]}, lm)
+
+
+def test_an_empty_valset_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="valset is empty: the trainset decides"):
+        program = attempt({"valset": []}, ScriptedLM(answer))
+    assert program.opro_result.selected_on == "trainset"
+
+
+def test_good_input_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        attempt({"valset": TASK.valset(4)}, ScriptedLM(answer))

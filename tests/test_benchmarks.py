@@ -1,0 +1,96 @@
+"""The benchmarks run, at the smallest size, and their tables show what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        capture_output=True, text=True, env=environment, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(output: str, first: str) -> list[str]:
+    """The cells of the line whose first cell is `first`."""
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in output.splitlines()]
+    return next(line for line in lines if line[0] == first)
+
+
+def test_utilization_measures_and_shows_what_was_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "rows.jsonl"
+    arguments = ["--optimizers", "OPRO", "COPRO", "--seeds", "0"]
+    output = run("utilization.py", *arguments, "--time-scale", "0", "--keep", str(kept))
+    rows = {row["optimizer"]: row for row in map(json.loads, kept.read_text().splitlines())}
+    assert rows["COPRO"]["scorer_calls"] == 28 * 60
+    assert 1200 < rows["OPRO"]["scorer_calls"] <= 1600
+    assert rows["OPRO"]["quality"] > 0.30
+    assert run("utilization.py", "--show", str(kept)) == output
+
+
+def test_search_efficiency_compares_calls_for_the_same_quality(tmp_path: Path) -> None:
+    kept = tmp_path / "rows.jsonl"
+    options = [
+        "--seeds",
+        "2",
+        "--budgets",
+        "120",
+        "400",
+        "--ablation",
+        "all in full",
+        "--ablation-budgets",
+        "300",
+    ]
+    output = run("search_efficiency.py", "--rehearse", *options, "--keep", str(kept))
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [row["budget"] for row in rows] == [120, 120, 400, 400, 300, 300]
+    assert all(60 <= row["scorer_calls"] <= row["budget"] for row in rows)
+    ours = [(sum(r["scorer_calls"] for r in rows[i : i + 2]) / 2, sum(r["quality"] for r in rows[i : i + 2]) / 2)
+            for i in (0, 2)]  # fmt: skip
+    wanted = sum(quality for _, quality in ours) / 2
+    peer = {"optimizer": "COPRO", "seed": 0, "budget": "", "scorer_calls": 1680, "proposer_calls": 27}
+    with kept.open("a") as file:
+        file.write(json.dumps({**peer, "quality": wanted}) + "\n")
+    output = run("search_efficiency.py", "--show", str(kept))
+    needed = float(output.splitlines()[-1].split("|")[4])
+    assert needed == pytest.approx(sum(calls for calls, _ in ours) / 2, abs=1)
+
+
+def test_overhead_shows_every_part() -> None:
+    output = run(
+        "overhead.py", "--repeats", "1", "--size", "12", "--threads", "2", "--trials", "16", "--examples", "8"
+    )
+    assert float(cells(output, "OPRO")[1]) > 0
+    assert float(cells(output, "dspy.Evaluate")[2].split()[0]) == 1.0
+    assert cells(output, "17")[0] == "17"  # the student is a trial too
+    assert int(cells(output, "8")[1]) == 9 * 8  # a round of 8 candidates and the student
+    assert "import dspy_opro after import dspy" in output
+
+
+def test_a_rehearsal_is_a_run_without_its_waiting() -> None:
+    """Calls and result as through DSPy: equal with 1 and with 16 threads, in fewer virtual seconds."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); from rehearsal import rehearse\n"
+        "for threads in (1, 16):\n"
+        "    r = rehearse(3, num_threads=threads, max_metric_calls=300)\n"
+        "    print(r.scorer_calls, r.quality, r.num_rounds, r.wall_seconds, r.utilization)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    one, many = ([float(value) for value in line.split()] for line in done.stdout.splitlines())
+    assert one[:3] == many[:3]
+    assert many[3] < one[3] / 2
+    assert one[4] == pytest.approx(1.0)

@@ -1,0 +1,95 @@
+"""Renders the prompts that `docs/meta-prompt.md` shows, from a run whose models are scripted.
+
+`python docs/meta_prompt.py` puts them into the page; a test fails where the page shows others.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from dspy_opro import OPROTeleprompter
+from dspy_opro.proposer import REQUESTS
+from dspy_opro.testing import LMCall, ScriptedLM
+
+PAGE = Path(__file__).with_name("meta-prompt.md")
+
+MAILS = [
+    ("The invoice of March shows the old address.", "billing"),
+    ("Since the update the app closes when I open a photo.", "technical"),
+    ("I want to return the shoes, they are too small.", "shipping"),
+    ("You charged my card twice.", "billing"),
+    ("My parcel has been in the same town for a week.", "shipping"),
+    ("I can't log in, and I pay for this!", "technical"),
+    ("Where do I see how much I paid last year?", "billing"),
+    ("The screen stays black, please send another one.", "shipping"),
+]
+"""Mail and the team that answers it."""
+
+HINTS = {"what the customer wants": "shipping", "money": "billing", "one word": "technical"}
+"""Words of an instruction -> the team whose mails the scripted scorer gets right once it reads them."""
+
+PROPOSALS = [
+    "Name the team that answers the mail: billing, technical or shipping.",
+    "Decide by what the customer wants done, not by the words of the mail.",
+    "Name the team in one word: billing, technical or shipping.",
+    "Ask yourself what the customer wants, then name the team in one word.",
+    "Name the team. Anything about money goes to billing.",
+    "Ask yourself what the customer wants. Anything about money goes to billing.",
+]
+"""What the scripted optimizer LM has to say."""
+
+
+def scorer(call: LMCall) -> dict[str, str]:
+    mail = call.inputs["mail"]
+    team = dict(MAILS)[mail]
+    knows = any(hint in call.instructions and team == known for hint, known in HINTS.items())
+    return {"team": team if knows else "support"}
+
+
+def proposer(call: LMCall) -> dict[str, str]:
+    return {name: PROPOSALS[(call.rollout_id or 0) % len(PROPOSALS)] for name in call.output_fields}
+
+
+def metric(example: Any, prediction: Any, trace: Any = None) -> dict[str, Any]:
+    right = prediction.team == example.team
+    return {"score": right, "feedback": "" if right else f"This is for {example.team}."}
+
+
+def prompts(**settings: Any) -> list[LMCall]:
+    """Every call of the optimizer LM in a short run, the one that knows most first."""
+    optimizer = ScriptedLM(proposer)
+    trainset = [dspy.Example(mail=mail, team=team).with_inputs("mail") for mail, team in MAILS]
+    student = dspy.Predict(dspy.Signature("mail -> team", "Sort the mail."))
+    teleprompter = OPROTeleprompter(
+        metric, prompt_model=optimizer, num_threads=4, display_progress=False, num_rounds=4, **settings
+    )
+    with dspy.context(lm=ScriptedLM(scorer)):
+        teleprompter.compile(student, trainset=trainset)
+    return sorted(optimizer.calls, key=lambda call: (call.prompt.count("score"), call.prompt), reverse=True)
+
+
+def rendered() -> dict[str, str]:
+    """Name of a block in the page -> its text."""
+    default, paper = prompts(num_candidates=4), prompts(auto="paper")
+    explore = next(call for call in default if REQUESTS["explore"] in call.prompt)
+    return {
+        "default": "\n\n".join(f"--- {role} ---\n{text}" for role, text in explore.messages),
+        "requests": "\n\n".join(f"{style}: {words}" for style, words in REQUESTS.items()),
+        "paper": paper[0].messages[-1][1],
+    }
+
+
+def block(name: str) -> re.Pattern[str]:
+    """Where the page shows this text."""
+    return re.compile(rf"(?<=<!-- {name} -->\n```text\n).*?(?=\n```\n)", re.DOTALL)
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in rendered().items():
+        page = block(name).sub(lambda _, text=text: text, page, count=1)  # type: ignore[misc]
+    PAGE.write_text(page, encoding="utf-8")

@@ -1,0 +1,121 @@
+"""A language model gets a better instruction: `make demo`, or `python examples/quickstart.py --help`.
+
+Without arguments everything runs inside this process, on SmolLM2 with 135 million parameters: it answers, and it
+writes the new instructions too. Any other model: `--model openai/gpt-4o-mini`, with `--api-base` for a server of yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+
+from dspy_opro import OPROTeleprompter
+from dspy_opro.completion import CompletionProposer
+
+DATA = Path(__file__).parent / "data" / "reviews.jsonl"
+
+
+class Judge(dspy.Signature):
+    review: str = dspy.InputField()
+    verdict: Literal["good", "bad"] = dspy.OutputField()
+
+
+def load(split: str) -> list[dspy.Example]:
+    rows = [json.loads(line) for line in DATA.read_text().splitlines()]
+    return [
+        dspy.Example(review=row["review"], verdict=row["verdict"]).with_inputs("review")
+        for row in rows
+        if row["split"] == split
+    ]
+
+
+def is_right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return bool(example.verdict == prediction.verdict)
+
+
+def accuracy(program: dspy.Module, examples: list[dspy.Example], num_threads: int) -> float:
+    evaluate = dspy.Evaluate(devset=examples, metric=is_right, num_threads=num_threads)
+    return evaluate(program).score / 100
+
+
+def show(study: Any, trial: Any) -> None:
+    """One line a candidate, as its race ends; Optuna's form of a callback."""
+    about = trial.user_attrs
+    text = about["instructions"]["self"]
+    print(
+        f"  round {about['round']}  {trial.value:.2f} on {about['num_scored']:3d} examples  {text[:90]!r}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", help="an LM as DSPy names it, e.g. openai/gpt-4o-mini; default: SmolLM2 in here"
+    )
+    parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-threads", type=int, help="default: 1 for the model in here, else 16")
+    parser.add_argument(
+        "--max-metric-calls", type=int, default=260, help="examples that the search may score"
+    )
+    arguments = parser.parse_args()
+
+    start = time.perf_counter()
+    proposer = None
+    if arguments.model is None:
+        from dspy_opro.local import LocalLM
+
+        lm: dspy.LM = LocalLM(seed=arguments.seed)
+        proposer = CompletionProposer()  # so small a model does not follow a request; it can continue a list
+    else:
+        lm = dspy.LM(arguments.model, **({"api_base": arguments.api_base} if arguments.api_base else {}))
+    dspy.configure(lm=lm, adapter=dspy.JSONAdapter())
+    num_threads = arguments.num_threads or (1 if arguments.model is None else 16)
+
+    train, test = load("train"), load("test")
+    student = dspy.Predict(Judge)
+    print(f"{lm.model}: {len(train)} reviews to learn from, {len(test)} that the search never sees.\n")
+    print(f"before: {student.signature.instructions!r}", flush=True)
+    before = accuracy(student, test, num_threads)
+    print(f"test accuracy {before:.3f}\n", flush=True)
+    tested = time.perf_counter()
+
+    teleprompter = OPROTeleprompter(
+        metric=is_right,
+        proposer=proposer,
+        auto=None,
+        init_temperature=0.7 if arguments.model is None else 1.0,
+        max_metric_calls=arguments.max_metric_calls,
+        max_train_examples=60,
+        num_threads=num_threads,
+        seed=arguments.seed,
+        callbacks=[show],
+        display_progress=False,
+    )
+    program = teleprompter.compile(student, trainset=train)
+    searched = time.perf_counter()
+    print(f"\n{program.opro_result.summary()}\n")
+    print(f"after: {program.signature.instructions!r}", flush=True)
+    after = accuracy(program, test, num_threads)
+    end = time.perf_counter()
+    print(f"test accuracy {before:.3f} -> {after:.3f}\n")
+    calls = program.opro_result.usage
+    print(
+        f"{end - start:.0f} s in all: {tested - start:.0f} s model and test before, {searched - tested:.0f} s search "
+        f"({calls.scorer_calls} answers, {calls.proposer_calls} proposals), {end - searched:.0f} s test after."
+    )
+    program.save("quickstart.json")
+    program.opro_result.save_report("quickstart.html")
+    print("The program is in quickstart.json, what happened in quickstart.html.")
+
+
+if __name__ == "__main__":
+    main()

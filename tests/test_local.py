@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -82,9 +83,7 @@ def test_json_adapter_sends_the_schema_and_every_answer_is_one_of_the_labels(
     lm: LocalLM, classify: dspy.Predict
 ) -> None:
     with dspy.context(lm=lm.copy(temperature=2.0)):
-        labels = [
-            classify(review=review, config={"rollout_id": n}).label for n, review in enumerate(REVIEWS * 3)
-        ]
+        labels = [classify(review=review, config={"rollout_id": n}).label for n, review in enumerate(REVIEWS)]
     assert set(labels) <= LABELS
     assert len(set(labels)) > 1
     response_format = classify.history[-1]["kwargs"]["response_format"]
@@ -200,20 +199,20 @@ def test_answers_do_not_depend_on_what_was_asked_before(lm: LocalLM) -> None:
     tails = ["Text:", "Text: a", "Text: ab", "And what is more, ", "And whatever else there is, "]
     prompts = [head + tail for tail in tails] + [head[:40]]
     with LlamaModel(embedded_weights(), n_ctx=1024, n_threads=1, cache_prompt=False) as uncached:
-        fresh = [uncached.complete(prompt, max_tokens=10) for prompt in prompts]
+        fresh = [uncached.complete(prompt, max_tokens=5) for prompt in prompts]
         # This one begins with a whole request before and its answer.
         prompts.append(prompts[0] + fresh[0].text + "\nScore:")
-        fresh.append(uncached.complete(prompts[-1], max_tokens=10))
+        fresh.append(uncached.complete(prompts[-1], max_tokens=5))
     order = [0, 1, 2, 0, 6, 5, 4, 3, 4, 0, 6, 1, 1]
-    answers = [lm.llama.complete(prompts[n], max_tokens=10) for n in order]
+    answers = [lm.llama.complete(prompts[n], max_tokens=5) for n in order]
     assert [answer.text for answer in answers] == [fresh[n].text for n in order]
     assert sum(answer.cached_tokens for answer in answers) > 0
     assert all(answer.cached_tokens == 0 for answer in fresh)
 
 
 def test_sixteen_threads_and_tasks_get_the_answers_of_one(lm: LocalLM) -> None:
-    lm = lm.copy(cache=False, max_tokens=6, temperature=1.0)
-    prompts = [f"Name a fruit that begins with {letter}." for letter in "abcdefghijklmnop"]
+    lm = lm.copy(cache=False, max_tokens=3, temperature=1.0)
+    prompts = [f"Name {number} fruits." for number in range(16)]
 
     async def gathered() -> list[Any]:
         return await asyncio.gather(*(lm.acall(prompt) for prompt in prompts))
@@ -334,9 +333,17 @@ def test_a_damaged_file(tmp_path: Path, size: int) -> None:
         LocalLM(path=tmp_path / "cut.gguf")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that holds")
 def test_no_memory_for_the_context() -> None:
-    with pytest.raises(RuntimeError, match=r"n_ctx=200000000: .* too little memory"):
-        LocalLM(n_ctx=200_000_000)
+    script = """
+import resource
+from dspy_opro.local import LocalLM
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+LocalLM(n_ctx=200_000)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert re.search(r"RuntimeError: .*n_ctx=200000: .* too little memory", run.stderr)
 
 
 @pytest.mark.parametrize(
@@ -389,19 +396,14 @@ def test_an_answer_that_the_context_cuts_off() -> None:
             model.complete("One " * 200, max_tokens=100)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("messages", [False, True])
-@pytest.mark.parametrize(
-    "schema",
-    [{"type": "nonsense"}, {"$ref": "#/nowhere"}, {"type": "object", "properties": {"a": {"not": {}}}}],
-)
+@pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "#/nowhere"}])
 def test_a_schema_that_llama_can_not_follow_is_no_free_text(
     lm: LocalLM, schema: dict[str, Any], messages: bool
 ) -> None:
     prompt: Any = [{"role": "user", "content": "Say yes."}] if messages else "Say yes:"
-    # Some of these llama.cpp refuses, others it drops: then the answer is free text, which ends without being JSON.
     with pytest.raises(UnsupportedSchemaError, match="can't hold an answer to the schema"):
-        lm.llama.complete(prompt, schema=schema, max_tokens=200)
+        lm.llama.complete(prompt, schema=schema, max_tokens=20)
 
 
 def test_tools_are_refused(lm: LocalLM) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,7 +55,7 @@ class LlamaModel:
         RuntimeError: If llama.cpp can't load the file.
     """
 
-    _process: int
+    _is_ending: bool
     _changed: threading.Condition
     _servers: list[Server]
     _idle: list[Server]
@@ -130,8 +133,8 @@ class LlamaModel:
                     raise
                 raise unsupported(schema, error) from error
         completion = self._read(answer, max_tokens)
-        if schema is not None and completion.finish_reason == "stop":
-            check_answer(completion.text, schema)
+        if schema is not None:
+            check_answer(completion.text, schema, is_whole=completion.finish_reason == "stop")
         return completion
 
     async def acomplete(self, prompt: str | Sequence[Mapping[str, Any]], **options: Any) -> Completion:
@@ -145,7 +148,8 @@ class LlamaModel:
         """Free the weights once the requests under way are answered; a later request is an error."""
         with self._changed:
             self._closed = True
-            self._servers, self._idle = [], []
+            self._servers = [server for server in self._servers if server not in self._idle]
+            self._idle = []
             self._changed.notify_all()
         self._pool.shutdown(wait=False)
 
@@ -171,17 +175,14 @@ class LlamaModel:
         self._reset()
 
     def _reset(self) -> None:
-        self._process = os.getpid()
+        _MODELS.add(self)
+        self._is_ending = False
         self._changed = threading.Condition()
         self._servers = []
         self._idle = []
         self._pool = ThreadPoolExecutor(self.n_parallel + 1, thread_name_prefix="LlamaModel")
 
     def _load(self) -> None:
-        if self._process != os.getpid():
-            # A forked child has the memory of the servers but not their threads: they would never answer, nor end.
-            _LOST.append((self._servers, self._pool))
-            self._reset()
         with self._changed:
             if self._closed:
                 raise RuntimeError(f"The model {self.path.name} was closed; make a new one to go on.")
@@ -193,7 +194,7 @@ class LlamaModel:
     def _idle_server(self, text: str) -> Iterator[Server]:
         self._load()
         with self._changed:
-            self._changed.wait_for(lambda: self._idle or self._closed)
+            self._changed.wait_for(lambda: self._closed or (self._idle and not self._is_ending))
             if self._closed:
                 raise RuntimeError(f"The model {self.path.name} was closed while a request waited.")
             server = max(self._idle, key=lambda server: server.shared(text))
@@ -202,9 +203,21 @@ class LlamaModel:
             yield server
         finally:
             with self._changed:
-                if not self._closed:
+                if self._closed:
+                    self._servers.remove(server)
+                else:
                     self._idle.append(server)
-                self._changed.notify()
+                self._changed.notify_all()
+
+    def _end(self) -> None:
+        """Free the servers before the interpreter ends: llama.cpp crashes where its threads outlive it.
+
+        Whoever waits goes on waiting: a daemon thread that got an error now would print it.
+        """
+        with self._changed:
+            self._is_ending = True
+            self._changed.wait_for(lambda: len(self._idle) == len(self._servers))
+            self._servers, self._idle = [], []
 
     def _read(self, answer: Mapping[str, Any], max_tokens: int | None) -> Completion:
         if "error" in answer:
@@ -233,8 +246,26 @@ class LlamaModel:
         return RuntimeError(f"llama.cpp refused the request: {error.get('message', error)}")
 
 
-_LOST: list[Any] = []
-"""What forked children have from their parents and must never free."""
+_MODELS: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
+"""All that there are in this process."""
+
+
+@atexit.register
+def _end_all() -> None:
+    for model in list(_MODELS):
+        model._end()
+
+
+def _begin_child() -> None:
+    """A forked child has the memory of the servers but not their threads: they would never answer, nor end."""
+    for model in list(_MODELS):
+        for server in model._servers:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))  # so that it is never freed
+        model._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> str:

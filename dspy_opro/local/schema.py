@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from pydantic_core import from_json
+
 
 class UnsupportedSchemaError(ValueError):
     """A JSON schema that llama.cpp can't hold an answer to."""
@@ -59,14 +61,16 @@ def constraint(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"json_schema": dict(schema)}
 
 
-def check_answer(text: str, schema: Mapping[str, Any]) -> None:
-    """Raise if an answer that ended by itself is no JSON at all.
+def check_answer(text: str, schema: Mapping[str, Any], *, is_whole: bool) -> None:
+    """Raise if an answer is no JSON, or not the beginning of some where `max_tokens` ended it.
 
     For some schemas that it does not know, llama.cpp drops the constraint with no more than a line in its log.
     """
     try:
-        json.loads(text)
+        from_json(text, allow_partial=not is_whole)
     except ValueError as error:
+        if not is_whole and str(error).startswith("EOF"):
+            return  # what a partial reading has no value for: nothing yet, or a string, number or word cut off
         raise unsupported(schema, "the answer was no JSON") from error
 
 

@@ -66,7 +66,7 @@ def work(api_base: str, ready: Any, answer: str, options: dict[str, Any]) -> Non
 
     teleprompter = OPROTeleprompter(
         metric=TASK.metric, prompt_model=lm("proposer"), task_model=lm("scorer"), auto=None, pruner=None,
-        num_candidates=NUM_CANDIDATES, num_threads=NUM_THREADS, block_size=BLOCK_SIZE, display_progress=False,
+        num_candidates=NUM_CANDIDATES, num_threads=NUM_THREADS, block_size=BLOCK_SIZE, lag=3, display_progress=False,
         **options,
     )  # fmt: skip
     if ready is not None:
@@ -135,7 +135,7 @@ def main() -> None:
     )
     parser.add_argument("--postgresql", default="postgresql://postgres@127.0.0.1:5432/test")
     parser.add_argument("--workers", default="1,4,16")
-    parser.add_argument("--rounds", default="1,2,5", help="rounds for each number of workers")
+    parser.add_argument("--rounds", default="1,4,12", help="rounds for each number of workers")
     parser.add_argument("--scale", type=float, default=1.0, help="times the latencies")
     parser.add_argument("--parts", default="storage,workers,kills")
     arguments = parser.parse_args()
@@ -168,7 +168,7 @@ def main() -> None:
             row = show(run("PostgreSQL", count, num_rounds=num_rounds, scale=scale, **shared(url)))
             one = one or row
     if "kills" in arguments.parts:
-        show(run("PostgreSQL, one killed every 3 s", 4, 3.0, num_rounds=2, scale=scale, **shared(url)))
+        show(run("PostgreSQL, one killed every 5 s", 4, 5.0, num_rounds=2, scale=scale, **shared(url)))
 
 
 if __name__ == "__main__":

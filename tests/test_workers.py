@@ -263,19 +263,15 @@ def compile_in(store: dict[str, Any], **options: Any) -> Any:
     return OPROTeleprompter(**arguments).compile(TASK.student())
 
 
-@pytest.mark.slow
-def test_other_settings_beside_a_worker_are_an_error_that_names_them(
-    server: SimulatedServer, tmp_path: Path
-) -> None:
+def test_other_settings_beside_a_worker_are_an_error_that_names_them(tmp_path: Path) -> None:
     place = {"storage": f"sqlite:///{tmp_path}/run.db", "study_name": "x"}
-    worker = Worker(server, tmp_path, num_rounds=50, **place)
-    while not server.stats().requests:
-        assert not worker.is_over(0.05)
-    time.sleep(0.5)
-    scripted = {"prompt_model": ScriptedLM(TASK.proposer), "task_model": server.lm("scorer")}
-    with pytest.raises(ValueError, match="num_candidates is 4 there and 5 here"):
-        compile_in(place, num_candidates=5, num_rounds=50, **scripted)
-    worker.kill()
+    with serve(median_seconds=5.0) as slow:  # so that the worker is still there
+        worker = Worker(slow, tmp_path, **place)
+        while not slow.stats().requests:
+            assert not worker.is_over(0.05)
+        with pytest.raises(ValueError, match="num_candidates is 4 there and 5 here"):
+            compile_in(place, num_candidates=5, task_model=slow.lm("scorer"))
+        worker.kill()
 
 
 def test_threads_of_one_process_share_an_object_in_memory() -> None:

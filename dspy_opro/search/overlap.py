@@ -38,7 +38,7 @@ class Overlap:
         self._as_of = -1  # the decision that the next round builds on
 
     def open(self) -> Opening | None:
-        """What the next round is given, if its proposals may be asked for now."""
+        """What the next round is given, or None where its proposals may not be asked for yet."""
         plan = self._rules.plan
         while plan.num_rounds is None or self._next <= plan.num_rounds:
             number = self._next
@@ -46,12 +46,16 @@ class Overlap:
             blind = number == 1 and plan.lag > 1
             self._as_of = max(self._as_of, number - 1 - plan.lag, -1 if blind else 0)
             between = range(self._as_of + 1, number)
-            if self._as_of not in self._decisions or not all(map(self._has_stood, between)):
+            standings = [self._rounds[before].standing(self._num_passed(before)) for before in between]
+            decision = self._decisions.get(self._as_of)
+            if decision is None or None in standings:
                 return None
-            decision = self._decisions[self._as_of]
             size = 0 if decision.is_empty else self._affordable(decision, between)
             if size:
-                return Opening(number, self._view(decision, between), size, self._rules.most_calls(size))
+                view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
+                if trials:
+                    view = replace(view, trajectory=view.trajectory.add(*trials))
+                return Opening(number, view, size, self._rules.most_calls(size))
             if not between:
                 return None
             self._as_of += 1  # the next decision may give back funds, or have candidates
@@ -75,16 +79,6 @@ class Overlap:
         still being written.
         """
         return self._next - number - (self._rules.plan.lag > 1)
-
-    def _has_stood(self, number: int) -> bool:
-        current = self._rounds[number]
-        return current.is_raced or len(current.standings) >= self._num_passed(number)
-
-    def _view(self, decision: Decision, between: Sequence[int]) -> View:
-        standings = [self._rounds[number].standings[: self._num_passed(number)][-1:] for number in between]
-        trials = [trial for rows in standings for row in rows for trial in row]
-        view = decision.view
-        return replace(view, trajectory=view.trajectory.add(*trials)) if trials else view
 
     def _affordable(self, decision: Decision, between: Sequence[int]) -> int:
         """How many candidates the next round can have; 0 for none now."""

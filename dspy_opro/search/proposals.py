@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dspy_opro.trajectory import Candidate
@@ -28,8 +28,8 @@ class Opening:
 class Tried:
     """What was tried in all rounds, so that nothing is tried twice."""
 
-    ids: set[str] = field(default_factory=set)
-    """Of the candidates of every round that is known."""
+    ids: set[str]
+    """Of the candidates of every round that is known, the student included."""
     demo_sets: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """Number of a demo set -> predictor name -> its demos, as text."""
 
@@ -69,12 +69,6 @@ class Proposals:
     def has_failed(self) -> bool:
         """Whether errors are all that the proposer gave."""
         return 0 < self._num_errors == len(self._problems)
-
-    @property
-    def early(self) -> list[Candidate]:
-        """What is scored although others are missing, in the order of their slots."""
-        early = (candidate for _, candidate in sorted(self._early.items()))
-        return [c for c in early if c is not None and c.id not in self._tried.ids]
 
     def ask(self, slots: Iterable[int]) -> None:
         names = tuple(self._rules.student.instructions)
@@ -116,7 +110,7 @@ class Proposals:
                 self._worklist.score(candidate, self._number, "train", first)
 
     def resolve(self) -> list[Candidate] | None:
-        """The round's candidates; None while answers are missing, to another wave where slots came to nothing."""
+        """The round's candidates; None while answers are missing, those to one more wave included."""
         if self._num_waiting:
             return None
         fresh, unused = self._sift()
@@ -127,6 +121,14 @@ class Proposals:
         mixed = self._recombined(len(fresh))
         if mixed is not None and mixed.id not in self._tried.ids:
             fresh.setdefault(mixed.id, mixed)
+        self._tried.ids.update(fresh)
+        return list(fresh.values())
+
+    def make_do(self, is_measured: Callable[[Candidate], bool]) -> list[Candidate]:
+        """The round's candidates where others are missing and won't come: those that are measured already."""
+        early = (candidate for _, candidate in sorted(self._early.items()) if candidate is not None)
+        fresh = {c.id: c for c in early if c.id not in self._tried.ids and is_measured(c)}
+        self._tried.ids.update(fresh)
         return list(fresh.values())
 
     def _sift(self) -> tuple[dict[str, Candidate], list[int]]:

@@ -11,7 +11,7 @@ from dspy_opro.racing import Race
 from dspy_opro.trajectory import Candidate, Trajectory, Trial, mean, paired_difference, to_array
 from dspy_opro.work import Event, Finished, Proposed, Reported, View
 
-from .proposals import Opening, Proposals, Tried
+from .proposals import Opening, Proposals
 from .rules import Rules
 from .worklist import Worklist
 
@@ -27,30 +27,30 @@ def compared_with(view: View, trajectory: Trajectory) -> Trial:
 class Round:
     """A round under way."""
 
-    def __init__(self, opening: Opening, rules: Rules, tried: Tried, worklist: Worklist) -> None:
+    def __init__(self, opening: Opening, proposals: Proposals, rules: Rules, worklist: Worklist) -> None:
         self.number = opening.number
         self.view = opening.view
         self.reserved = opening.reserved
         self.scheduled = 0  # examples that its decisions so far have asked for
-        self.proposals = Proposals(opening, rules, tried, worklist)
+        self.proposals = proposals
         self.candidates: list[Candidate] | None = None  # None until known
-        self.alive: dict[str, Candidate] = {}
-        self.trials: dict[str, Trial] = {}
-        self.standings: list[tuple[Trial, ...]] = []  # after each checkpoint, in the order of proposal
+        self.alive: dict[str, Candidate] = {}  # id -> one that races on, or is scored in full
+        self.trials: dict[str, Trial] = {}  # id -> trial of one whose race has ended
         self.is_raced = False
         self.validating: Candidate | None = None
         self._rules = rules
-        self._tried = tried
         self._worklist = worklist
         self._checkpoints: Sequence[int] = ()
         self._stage = 0
+        self._standings: list[tuple[Trial, ...]] = []  # after each checkpoint, in the order of proposal
         self._is_shown = False
-        self._events: list[Event] = []  # of the race, kept until the candidates are told of
+        self._events: list[Event] = []  # the round's own until it is shown, then the search's
 
     def show(self, events: list[Event]) -> tuple[str, ...]:
-        """Tell of the candidates, and from now on of all else at once; gives what it tells of the first time.
+        """Tell of the candidates, and of what follows as it happens: events are in the order of rounds.
 
-        So the order of events is that of the rounds, whichever of them races ahead.
+        Returns:
+            Why proposals were not used; nothing where that was told before.
         """
         if self._is_shown or self.candidates is None:
             return ()
@@ -69,20 +69,15 @@ class Round:
 
     def enter(self, candidates: list[Candidate]) -> None:
         """The candidates are known: hand out the examples up to the first checkpoint."""
-        self._know(candidates)
+        self.candidates, self.alive = candidates, {c.id: c for c in candidates}
         plan = self._rules.plan
         self._checkpoints = self._rules.checkpoints(len(candidates)) if self.number else [plan.num_train]
         self._score_alive(0, self._checkpoints[0])
 
     def make_do(self) -> None:
-        """Where others are missing: the candidates are those that are scored in full already."""
-        early = {c.id: c for c in self.proposals.early}
-        self._know([c for c in early.values() if self.is_measured(c)])
-
-    def _know(self, candidates: list[Candidate]) -> None:
-        self.candidates = candidates
-        self.alive = {c.id: c for c in candidates}
-        self._tried.ids.update(self.alive)
+        """After the end: go without the candidates that are not known or not measured."""
+        self.candidates = self.proposals.make_do(self.is_measured)
+        self.alive = {c.id: c for c in self.candidates}
 
     def is_measured(self, candidate: Candidate) -> bool:
         """Whether nothing is missing that a decision on the candidate would read."""
@@ -99,7 +94,7 @@ class Round:
         if self.number > 0:
             reference = compared_with(self.view, trajectory)
             self._cut(reference)
-            self.standings.append(self._standing(reference))
+            self._standings.append(self._standing(reference))
         if self.alive and self._stage + 1 < len(self._checkpoints):
             self._stage += 1
             self._score_alive(*self._checkpoints[self._stage - 1 : self._stage + 1])
@@ -138,6 +133,12 @@ class Round:
         return tuple(
             self.trials.get(c.id) or self._trial(c, "still racing", reference) for c in self.candidates or ()
         )
+
+    def standing(self, num_checkpoints: int) -> Sequence[Trial] | None:
+        """Its trials after so many checkpoints, or after the last; None where it isn't that far."""
+        if len(self._standings) < num_checkpoints and not self.is_raced:
+            return None
+        return next(reversed(self._standings[:num_checkpoints]), ())
 
     def leader(self, incumbent: Trial) -> Candidate | None:
         """Of those that are scored in full the best, among equals the first, where it beats the incumbent."""

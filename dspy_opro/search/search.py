@@ -10,7 +10,7 @@ from dspy_opro.trajectory import Candidate, Outcome, Trajectory
 from dspy_opro.work import Ask, Block, Decided, Event, Plan, Proposal, View, Work
 
 from .overlap import Overlap
-from .proposals import Opening, Tried
+from .proposals import Opening, Proposals, Tried
 from .round import Round
 from .rules import Recombine, Rules
 from .worklist import Worklist
@@ -40,7 +40,7 @@ class Search:
         self.problems: list[str] = []
         """Why proposals were not used."""
         self._rules = Rules(plan, student, pruner, recombine)
-        self._tried = Tried()
+        self._tried = Tried({student.id})
         self._worklist = Worklist(plan.block_size)
         self._events: list[Event] = []
         self._is_cut_short = False
@@ -138,7 +138,8 @@ class Search:
             self._begin(opening).proposals.ask(range(opening.num_slots))
 
     def _begin(self, opening: Opening) -> Round:
-        opened = Round(opening, self._rules, self._tried, self._worklist)
+        proposals = Proposals(opening, self._rules, self._tried, self._worklist)
+        opened = Round(opening, proposals, self._rules, self._worklist)
         self._rounds.append(opened)
         self._overlap.add(opened)
         return opened
@@ -161,7 +162,8 @@ class Search:
 
     def _show(self, current: Round) -> None:
         """Tell of the candidates once their round is next to be decided: a run that ends before has none of them."""
-        self.problems = [*self.problems, *current.show(self._events)][:1000]
+        if problems := current.show(self._events):
+            self.problems = [*self.problems, *problems][:1000]
 
     def _close(self, current: Round) -> None:
         """A round's end: only the incumbent's predictions are shown again, so that the others' are forgotten."""

@@ -1,0 +1,176 @@
+"""From a round's asks to its candidates: slots fill in any order, and are read in theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from dspy_opro.trajectory import Candidate
+from dspy_opro.work import Ask, Proposal, View, rng
+
+from .rules import Rules
+from .worklist import Worklist
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a round is given when it opens."""
+
+    number: int
+    view: View
+    num_slots: int
+    """Candidates that it may propose."""
+    reserved: int
+    """Examples that it may score at most."""
+
+
+@dataclass
+class Tried:
+    """What was tried in all rounds, so that nothing is tried twice."""
+
+    ids: set[str]
+    """Of the candidates of every round that is known, the student included."""
+    demo_sets: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """Number of a demo set -> predictor name -> its demos, as text."""
+
+
+def rewrite(base: Candidate, round: int, texts: Mapping[str, str], demo_set: int | None) -> Candidate | None:
+    """The base with new texts; None where they change nothing."""
+    changed = {name: texts[name] for name, old in base.instructions.items() if texts.get(name, old) != old}
+    if not changed:
+        return None
+    return Candidate({**base.instructions, **changed}, round, base.id, tuple(changed), demo_set)
+
+
+class Proposals:
+    """The proposals of one round, until all its candidates are known."""
+
+    def __init__(self, opening: Opening, rules: Rules, tried: Tried, worklist: Worklist) -> None:
+        self._number = opening.number
+        self._view = opening.view
+        self._num_slots = opening.num_slots
+        self._rules = rules
+        self._tried = tried
+        self._worklist = worklist
+        self._wave = 0
+        self._num_waiting = 0  # asks of this wave without an answer
+        self._texts: dict[int, dict[str, str]] = {}  # slot -> predictor -> accepted text
+        self._demos: dict[int, Mapping[str, str]] = {}  # slot -> predictor -> its demos, as text
+        self._early: dict[int, Candidate | None] = {}  # slot -> what is scored before all are known
+        self._problems: list[tuple[int, str]] = []  # (slot, why a proposal is not used)
+        self._num_errors = 0
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why proposals are not used, in the order of their slots."""
+        return tuple(problem for _, problem in sorted(self._problems))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether errors are all that the proposer gave."""
+        return 0 < self._num_errors == len(self._problems)
+
+    def ask(self, slots: Iterable[int]) -> None:
+        names = tuple(self._rules.student.instructions)
+        for slot in slots:
+            if self._number == 1 and self._wave == 0 and slot < self._rules.plan.num_demo_sets:
+                self._hand_out(Ask(1, slot, 0, names, self._view, is_for_demos=True))
+                continue
+            for predictors in self._rules.calls(self._number, slot):
+                self._hand_out(Ask(self._number, slot, self._wave, predictors, self._view))
+
+    def _hand_out(self, ask: Ask) -> None:
+        self._num_waiting += 1
+        self._worklist.ask(ask)
+
+    def tell(self, ask: Ask, proposal: Proposal) -> None:
+        if ask.is_for_demos:
+            self._demos[ask.slot] = proposal.texts
+        else:
+            self._texts.setdefault(ask.slot, {}).update(proposal.texts)
+        self._problems.extend((ask.slot, problem) for problem in proposal.problems)
+        if proposal.error is not None:
+            self._problems.append((ask.slot, proposal.error))
+            self._num_errors += 1
+        self._num_waiting -= 1
+
+    def score_early(self) -> None:
+        """Hand out the first examples of candidates whose round still waits for the answers to others.
+
+        Every candidate is scored on them, so nothing is scored that would not be, only earlier.
+        """
+        for slot, texts in self._texts.items():
+            asked = (name for names in self._rules.calls(self._number, slot) for name in names)
+            if slot in self._early or not all(name in texts for name in asked):
+                continue
+            candidate = self._early[slot] = self._rewritten(slot)
+            if candidate is not None and candidate.id not in self._tried.ids:
+                sizes = range(1, self._num_slots + self._rules.recombines + 1)
+                first = min(self._rules.checkpoints(size)[0] for size in sizes)
+                self._worklist.score(candidate, self._number, "train", first)
+
+    def resolve(self) -> list[Candidate] | None:
+        """The round's candidates; None while answers are missing, those to one more wave included."""
+        if self._num_waiting:
+            return None
+        fresh, unused = self._sift()
+        self._wave += 1
+        if unused and self._wave < self._rules.plan.max_waves:
+            self.ask(unused)
+            return None
+        mixed = self._recombined(len(fresh))
+        if mixed is not None and mixed.id not in self._tried.ids:
+            fresh.setdefault(mixed.id, mixed)
+        self._tried.ids.update(fresh)
+        return list(fresh.values())
+
+    def make_do(self, is_measured: Callable[[Candidate], bool]) -> list[Candidate]:
+        """The round's candidates where others are missing and won't come: those that are measured already."""
+        early = (candidate for _, candidate in sorted(self._early.items()) if candidate is not None)
+        fresh = {c.id: c for c in early if c.id not in self._tried.ids and is_measured(c)}
+        self._tried.ids.update(fresh)
+        return list(fresh.values())
+
+    def _sift(self) -> tuple[dict[str, Candidate], list[int]]:
+        """Id -> candidate that is new, and the slots without one, which are empty again."""
+        fresh: dict[str, Candidate] = {}
+        unused = []
+        for slot in range(self._num_slots):
+            candidate = self._demonstrated(slot) if slot in self._demos else self._rewritten(slot)
+            if candidate is not None and candidate.id not in self._tried.ids and candidate.id not in fresh:
+                fresh[candidate.id] = candidate
+                continue
+            unused.append(slot)
+            if self._texts.get(slot):
+                self._problems.append((slot, "duplicate"))
+            for content in (self._texts, self._early, self._demos):
+                content.pop(slot, None)
+        return fresh, unused
+
+    def _rewritten(self, slot: int) -> Candidate | None:
+        return rewrite(self._view.base, self._number, self._texts.get(slot, {}), self._demo_set(slot))
+
+    def _demo_set(self, slot: int) -> int | None:
+        """The demos that a slot's new text is tried with: every other time not the base's, but any set's."""
+        demo_sets = self._tried.demo_sets
+        if self._number == 1 or not demo_sets or slot % 2 == 0:
+            return self._view.base.demo_set
+        generator = rng(self._rules.plan.seed, "demo set", self._number, slot)
+        return generator.choice([None, *sorted(demo_sets)])
+
+    def _demonstrated(self, slot: int) -> Candidate | None:
+        """The base with a set of demos that no other slot has."""
+        demos, base, demo_sets = self._demos[slot], self._view.base, self._tried.demo_sets
+        if not demos or any(demos == known for number, known in demo_sets.items() if number != slot):
+            return None
+        demo_sets[slot] = demos
+        return Candidate(base.instructions, self._number, base.id, (), slot)
+
+    def _recombined(self, num_fresh: int) -> Candidate | None:
+        """One more candidate, out of what is known, where another trial may be made."""
+        plan, recombine = self._rules.plan, self._rules.recombine
+        has_room = plan.num_trials is None or len(self._tried.ids) - 1 + num_fresh < plan.num_trials
+        if recombine is None or not self._rules.recombines or not has_room:
+            return None
+        texts = recombine(self._view.trajectory, plan.seed + self._number)
+        return rewrite(self._view.base, self._number, texts or {}, self._view.base.demo_set)

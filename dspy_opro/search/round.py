@@ -1,0 +1,178 @@
+"""One round's life: its proposals become candidates, the candidates race, and each race ends in a trial.
+
+A round looks at nothing of the others but what they were when it opened, so that they may race at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dspy_opro.racing import Race
+from dspy_opro.trajectory import Candidate, Trajectory, Trial, mean, paired_difference, to_array
+from dspy_opro.work import Event, Finished, Proposed, Reported, View
+
+from .proposals import Opening, Proposals
+from .rules import Rules
+from .worklist import Worklist
+
+
+def compared_with(view: View, trajectory: Trajectory) -> Trial:
+    """What a round's candidates are compared with: the incumbent of the time when they were asked for.
+
+    A fixed choice, so that rounds can race at the same time and still take the same decisions in every run.
+    """
+    return view.trajectory.incumbent if len(view.trajectory) else trajectory.trials[0]
+
+
+class Round:
+    """A round under way."""
+
+    def __init__(self, opening: Opening, proposals: Proposals, rules: Rules, worklist: Worklist) -> None:
+        self.number = opening.number
+        self.view = opening.view
+        self.reserved = opening.reserved
+        self.scheduled = 0  # examples that its decisions so far have asked for
+        self.proposals = proposals
+        self.candidates: list[Candidate] | None = None  # None until known
+        self.alive: dict[str, Candidate] = {}  # id -> one that races on, or is scored in full
+        self.trials: dict[str, Trial] = {}  # id -> trial of one whose race has ended
+        self.is_raced = False
+        self.validating: Candidate | None = None
+        self._rules = rules
+        self._worklist = worklist
+        self._checkpoints: Sequence[int] = ()
+        self._stage = 0
+        self._standings: list[tuple[Trial, ...]] = []  # after each checkpoint, in the order of proposal
+        self._is_shown = False
+        self._events: list[Event] = []  # the round's own until it is shown, then the search's
+
+    def show(self, events: list[Event]) -> tuple[str, ...]:
+        """Tell of the candidates, and of what follows as it happens: events are in the order of rounds.
+
+        Returns:
+            Why proposals were not used; nothing where that was told before.
+        """
+        if self._is_shown or self.candidates is None:
+            return ()
+        self._is_shown = True
+        problems = self.proposals.problems
+        events += [Proposed(self.number, tuple(self.candidates), problems), *self._events]
+        self._events = events
+        return problems
+
+    def resolve(self) -> bool:
+        """Start the race once the candidates can be known; False where answers are missing."""
+        candidates = self.proposals.resolve()
+        if candidates is not None:
+            self.enter(candidates)
+        return candidates is not None
+
+    def enter(self, candidates: list[Candidate]) -> None:
+        """The candidates are known: hand out the examples up to the first checkpoint."""
+        self.candidates, self.alive = candidates, {c.id: c for c in candidates}
+        plan = self._rules.plan
+        self._checkpoints = self._rules.checkpoints(len(candidates)) if self.number else [plan.num_train]
+        self._score_alive(0, self._checkpoints[0])
+
+    def make_do(self) -> None:
+        """After the end: go without the candidates that are not known or not measured."""
+        self.candidates = self.proposals.make_do(self.is_measured)
+        self.alive = {c.id: c for c in self.candidates}
+
+    def is_measured(self, candidate: Candidate) -> bool:
+        """Whether nothing is missing that a decision on the candidate would read."""
+        plan, num_scored = self._rules.plan, len(self._worklist.outcomes(candidate))
+        in_full = num_scored == plan.num_train and self._worklist.is_complete(candidate)
+        return in_full and (plan.num_val == 0 or self.is_validated)
+
+    def race(self, trajectory: Trajectory) -> bool:
+        """Go past one checkpoint; False where results are missing, or the race is over."""
+        if self.candidates is None or self.is_raced:
+            return False
+        if not all(self._worklist.is_complete(c) for c in self.alive.values()):
+            return False
+        if self.number > 0:
+            reference = compared_with(self.view, trajectory)
+            self._cut(reference)
+            self._standings.append(self._standing(reference))
+        if self.alive and self._stage + 1 < len(self._checkpoints):
+            self._stage += 1
+            self._score_alive(*self._checkpoints[self._stage - 1 : self._stage + 1])
+        else:
+            self.is_raced = True
+        return True
+
+    def _score_alive(self, start: int, stop: int) -> None:
+        self.scheduled += len(self.alive) * (stop - start)
+        for candidate in self.alive.values():
+            self._worklist.score(candidate, self.number, "train", stop)
+
+    def _cut(self, reference: Trial) -> None:
+        """One checkpoint: report everyone, let the pruner say who leaves."""
+        if not self.alive:
+            return
+        race = self._seen(reference)
+        for candidate in self.alive.values():
+            reward = reference.reward + race.difference(candidate.id)
+            self._events.append(Reported(candidate, race.num_scored, reward))
+        for id_, reason in self._rules.pruner.drop(race).items():
+            if race.num_scored < race.num_examples:
+                candidate = self.alive.pop(id_)
+                self._finish(self._trial(candidate, reason, reference))
+                self._worklist.forget(candidate)
+
+    def _seen(self, reference: Trial) -> Race:
+        """The race as the pruner sees it."""
+        scores = {c.id: self._worklist.scores(c) for c in self.alive.values()}
+        seen = [s for row in (reference.scores, *scores.values()) for s in row]
+        bounded = self.view.trajectory.score_range == (0.0, 1.0) and all(0.0 <= s <= 1.0 for s in seen)
+        return Race(reference.scores, scores, len(self.candidates or ()), bounded)
+
+    def _standing(self, reference: Trial) -> tuple[Trial, ...]:
+        """The trials at a checkpoint, as if those that still race ended there."""
+        return tuple(
+            self.trials.get(c.id) or self._trial(c, "still racing", reference) for c in self.candidates or ()
+        )
+
+    def standing(self, num_checkpoints: int) -> Sequence[Trial] | None:
+        """Its trials after so many checkpoints, or after the last; None where it isn't that far."""
+        if len(self._standings) < num_checkpoints and not self.is_raced:
+            return None
+        return next(reversed(self._standings[:num_checkpoints]), ())
+
+    def leader(self, incumbent: Trial) -> Candidate | None:
+        """Of those that are scored in full the best, among equals the first, where it beats the incumbent."""
+        rewards = ((mean(self._worklist.scores(c)), c) for c in self.alive.values())
+        better = (pair for pair in rewards if pair[0] > incumbent.reward)
+        return max(better, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+    def validate(self, candidate: Candidate) -> None:
+        self.validating = candidate
+        self.scheduled += self._rules.plan.num_val
+        self._worklist.score(candidate, self.number, "val", self._rules.plan.num_val)
+
+    @property
+    def is_validated(self) -> bool:
+        return self.validating is not None and self._worklist.is_complete(self.validating, "val")
+
+    def complete(self, candidates: Iterable[Candidate]) -> list[Trial]:
+        """End the races of those that are scored in full; gives all trials so far, in the order of proposal."""
+        for candidate in candidates:
+            self._finish(self._trial(candidate, "scored in full"))
+        return [self.trials[c.id] for c in self.candidates or () if c.id in self.trials]
+
+    def _finish(self, trial: Trial) -> None:
+        self.trials[trial.id] = trial
+        self._events.append(Finished(trial))
+
+    def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
+        """What is scored by now as a trial: one that ends early is compared with a reference."""
+        scores = self._worklist.scores(candidate)
+        validated = self.validating is not None and self.validating.id == candidate.id
+        valset_score = mean(self._worklist.scores(candidate, "val")) if validated else None
+        failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
+        rest = (reason, valset_score, failures, to_array(scores))
+        if reference is None:
+            return Trial(candidate, mean(scores), len(scores), "complete", *rest)
+        reward = reference.reward + paired_difference(scores, reference.scores)
+        return Trial(candidate, reward, len(scores), "pruned", *rest)

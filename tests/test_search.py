@@ -302,6 +302,19 @@ def test_a_pruner_with_impossible_checkpoints_is_an_error(ends: list[int]) -> No
         run(Plan(8, num_rounds=1), pruner=Odd())
 
 
+def test_a_pruner_that_fails_leaves_what_was_scored() -> None:
+    class Failing(ScoreAll):
+        def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+            raise ArithmeticError("no idea")
+
+    search = Search(Plan(8, num_rounds=1, num_candidates=1, lag=0), student(), Failing())
+    with pytest.raises(ArithmeticError, match="no idea"):
+        drive(search, World())
+    search.stop("error")
+    search.salvage()
+    assert [trial.num_scored for trial in search.trajectory.trials] == [8]
+
+
 # --- rounds ----------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,8 @@ class Worklist:
         return self._missing.get((candidate.id, split), 0) == 0
 
     def outcomes(self, candidate: Candidate, split: Split = "train") -> Sequence[Outcome | None]:
-        return self._outcomes[candidate.id, split]
+        """By position; none where nothing was handed out yet."""
+        return self._outcomes.get((candidate.id, split), ())
 
     def scores(self, candidate: Candidate, split: Split = "train") -> list[float]:
         return [o.score for o in self._outcomes[candidate.id, split] if o is not None]

@@ -12,17 +12,17 @@ from typing import Any
 import dspy
 
 from . import study
-from ._compat import defines
 from .cleaning import Rules, ngrams
 from .config import OPROConfig, paper
 from .demos import Bootstrap
 from .evaluation import Run
 from .events import Reporter
-from .executor import DSPyExecutor, Options
+from .executor import DSPyExecutor
 from .fingerprint import fingerprint, model_name, settings_of
 from .metric import Metric
 from .migration import warn
-from .program import Program, check_examples, is_async_only, same_inputs
+from .options import options_of
+from .program import Program, check_examples, same_inputs
 from .progress import Progress, announce
 from .proposer import OPROProposer, PaperProposer
 from .racing import Halving, Pruner, ScoreAll
@@ -145,7 +145,7 @@ def set_up(config: OPROConfig, student: Any, is_async: bool) -> Setup:
         config.task_model,
         ledger,
         _rules(config, program, splits["train"]),
-        _options(config, student, is_async),
+        options_of(config, student, is_async),
         reporter,
         _bootstrap(config, program, Metric(metric), trainset, order),
     )
@@ -262,24 +262,6 @@ def _rules(config: OPROConfig, program: Program, shown: Sequence[Any]) -> Rules:
     # The paper's code drops texts above 500 characters; a student's own text may be longer.
     max_length = max(500, longest) if paper(config) else max(4000, 2 * longest)
     return Rules(max_length=max_length, quotes=frozenset(ngrams(texts, Rules.ngram)) - own)
-
-
-def _options(config: OPROConfig, student: dspy.Module, is_async: bool) -> Options:
-    return Options(
-        k_best=config.k_best or 20,
-        num_exemplars=config.num_exemplars,
-        temperature=config.init_temperature,
-        seed=config.seed,
-        failure_score=config.failure_score,
-        max_errors=config.max_errors,
-        default_max_errors=dspy.settings.max_errors,
-        example_timeout_seconds=config.example_timeout_seconds,
-        provide_traceback=bool(
-            dspy.settings.provide_traceback if config.provide_traceback is None else config.provide_traceback
-        ),
-        native_async=is_async_only(student) or (is_async and defines(student, "aforward")),
-        paper=paper(config),
-    )
 
 
 def _bootstrap(

@@ -11,7 +11,6 @@ from anyio.from_thread import start_blocking_portal
 from dspy.teleprompt import Teleprompter
 
 from ._compat import with_compile_callbacks
-from .attach import attach
 from .config import Auto, OPROConfig, make_config
 from .interrupts import graceful_interrupts
 from .migration import BuiltinKeywords, CompileKeywords, given, named, translate
@@ -254,16 +253,8 @@ async def _optimize(setup: Setup) -> Any:
     try:
         await setup.run.run()
     except Exception as error:
-        error.program = _finish(setup)  # type: ignore[attr-defined]
+        error.program = setup.best_program()  # type: ignore[attr-defined]
         raise
     finally:
         setup.close()
-    return _finish(setup)
-
-
-def _finish(setup: Setup) -> Any:
-    result = setup.result()
-    best = result.trajectory.best.candidate if len(result.trajectory) else setup.student
-    program = setup.program.build(best)
-    attach(program, result, setup.program.build, setup.config.track_stats)
-    return program
+    return setup.best_program()

@@ -8,9 +8,8 @@ from typing import Any
 
 import dspy
 
-from .config import OPROConfig
+from .config import OPROConfig, warn
 from .metric import Metric
-from .migration import warn
 from .program import Program, check_examples, same_inputs
 from .work import rng
 

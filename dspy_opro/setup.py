@@ -89,7 +89,9 @@ class Setup:
     def result(self) -> OPROResult:
         """What the run found so far."""
         search, run, orders = self.search, self.run, self.inputs.orders
-        failures = [replace(f, example=orders[f.split][f.example]) for f in sorted(run.failures, key=_place)]
+        failures = [
+            replace(f, example=orders[f.split][f.example]) for f in sorted(run.told.failures, key=_place)
+        ]
         return OPROResult(
             trajectory=search.trajectory,
             curve=tuple(search.best_scores),
@@ -148,7 +150,7 @@ def set_up(config: OPROConfig, student: Any, is_async: bool) -> Setup:
     stoppers = make_stoppers(config)
 
     def stop_rule(state: RunState) -> str | None:
-        return first_reason(stoppers, replace(state, usage=run.told, seconds=run.seconds))
+        return first_reason(stoppers, replace(state, usage=run.told.usage, seconds=run.told.seconds))
 
     search.stop_rule = stop_rule
     return setup

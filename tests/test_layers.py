@@ -23,6 +23,7 @@ LAYER = {
     "recording": CORE,
     "calls": CORE,
     "cleaning": CORE,
+    "company": CORE,
     "config": CORE,
     "evaluation": CORE,
     "exemplars": CORE,
@@ -33,8 +34,10 @@ LAYER = {
     "reflective": CORE,
     "search": CORE,
     "stopping": CORE,
+    "telling": CORE,
     "threads": CORE,
     "trajectory": CORE,
+    "waking": CORE,
     "work": CORE,
     "_compat": EDGE,
     "attach": EDGE,
@@ -74,6 +77,7 @@ OUTSIDE = {
     "sharing": {"anyio"},
     "_compat": {"dspy"},
     "attach": {"dspy"},
+    "company": {"anyio"},
     "config": {"pydantic"},
     "evaluation": {"anyio"},
     "demos": {"dspy"},
@@ -103,6 +107,7 @@ OUTSIDE = {
     "study": {"optuna"},
     "teleprompter": {"anyio", "dspy"},
     "testing": {"dspy"},
+    "waking": {"anyio"},
 }
 
 # (from, to): imported inside a method and on demand, so that a result can show itself. Not a circle then.

@@ -304,7 +304,7 @@ async def test_an_error_ends_the_run_as_itself(where: str) -> None:
     assert case.search.stop_reason == "error"
     assert case.run.num_in_flight == case.executor.in_flight == 0
     assert len(asyncio.all_tasks()) == 1
-    if where in ("prepare",):
+    if where == "prepare":
         assert case.executor.num_scored == 0
 
 

@@ -118,7 +118,7 @@ class _Clock:
 
     def _tell(self, block: Block, position: int) -> None:
         (instruction,) = block.candidate.instructions.values()
-        item = f"train-{self._setup.orders['train'][position]}"
+        item = f"train-{self._setup.inputs.orders['train'][position]}"
         right = self._task.is_right(instruction, item)
         output = f"answer: {self._task.answer(item) if right else 'code unknown'}"
         results = self._results.setdefault(id(block), {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .executor import TooManyErrors
+from .failures import TooManyErrors
 from .metric import MetricError
 from .protocols import Exemplar, ProposalRequest, Pruner, Stopper
 from .racing import Halving

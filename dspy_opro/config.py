@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -192,6 +194,17 @@ def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return TypeError(f"{where} got an unexpected keyword argument {name!r}.{hint}")
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` that points at the first line outside this package and what may wrap it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _WRAPPERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+_WRAPPERS = frozenset({"dspy_opro", "dspy", "mlflow", "functools", "contextlib"})
 
 
 def paper(config: OPROConfig) -> bool:

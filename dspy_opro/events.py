@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -68,7 +68,7 @@ class Reporter:
             answers = self._answers.setdefault((candidate.id, split), {})
             answers[position] = (prediction, outcome.score)
 
-    def finished(self, trial: Trial, program: Callable[[], Any], splits: dict[str, Sequence[Any]]) -> None:
+    def finished(self, trial: Trial, program: Callable[[], Any], splits: Mapping[str, Sequence[Any]]) -> None:
         """A race has ended: report the candidate, on each split that it was scored on."""
         if not self._listeners:
             return

@@ -6,113 +6,14 @@ MIPROv2, COPRO, GEPA, BootstrapFewShot, BootstrapFewShotWithRandomSearch and SIM
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from .config import Auto, OPROConfig, unknown_keyword
+from .config import OPROConfig, make_config, unknown_keyword, warn
+from .keywords import BuiltinKeywords
 from .racing import Halving
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class BuiltinKeywords(TypedDict, total=False):
-    """What the constructors and `compile`s of the built-in optimizers take and ours has under another name."""
-
-    breadth: int
-    depth: int
-    max_steps: int
-    bsize: int
-    num_candidate_programs: int
-    minibatch: bool
-    minibatch_size: int
-    minibatch_full_eval_steps: int
-    reflection_lm: Any
-    reflection_minibatch_size: int
-    instruction_proposer: Any
-    code_proposer: Any
-    component_selector: Any
-    candidate_selection_strategy: str
-    skip_perfect_score: bool
-    perfect_score: float
-    add_format_failure_as_feedback: bool
-    use_merge: bool
-    max_merge_invocations: int | None
-    warn_on_score_mismatch: bool
-    track_best_outputs: bool
-    use_wandb: bool
-    wandb_api_key: str | None
-    wandb_init_kwargs: Mapping[str, Any] | None
-    use_mlflow: bool
-    gepa_kwargs: Mapping[str, Any] | None
-    max_demos: int
-    demo_input_field_maxlen: int
-    temperature_for_sampling: float
-    temperature_for_candidates: float
-    eval_kwargs: Mapping[str, Any]
-    devset: Sequence[Any]
-    restrict: Any
-    labeled_sample: bool
-    num_rules: int
-    program_aware_proposer: bool
-    data_aware_proposer: bool
-    view_data_batch_size: int
-    tip_aware_proposer: bool
-    fewshot_aware_proposer: bool
-    requires_permission_to_run: bool | None
-
-
-class CompileKeywords(BuiltinKeywords, total=False):
-    """What `compile` takes beside its data: the above, and any argument of the constructor for this call."""
-
-    prompt_model: Any
-    task_model: Any
-    proposer: Any
-    name: str | None
-    description: str | None
-    auto: Auto | None
-    num_rounds: int | None
-    num_candidates: int | None
-    num_trials: int | None
-    k_best: int | None
-    num_exemplars: int
-    init_temperature: float
-    max_train_examples: int | None
-    patience: int | None
-    min_delta: float
-    stop_at_score: float | None
-    max_metric_calls: int | None
-    max_full_evals: int | None
-    max_tokens: int | None
-    max_cost: float | None
-    timeout_seconds: float | None
-    stoppers: Sequence[Callable[..., Any]]
-    pruner: Any
-    predictor_strategy: Literal["all", "round_robin", "joint"]
-    lag: int | None
-    block_size: int
-    seed: int | None
-    max_bootstrapped_demos: int | None
-    max_labeled_demos: int | None
-    max_rounds: int
-    metric_threshold: float | None
-    teacher_settings: Mapping[str, Any] | None
-    storage: Any
-    study_name: str | None
-    log_dir: str | Path | None
-    callbacks: Sequence[Callable[[Any, Any], None]]
-    track_stats: bool
-    verbose: bool
-    display_progress: bool
-    num_threads: int | None
-    max_errors: int | None
-    failure_score: float
-    provide_traceback: bool | None
-    example_timeout_seconds: float | None
-
+FIELDS = OPROConfig.model_fields
 
 RENAMED: Mapping[str, str] = {
     "breadth": "num_candidates",
@@ -226,7 +127,7 @@ def translate(keywords: Mapping[str, Any], ours: Mapping[str, Any], where: str) 
     # minibatch=False comes last, to have the last word over minibatch_size.
     for name, value in sorted(keywords.items(), key=lambda item: item[0] == "minibatch"):
         if name not in BuiltinKeywords.__annotations__:
-            known = {**OPROConfig.model_fields, **BuiltinKeywords.__annotations__}
+            known = {**FIELDS, **BuiltinKeywords.__annotations__}
             raise unknown_keyword(name, known, where)
         if value is None:
             continue
@@ -235,7 +136,7 @@ def translate(keywords: Mapping[str, Any], ours: Mapping[str, Any], where: str) 
                 if "pruner" not in ours:
                     found["pruner"] = meaning
                 continue
-            default = OPROConfig.model_fields[argument].default
+            default = FIELDS[argument].default
             own = found[argument] if argument in found else ours.get(argument, default)
             if own not in (None, default, meaning) or (argument in found and own != meaning):
                 raise ValueError(
@@ -257,36 +158,18 @@ def _meaning(name: str, value: Any) -> dict[str, Any]:
     return {}
 
 
-def given(name: str, value: Any) -> bool:
-    """Whether an argument of `compile` says something: None stands for the constructor's value, where it can."""
-    return value is not None or name in ("auto", "pruner")
+def for_this_call(config: OPROConfig, arguments: Mapping[str, Any]) -> OPROConfig:
+    """The constructor's values, under those of a `compile` call.
 
-
-def named(*keywords: type) -> Callable[[F], F]:
-    """Show `**keywords` in a function's signature as named parameters, which tools and BetterTogether read."""
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())
-        names = {name for typed in keywords for name in inspect.get_annotations(typed)}
-        shown = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-            for name in sorted(names - set(signature.parameters))
-        ]
-        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*parameters[:-1], *shown, parameters[-1]]
-        )
-        return function
-
-    return decorate
-
-
-def warn(message: str) -> None:
-    """A `UserWarning` that points at the first line outside this package and what may wrap it."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _WRAPPERS:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
-
-
-_WRAPPERS = frozenset({"dspy_opro", "dspy", "mlflow", "functools", "contextlib"})
+    Args:
+        config: The constructor's.
+        arguments: Ours and those of the built-in optimizers; None stands for the constructor's value, where it can.
+    """
+    ours = {
+        name: value
+        for name, value in arguments.items()
+        if name in FIELDS and (value is not None or name in ("auto", "pruner"))
+    }
+    builtin = {name: value for name, value in arguments.items() if name not in FIELDS}
+    before = {name: getattr(config, name) for name in config.model_fields_set}
+    return make_config({**before, **ours, **translate(builtin, ours, "compile")})

@@ -58,7 +58,7 @@ class Desk:
         self._learn = learn
         self._open: dict[str, _Open] = {}  # work key -> work
         self._threads = DaemonThreads("dspy_opro desk")
-        self._wake = anyio.Event()
+        self._wake: anyio.Event | None = None  # of the wait for the next visit
         self._stock = max(1, num_threads // 2)  # calls to have waiting for a thread
         self._ran_dry = False  # whether threads waited for an answer to a claim
         self._cost = 0.01  # seconds that a visit takes, smoothed
@@ -132,7 +132,8 @@ class Desk:
 
     def hurry(self) -> None:
         """Something changed that may need a visit."""
-        self._wake.set()
+        if self._wake is not None:
+            self._wake.set()
 
     async def serve(self) -> None:
         """Visit the storage again and again, until cancelled."""

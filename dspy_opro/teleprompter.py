@@ -11,17 +11,15 @@ from anyio.from_thread import start_blocking_portal
 from dspy.teleprompt import Teleprompter
 
 from ._compat import with_compile_callbacks
-from .attach import attach
-from .config import Auto, OPROConfig, make_config
+from .config import Auto, make_config
 from .interrupts import graceful_interrupts
-from .migration import BuiltinKeywords, CompileKeywords, given, named, translate
+from .keywords import BuiltinKeywords, CompileKeywords, named
+from .migration import FIELDS, for_this_call, translate
 from .serialization import from_json, to_json
 from .setup import Setup, set_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-FIELDS = OPROConfig.model_fields
 
 
 class OPROTeleprompter(Teleprompter):
@@ -176,19 +174,18 @@ class OPROTeleprompter(Teleprompter):
             metric: In place of the constructor's.
             teacher: Bootstraps the demos, where demos are searched; of a list the first.
             valset: Decides early stopping and the result, where it is given.
-            keywords: Any argument of the constructor, for this call, and what the `compile` of DSPy's own
-                optimizers takes; see `migration.py`.
+            keywords: Any argument of the constructor, for this call, and what DSPy's own take; see `migration.py`.
 
         Returns:
-            The best program, never worse on the deciding data than the student. `program.opro_result` says how it
-            was found.
+            The best program, never worse on the deciding data than the student. `opro_result` on it says more.
 
         Raises:
             ValueError, TypeError: Something can't be used; nothing was spent.
             MetricError: The metric returned no score.
             TooManyErrors: The program failed too often. The exception's `program` is the best one so far.
         """
-        setup = set_up(self._config(trainset, metric, teacher, valset, keywords), student, is_async=False)
+        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
+        setup = set_up(for_this_call(self.config, {**data, **keywords}), student, is_async=False)
         with graceful_interrupts(setup.run.request_stop), start_blocking_portal() as portal:
             return setup.reporter.wait(portal.start_task_soon(_optimize, setup))
 
@@ -205,7 +202,8 @@ class OPROTeleprompter(Teleprompter):
         **keywords: Unpack[CompileKeywords],
     ) -> Any:
         """`compile` for a running loop; programs with an `aforward` of their own are awaited in it."""
-        setup = set_up(self._config(trainset, metric, teacher, valset, keywords), student, is_async=True)
+        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
+        setup = set_up(for_this_call(self.config, {**data, **keywords}), student, is_async=True)
         with graceful_interrupts(setup.run.request_stop):
             return await _optimize(setup)
 
@@ -236,15 +234,6 @@ class OPROTeleprompter(Teleprompter):
         """
         return cls(**from_json(config))
 
-    def _config(self, trainset: Any, metric: Any, teacher: Any, valset: Any, keywords: Any) -> OPROConfig:
-        """The constructor's values, under those of this call."""
-        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
-        ours = {k: v for k, v in {**data, **keywords}.items() if k in FIELDS and given(k, v)}
-        builtin = {k: v for k, v in keywords.items() if k not in FIELDS}
-        translated = translate(builtin, ours, "compile")
-        before = {k: getattr(self.config, k) for k in self.config.model_fields_set}
-        return make_config({**before, **ours, **translated})
-
 
 OPRO = OPROTeleprompter
 
@@ -254,16 +243,8 @@ async def _optimize(setup: Setup) -> Any:
     try:
         await setup.run.run()
     except Exception as error:
-        error.program = _finish(setup)  # type: ignore[attr-defined]
+        error.program = setup.best_program()  # type: ignore[attr-defined]
         raise
     finally:
         setup.close()
-    return _finish(setup)
-
-
-def _finish(setup: Setup) -> Any:
-    result = setup.result()
-    best = result.trajectory.best.candidate if len(result.trajectory) else setup.student
-    program = setup.program.build(best)
-    attach(program, result, setup.program.build, setup.config.track_stats)
-    return program
+    return setup.best_program()

@@ -121,7 +121,6 @@ def test_max_tokens(server: SimulatedServer, num_threads: int) -> None:
     result = program.opro_result
     assert result.stop_reason == "max_tokens"
     assert 6000 <= result.usage.tokens <= 6000 + 1000 * num_threads
-    assert result.best.candidate.round >= 0
     stats = settle(server)
     assert result.usage.tokens == sum(m.prompt_tokens + m.completion_tokens for m in stats.models.values())
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -428,8 +429,10 @@ async def no_threads_but(known: set[threading.Thread]) -> bool:
     return False
 
 
-async def test_threads_end_with_the_run(server: SimulatedServer) -> None:
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_threads_end_with_the_run(server: SimulatedServer, is_shared: bool, tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    for _ in range(3):
-        optimize(server, num_rounds=1, num_threads=16)
+    for number in range(3):
+        storage = f"sqlite:///{tmp_path / str(number)}.db" if is_shared else None
+        optimize(server, num_rounds=1, num_threads=16, storage=storage)
     assert await no_threads_but(before)

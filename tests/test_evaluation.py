@@ -154,7 +154,7 @@ async def test_calls_in_flight_are_never_more_than_num_threads_and_never_fewer_t
 async def test_threads_and_arrival_change_neither_trials_nor_failures() -> None:
     cases = [await Case(num_threads)() for num_threads in (1, 5, 64)]
     assert cases[0].trials == cases[1].trials == cases[2].trials
-    failures = [sorted(map(repr, case.run.failures)) for case in cases]
+    failures = [sorted(map(repr, case.run.told.failures)) for case in cases]
     assert failures[0] == failures[1] == failures[2] != []
     assert cases[0].store.events == cases[1].store.events == cases[2].store.events
 
@@ -178,7 +178,7 @@ async def test_what_is_recorded_is_not_done_again() -> None:
     assert again.trials == first.trials
     assert again.executor.num_scored == 0
     assert again.ledger.usage == first.ledger.usage  # what earlier processes spent counts
-    assert sorted(map(repr, again.run.failures)) == sorted(map(repr, first.run.failures))
+    assert sorted(map(repr, again.run.told.failures)) == sorted(map(repr, first.run.told.failures))
 
 
 async def test_a_run_goes_on_where_the_log_ends() -> None:
@@ -304,7 +304,7 @@ async def test_an_error_ends_the_run_as_itself(where: str) -> None:
     assert case.search.stop_reason == "error"
     assert case.run.num_in_flight == case.executor.in_flight == 0
     assert len(asyncio.all_tasks()) == 1
-    if where in ("prepare",):
+    if where == "prepare":
         assert case.executor.num_scored == 0
 
 

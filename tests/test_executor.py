@@ -15,8 +15,10 @@ import pytest
 from dspy_opro import ProposalRequest
 from dspy_opro.cleaning import Rules
 from dspy_opro.events import Reporter
-from dspy_opro.executor import DSPyExecutor, Options, TooManyErrors
+from dspy_opro.executor import DSPyExecutor
+from dspy_opro.failures import TooManyErrors
 from dspy_opro.metric import Metric, MetricError
+from dspy_opro.options import Options
 from dspy_opro.program import Program
 from dspy_opro.stopping import Ledger, Usage
 from dspy_opro.testing import LMCall, ScriptedLM

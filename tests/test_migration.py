@@ -14,7 +14,8 @@ from dspy.teleprompt import COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewSh
 
 from dspy_opro import OPROTeleprompter
 from dspy_opro.config import OPROConfig
-from dspy_opro.migration import COMPUTED, RENAMED, UNUSED, BuiltinKeywords, CompileKeywords, translate
+from dspy_opro.keywords import BuiltinKeywords, CompileKeywords
+from dspy_opro.migration import COMPUTED, RENAMED, UNUSED, translate
 from dspy_opro.racing import Halving
 
 BUILTINS = [MIPROv2, COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewShotWithRandomSearch]

@@ -1,0 +1,116 @@
+"""How far a run goes: the search's plan, its pruner and its stoppers follow from the arguments and sizes alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from . import study
+from .config import OPROConfig
+from .racing import Halving, Pruner, ScoreAll
+from .search import Search
+from .stopping import Patience, StopAtScore, Stopper
+from .trajectory import Candidate
+from .work import Plan, usual_lag
+
+
+def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val: int) -> Search:
+    """The search that the arguments ask for.
+
+    Args:
+        config: The arguments, resolved.
+        student: Candidate number zero.
+        num_train: Train examples that candidates are scored on.
+        num_val: Validation examples.
+
+    Raises:
+        ValueError: The pruner is none, or `max_metric_calls` is not enough for the student.
+    """
+    pruner = _pruner(config.pruner, config.block_size)
+    max_metric_calls = _max_metric_calls(config, num_train, num_val)
+    num_candidates = config.num_candidates or 8
+    most_rounds = math.inf if config.num_rounds is None else config.num_rounds
+    if max_metric_calls is not None:
+        per_round = pruner.most_calls(num_train, num_candidates) + num_val
+        most_rounds = min(most_rounds, (max_metric_calls - num_train - num_val) // per_round)
+    plan = Plan(
+        num_train=num_train,
+        num_val=num_val,
+        num_rounds=config.num_rounds,
+        num_candidates=num_candidates,
+        num_trials=config.num_trials,
+        num_demo_sets=_num_demo_sets(config, num_candidates),
+        predictor_strategy=config.predictor_strategy,
+        max_metric_calls=max_metric_calls,
+        lag=usual_lag(most_rounds) if config.lag is None else config.lag,
+        block_size=config.block_size,
+        seed=config.seed,
+    )
+    return Search(plan, student, pruner, recombine=study.recombine)
+
+
+def _pruner(pruner: Any, block_size: int) -> Pruner:
+    if pruner is None:
+        return ScoreAll()
+    if isinstance(pruner, str) and pruner == "auto":
+        return Halving()
+    if hasattr(pruner, "prune"):  # optuna.pruners.BasePruner
+        return study.OptunaPruner(pruner, block_size)
+    if hasattr(pruner, "drop"):
+        chosen: Pruner = pruner
+        return chosen
+    raise ValueError(
+        f'pruner must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {pruner!r}.'
+    )
+
+
+def _max_metric_calls(config: OPROConfig, num_train: int, num_val: int) -> int | None:
+    least = num_train + num_val
+    if config.max_full_evals is not None:
+        return config.max_full_evals * least
+    if config.max_metric_calls is not None and config.max_metric_calls < least:
+        raise ValueError(
+            f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
+            f"validation examples, but got {config.max_metric_calls}. Give fewer examples or max_train_examples."
+        )
+    return config.max_metric_calls
+
+
+def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
+    """Half of the first round's candidates, where demos are wanted."""
+    if not (config.max_bootstrapped_demos or config.max_labeled_demos):
+        return 0
+    return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
+
+
+def make_stoppers(config: OPROConfig) -> list[Stopper]:
+    """What is asked after every round, in this order."""
+    stoppers: list[Stopper] = []
+    if config.stop_at_score is not None:
+        stoppers.append(StopAtScore(config.stop_at_score))
+    if config.patience is not None:
+        stoppers.append(Patience(config.patience, config.min_delta))
+    return [*stoppers, *config.stoppers]
+
+
+def forecast(auto: str | None, search: Search) -> str:
+    """What a run can spend at most, in words.
+
+    Args:
+        auto: The preset.
+        search: The search, before its start.
+    """
+    plan = search.plan
+    if plan.num_rounds is None:
+        return "OPRO: no limit on rounds; the other limits end the run."
+    per_round = search.pruner.most_calls(plan.num_train, plan.num_candidates) + plan.num_val
+    examples = plan.num_train + plan.num_val + plan.num_rounds * per_round
+    if plan.max_metric_calls is not None:
+        examples = min(examples, plan.max_metric_calls)
+    per_candidate = 1 if plan.predictor_strategy != "all" else len(search.student.instructions)
+    proposals = plan.num_rounds * plan.num_candidates * per_candidate
+    return (
+        f"OPRO (auto={auto!r}): at most {plan.num_rounds} rounds of {plan.num_candidates} candidates, "
+        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} where all are "
+        "rejected); patience and the race usually end it far below."
+    )

@@ -16,7 +16,7 @@ test: $(STAMP)-dev  ## style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 slow: $(STAMP)-dev  ## the tests that take more than a few seconds
 	$(BIN)/pytest -m slow

@@ -45,7 +45,7 @@ def rehearse(
     num_examples: int = 60,
     **options: Any,
 ) -> Rehearsal:
-    """One run without a valset; `options` are those of `OPROTeleprompter`, with `auto=None`."""
+    """One run; `options` are those of `OPROTeleprompter`, with `auto=None`."""
     task = VocabularyTask(seed)
     proposer = ScriptedLM(task.proposer, keep_calls=False)
     values = {"metric": task.metric, "trainset": task.trainset(num_examples), "prompt_model": proposer}
@@ -118,7 +118,7 @@ class _Clock:
 
     def _tell(self, block: Block, position: int) -> None:
         (instruction,) = block.candidate.instructions.values()
-        item = f"train-{self._setup.inputs.orders['train'][position]}"
+        item = f"{block.split}-{self._setup.inputs.orders[block.split][position]}"
         right = self._task.is_right(instruction, item)
         output = f"answer: {self._task.answer(item) if right else 'code unknown'}"
         results = self._results.setdefault(id(block), {})

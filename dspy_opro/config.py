@@ -143,7 +143,7 @@ class OPROConfig(BaseModel):
         for name, value in given.items():
             if name not in self.model_fields_set or (values[name] is None and name != "pruner"):
                 values[name] = value
-        return OPROConfig.model_construct(**values)
+        return OPROConfig.model_construct(_fields_set=self.model_fields_set, **values)
 
 
 def make_config(values: Mapping[str, Any]) -> OPROConfig:

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from . import study
-from .config import OPROConfig
-from .racing import Halving, Pruner, ScoreAll
+from .config import OPROConfig, paper
+from .racing import Halving, Pruner, ScoreAll, affordable_examples, usual_first
 from .search import Search
 from .stopping import Patience, StopAtScore, Stopper
 from .trajectory import Candidate
@@ -20,13 +20,14 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
     Args:
         config: The arguments, resolved.
         student: Candidate number zero.
-        num_train: Train examples that candidates are scored on.
+        num_train: Train examples that candidates may be scored on.
         num_val: Validation examples.
 
     Raises:
         ValueError: The pruner is none, or `max_metric_calls` is not enough for the student.
     """
-    pruner = _pruner(config.pruner, config.block_size)
+    num_train = _num_train(config, num_train)
+    pruner = _pruner(config.pruner, config.block_size, num_train)
     max_metric_calls = _max_metric_calls(config, num_train, num_val)
     num_candidates = config.num_candidates or 8
     most_rounds = math.inf if config.num_rounds is None else config.num_rounds
@@ -49,11 +50,19 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
     return Search(plan, student, pruner, recombine=study.recombine)
 
 
-def _pruner(pruner: Any, block_size: int) -> Pruner:
+def _num_train(config: OPROConfig, num_train: int) -> int:
+    """Train examples of a full score: the first ones in race order, so that more budget makes use of what is scored."""
+    is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
+    if config.max_metric_calls is None or config.pruner != "auto" or is_chosen or paper(config):
+        return num_train
+    return min(num_train, affordable_examples(config.max_metric_calls))
+
+
+def _pruner(pruner: Any, block_size: int, num_train: int) -> Pruner:
     if pruner is None:
         return ScoreAll()
     if isinstance(pruner, str) and pruner == "auto":
-        return Halving()
+        return Halving(first=usual_first(num_train))
     if hasattr(pruner, "prune"):  # optuna.pruners.BasePruner
         return study.OptunaPruner(pruner, block_size)
     if hasattr(pruner, "drop"):

@@ -133,6 +133,20 @@ class Halving:
         return calls
 
 
+def usual_first(num_examples: int) -> int:
+    """`Halving.first` for so many examples: 4, and fewer where a whole race has few of them."""
+    return min(4, max(2, num_examples // 6))
+
+
+def affordable_examples(num_calls: int) -> int:
+    """How many examples are "all of them" for a run that may score so many.
+
+    Every winner is scored on all: one that costs more than a 32nd of the budget leaves too few rounds.
+    docs/decisions/0007-small-budgets.md has the figures.
+    """
+    return max(16, num_calls // 32)
+
+
 @dataclass(frozen=True)
 class ScoreAll:
     """Every candidate is scored on every example (`pruner=None`, and the paper)."""

@@ -144,7 +144,7 @@ def set_up(config: OPROConfig, student: Any, is_async: bool) -> Setup:
     shared = store if isinstance(store, study.SharedStore) else None
     run = Run(search, executor, store, ledger, budget, num_threads, shared)
     setup = Setup(inputs, executor, store, progress, run, reporter, directory, started)
-    first = Block(program.candidate, 0, "train", 0, min(config.block_size, len(train)))
+    first = Block(program.candidate, 0, "train", 0, min(config.block_size, search.plan.num_train))
     if store.is_fresh if shared is None else shared.join(settings_of(config, search.plan), first):
         run.prepare = lambda: executor.try_one(program.candidate)
     stoppers = make_stoppers(config)

@@ -44,7 +44,8 @@ class OPROTeleprompter(Teleprompter):
         k_best: Scored instructions shown to the optimizer LM, 20 (section 5.1).
         num_exemplars: Examples shown to it, 3 (section 5.1).
         init_temperature: Its sampling temperature, 1.0 (section 5.1).
-        max_train_examples: Train examples that candidates are scored on at most, a seeded choice.
+        max_train_examples: Train examples that candidates are scored on at most, a seeded choice. Where only
+            `max_metric_calls` is given, a 32nd of that, and 16 at least.
         patience: Rounds in a row without a better program that end the run.
         min_delta: What counts as better for `patience`, in the metric's scale.
         stop_at_score: Mean score that ends the run.

@@ -88,7 +88,7 @@ OUTSIDE = {
     "local.engine": {"dspy"},
     # DSPy before 3.4 hands its LMs litellm's requests and expects litellm's responses.
     "local.forward": {"dspy", "litellm"},
-    "local.schema": {"xllamacpp"},
+    "local.schema": {"pydantic_core", "xllamacpp"},
     "local.server": {"xllamacpp"},
     "local.lm": {"dspy"},
     "local.weights": {"huggingface_hub"},

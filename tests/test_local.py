@@ -83,7 +83,9 @@ def test_json_adapter_sends_the_schema_and_every_answer_is_one_of_the_labels(
     lm: LocalLM, classify: dspy.Predict
 ) -> None:
     with dspy.context(lm=lm.copy(temperature=2.0)):
-        labels = [classify(review=review, config={"rollout_id": n}).label for n, review in enumerate(REVIEWS)]
+        labels = [
+            classify(review=review, config={"rollout_id": n}).label for n, review in enumerate(REVIEWS * 3)
+        ]
     assert set(labels) <= LABELS
     assert len(set(labels)) > 1
     response_format = classify.history[-1]["kwargs"]["response_format"]

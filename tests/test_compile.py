@@ -378,7 +378,7 @@ def test_a_program_with_more_threads_than_dspys_own_limit(server: SimulatedServe
         {"pruner": optuna.pruners.MedianPruner(n_startup_trials=1)},
         {"init_temperature": 0.0},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_runs_of_every_size(server: SimulatedServer, changes: dict[str, Any]) -> None:
     program = optimize(server, **changes)

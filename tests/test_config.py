@@ -65,7 +65,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"name": 3}, "name must be a text, but got 3."),
         ({"log_dir": 3}, "log_dir must be a path, but got 3."),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_value_out_of_range_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
     for make in (OPROTeleprompter, lambda **given: make_config(given)):

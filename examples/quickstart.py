@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-threads", type=int, help="default: 1 for the model in here, else 16")
+    parser.add_argument("--num-threads", type=int, help="default: one per core for the model in here, else 16")
     parser.add_argument(
         "--max-metric-calls", type=int, default=260, help="examples that the search may score"
     )
@@ -78,7 +78,7 @@ def main() -> None:
     else:
         lm = dspy.LM(arguments.model, **({"api_base": arguments.api_base} if arguments.api_base else {}))
     dspy.configure(lm=lm, adapter=dspy.JSONAdapter())
-    num_threads = arguments.num_threads or (1 if arguments.model is None else 16)
+    num_threads = arguments.num_threads or (lm.llama.n_parallel if arguments.model is None else 16)
 
     train, test = load("train"), load("test")
     student = dspy.Predict(Judge)

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-threads", type=int, help="default: one per core for the model in here, else 16")
     parser.add_argument(
-        "--max-metric-calls", type=int, default=260, help="examples that the search may score"
+        "--max-metric-calls", type=int, default=216, help="examples that the search may score"
     )
     arguments = parser.parse_args()
 
@@ -94,7 +94,7 @@ def main() -> None:
         auto=None,
         init_temperature=0.7 if arguments.model is None else 1.0,
         max_metric_calls=arguments.max_metric_calls,
-        max_train_examples=60,
+        max_train_examples=40,
         num_threads=num_threads,
         seed=arguments.seed,
         callbacks=[show],

@@ -152,7 +152,8 @@ def test_callbacks_get_study_and_trial(server: SimulatedServer) -> None:
     seen: list[tuple[optuna.Study, optuna.trial.FrozenTrial]] = []
     program = optimize(server, callbacks=[lambda study, trial: seen.append((study, trial))])
     trials = program.opro_result.trajectory.trials
-    assert sorted(trial.user_attrs["candidate_id"] for _, trial in seen) == sorted(t.id for t in trials)
+    assert [trial.user_attrs["candidate_id"] for _, trial in seen] == [t.id for t in trials]
+    assert [trial.number for _, trial in seen] == list(range(len(trials)))
     study = seen[0][0]
     assert [t.user_attrs["candidate_id"] for t in study.trials] == [t.id for t in trials]
     assert [t.value for t in study.trials] == [t.reward for t in trials]

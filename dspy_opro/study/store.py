@@ -90,6 +90,8 @@ class OptunaStore:
         self._num_entries = 0
         self._tallies: dict[str, Tally] = {}  # candidate id -> what its blocks add up to
         self._unshown: deque[tuple[Event, Tally]] = deque()
+        self._unfinished: deque[str] = deque()  # candidate ids, in the order of their trials' numbers
+        self._held: dict[str, tuple[Finished, Tally]] = {}  # candidate id -> finished before an earlier one
         self._board: TrialBoard | None = None
         self._check(dict(fingerprint or {}))
 
@@ -190,12 +192,20 @@ class OptunaStore:
             tally.add(answer.work, answer.content, answer.usage)  # type: ignore[arg-type]  # a block's outcomes
 
     def note(self, event: Event) -> None:
-        """Have an event shown by the next `draw`."""
-        tally = Tally()
+        """Have an event shown by the next `draw`.
+
+        Trials finish in the order of their numbers: callbacks that log by the number, as that of Weights & Biases,
+        drop what comes later with a lower one.
+        """
         if isinstance(event, Finished):
-            tally = self._tallies.pop(event.trial.id, tally)
+            self._held[event.trial.id] = event, self._tallies.pop(event.trial.id, Tally())
             self._memory.forget(event.trial.candidate)
-        self._unshown.append((event, tally))
+            while self._unfinished and self._unfinished[0] in self._held:
+                self._unshown.append(self._held.pop(self._unfinished.popleft()))
+            return
+        if isinstance(event, Proposed):
+            self._unfinished.extend(candidate.id for candidate in event.candidates)
+        self._unshown.append((event, Tally()))
 
     # -- the present: what waits for the storage -------------------------------------------------
 
@@ -226,6 +236,8 @@ class OptunaStore:
 
     def close(self, stop_reason: str) -> None:
         """Write the reason; trials under way are left for the next process where it may go on with them."""
+        self._unshown.extend(self._held.values())
+        self._held.clear()
         self.draw()
         self.study.set_user_attr("stop_reason", stop_reason)
         if self._board is not None and (self._log is None or stop_reason not in RESUMABLE):

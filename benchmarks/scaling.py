@@ -135,7 +135,7 @@ def main() -> None:
     )
     parser.add_argument("--postgresql", default="postgresql://postgres@127.0.0.1:5432/test")
     parser.add_argument("--workers", default="1,4,16")
-    parser.add_argument("--rounds", default="1,4,12", help="rounds for each number of workers")
+    parser.add_argument("--rounds", default="1,3,8", help="rounds for each number of workers")
     parser.add_argument("--scale", type=float, default=1.0, help="times the latencies")
     parser.add_argument("--parts", default="storage,workers,kills")
     arguments = parser.parse_args()

@@ -1,18 +1,23 @@
-"""Calls under way: takes work apart into single calls, in order of urgency, and puts their results together."""
+"""Calls under way: takes work apart into single calls, in order of urgency, and puts their results together.
+
+A thread that has scored an example takes the next one itself. The way through the event loop would cost more than all
+else in this file, and where many threads want the interpreter's lock, each change of threads waits for it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .protocols import Executor
+from .protocols import Executor, Unit
 from .stopping import Usage
 from .trajectory import Outcome
 from .work import Ask, Block, Proposal, Work
 
-Unit = tuple[Work, int]  # the work and, for a block, a position
 Scored = tuple[Outcome, Usage]
 
 
@@ -39,30 +44,43 @@ class Calls:
     Args:
         executor: Does them.
         limit: Calls in flight at most.
+        may_start: Whether another call may begin; asked in any thread, just before it does.
         on_answer: Called with work, content, cost and what known parts had cost before, once all of a piece of
             work is there.
         on_error: Called with what a call raised.
-        on_free: Called when a call has ended, with whether it was cancelled; calls `start` for what may follow it.
+        on_free: Called when a thread is free, with whether its call was cancelled; calls `start` for what may
+            follow it.
+        on_complete: Called after the answer of a block, which more may follow from.
+        on_taken: Called when a thread has taken its next example itself, where that matters to anyone.
+
+    All but `may_start` are called on the loop's thread, and the last two from outside any task: they start nothing.
     """
 
     def __init__(
         self,
         executor: Executor,
         limit: int,
+        may_start: Callable[[], bool],
         on_answer: Callable[[Work, Proposal | tuple[Outcome, ...], Usage, Usage], None],
         on_error: Callable[[Exception], None],
         on_free: Callable[[bool], None],
+        on_complete: Callable[[], None],
+        on_taken: Callable[[], None] | None = None,
     ) -> None:
         self.limit = limit
         self.num_in_flight = 0
         self._executor = executor
+        self._may_start = may_start
         self._on_answer = on_answer
         self._on_error = on_error
         self._on_free = on_free
-        self._units: list[tuple[tuple[int, int, int], Unit]] = []
+        self._on_complete = on_complete
+        self._on_taken = on_taken
+        self._loop: asyncio.AbstractEventLoop
+        self._lock = threading.Lock()  # for what follows, which threads change too
+        self._units: list[tuple[tuple[int, int, int], tuple[Work, int]]] = []
         self._num_units = 0
         self._blocks: dict[int, _Parts] = {}  # id(block) -> its parts
-        self._successor: list[Unit] | None = None  # an empty list waits for what a task is to do next
 
     @property
     def num_waiting(self) -> int:
@@ -77,15 +95,17 @@ class Calls:
             known: Position -> what an earlier process left of a block.
         """
         if isinstance(work, Ask):
-            self._push(0, work, 0)
+            with self._lock:
+                self._push(0, work, 0)
             return
-        parts = self._blocks[id(work)] = _Parts(work, known)
+        parts = _Parts(work, known)
+        with self._lock:
+            self._blocks[id(work)] = parts
+            for position in range(work.start, work.stop):
+                if position not in known:
+                    self._push(1, work, position)
         if parts.is_complete:  # out of what several processes left
-            self._finish(parts)
-            return
-        for position in range(work.start, work.stop):
-            if position not in known:
-                self._push(1, work, position)
+            self._answer(parts)
 
     def _push(self, urgency: int, work: Work, position: int) -> None:
         self._num_units += 1
@@ -93,59 +113,80 @@ class Calls:
 
     def clear(self) -> None:
         """Forget what was not started."""
-        self._units.clear()
+        with self._lock:
+            self._units.clear()
 
     @property
     def can_start(self) -> bool:
         return bool(self._units) and self.num_in_flight < self.limit
 
     def start(self, tasks: Any) -> None:
-        """Start the most urgent call in a task group."""
-        unit = heapq.heappop(self._units)[1]
-        self.num_in_flight += 1
-        if self._successor == []:
-            self._successor.append(unit)
-        else:
-            tasks.start_soon(self._run, unit)
+        """Start the most urgent call in a task group, unless a thread has just taken the last one."""
+        with self._lock:
+            unit = heapq.heappop(self._units)[1] if self._units else None
+        if unit is not None:
+            self._loop = asyncio.get_running_loop()
+            self.num_in_flight += 1
+            tasks.start_soon(self._run, *unit)
 
-    async def _run(self, unit: Unit) -> None:
-        """Do a call, and then the next one: a new task for each would cost more than all else in this file."""
-        units = [unit]
-        try:
-            while units:
-                await self._do(*units.pop())
-                self.num_in_flight -= 1
-                self._successor = units
-                try:
-                    self._on_free(False)
-                finally:
-                    self._successor = None
-        except BaseException:  # cancelled
-            self.num_in_flight -= 1
-            self._on_free(True)
-            raise
-
-    async def _do(self, work: Work, position: int) -> None:
+    async def _run(self, work: Work, position: int) -> None:
+        """Do a call, and where it is an example those that the thread takes after it."""
+        is_cancelled = True
         try:
             if isinstance(work, Ask):
                 proposal, usage = await self._executor.propose(work)
                 self._on_answer(work, proposal, usage, Usage())
             else:
-                scored = await self._executor.score(work, position)
-                parts = self._blocks[id(work)]
-                parts.new[position] = scored
-                if parts.is_complete:
-                    self._finish(parts)
+                await self._executor.score((work, position), self._next)
+            is_cancelled = False
         except Exception as error:
+            is_cancelled = False
             self._on_error(error)
+        finally:
+            self.num_in_flight -= 1
+            self._on_free(is_cancelled)
+
+    def _next(self, unit: Unit, outcome: Outcome, usage: Usage) -> Unit | None:
+        """`protocols.Then`."""
+        block, position = unit
+        following: Unit | None = None
+        with self._lock:
+            parts = self._blocks.get(id(block))
+            if parts is None:  # the run has ended meanwhile, see `leftovers`
+                return None
+            parts.new[position] = outcome, usage
+            if self._units and self._may_start():
+                work, place = self._units[0][1]
+                if isinstance(work, Block):  # the optimizer LM is asked from the loop
+                    heapq.heappop(self._units)
+                    following = work, place
+            if parts.is_complete:
+                self._loop.call_soon_threadsafe(self._finish, parts)
+            elif following is not None and self._on_taken is not None:
+                self._loop.call_soon_threadsafe(self._on_taken)
+        return following
 
     def _finish(self, parts: _Parts) -> None:
-        del self._blocks[id(parts.block)]
+        """A block is complete; unless the run has ended meanwhile."""
+        if id(parts.block) not in self._blocks:
+            return
+        try:
+            self._answer(parts)
+        except Exception as error:
+            self._on_error(error)
+        self._on_complete()
+
+    def _answer(self, parts: _Parts) -> None:
+        with self._lock:
+            del self._blocks[id(parts.block)]
         self._on_answer(parts.block, parts.outcomes(), _sum(parts.new), _sum(parts.known))
 
     def leftovers(self) -> Iterator[tuple[Block, tuple[Outcome, ...], Usage]]:
-        """What was scored of blocks that did not get complete, in pieces without gaps."""
-        for parts in self._blocks.values():
+        """What was scored of blocks that did not get complete, in pieces without gaps; the end of these blocks."""
+        with self._lock:
+            blocks = [*self._blocks.values()]
+            self._blocks.clear()
+        for parts in blocks:
             start = None
             for position in range(parts.block.start, parts.block.stop + 1):
                 if position in parts.new:
@@ -155,7 +196,6 @@ class Calls:
                     block = replace(parts.block, start=start, stop=position)
                     yield block, tuple(outcome for outcome, _ in piece.values()), _sum(piece)
                     start = None
-        self._blocks.clear()
 
 
 def _sum(parts: Mapping[int, Scored]) -> Usage:

@@ -62,7 +62,17 @@ class Run:
         self._budget = budget
         self._bell = Bell()
         self._recorder = Recorder(store.record, store.draw, lambda: self.request_stop("storage_lost"))
-        self._calls = Calls(executor, num_threads, self._answer, self._fail_unless_done, self._go_on)
+        self._calls = Calls(
+            executor,
+            num_threads,
+            may_start=self._may_start,
+            on_answer=self._answer,
+            on_error=self._fail_unless_done,
+            on_free=self._go_on,
+            on_complete=self._bell.ring,
+            # Where others share the run, more is claimed as soon as less is waiting.
+            on_taken=None if shared is None else self._bell.ring,
+        )
         self._company: Alone | Together
         if shared is None:
             self._company = Alone(store, self._recorder, self._calls)
@@ -143,7 +153,7 @@ class Run:
     # -- calls -----------------------------------------------------------------------------------
 
     def _go_on(self, is_cancelled: bool) -> None:
-        """A call has ended: start what follows without a turn of the loop, unless there is more to see to."""
+        """Start what may follow without a turn of the loop, unless there is more to see to."""
         if not is_cancelled:
             self._start_calls()
         if is_cancelled or self.num_in_flight == 0 or self.search.done:
@@ -159,15 +169,25 @@ class Run:
         self.told.pull()
         if not self.search.done:
             self._company.take_on()
-        reason = self._bell.wish or ("storage_lost" if self._company.is_lost else None)
+        reason = self._wish()
         while reason is None and not self.search.done and self._calls.can_start:
-            reason = self._budget.exhausted(self.ledger.usage, time.monotonic() - self._started)
+            reason = self._exhausted()
             if reason is None:
                 self._calls.start(self._tasks)
         if reason is not None and self._company.agrees_to_end(reason):
             self.search.stop(reason)
         if self.search.done:
             self._calls.clear()
+
+    def _may_start(self) -> bool:
+        """Whether a thread may take another example by itself."""
+        return not self.search.done and self._wish() is None and self._exhausted() is None
+
+    def _wish(self) -> str | None:
+        return self._bell.wish or ("storage_lost" if self._company.is_lost else None)
+
+    def _exhausted(self) -> str | None:
+        return self._budget.exhausted(self.ledger.usage, time.monotonic() - self._started)
 
     def _answer(
         self, work: Work, content: Proposal | tuple[Outcome, ...], usage: Usage, before: Usage

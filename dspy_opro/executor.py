@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,12 +16,12 @@ from .metric import Metric, MetricError
 from .options import Options
 from .program import Program
 from .proposing import Proposing
-from .protocols import ProposalRequest
+from .protocols import ProposalRequest, Then, Unit
 from .requests import Requests
 from .scoring import MetricRaised, Scored, Scoring
 from .stopping import Ledger, Usage
 from .threads import DaemonThreads
-from .trajectory import Candidate, Outcome, Trial
+from .trajectory import Candidate, Trial
 from .work import Ask, Block, Proposal
 
 logger = logging.getLogger("dspy_opro")
@@ -95,13 +96,35 @@ class DSPyExecutor:
             f"The student fails on every example tried. First cause: {in_brief(cause)}"
         ) from cause
 
-    async def score(self, block: Block, position: int) -> tuple[Outcome, Usage]:
-        candidate = block.candidate
-        known = self._tried.pop((candidate.id, block.split, position), None)
-        outcome, usage, error = known or await self._scoring.score(candidate, block.split, position)
+    async def score(self, unit: Unit, then: Then) -> None:
+        if self._scoring.stays_in_thread:
+            await self._threads.run(lambda: self._score_here(unit, then))
+            return
+        following: Unit | None = unit
+        while following is not None:
+            block, position = following
+            scored = self._known(*following)
+            scored = scored or await self._scoring.score(block.candidate, block.split, position)
+            following = self._file(following, scored, then)
+
+    def _score_here(self, unit: Unit, then: Then) -> None:
+        """Score in this thread as long as `then` has more; each example sees the context that the first one saw."""
+        following: Unit | None = unit
+        while following is not None:
+            block, position = following
+            what = block.candidate, block.split, position
+            scored = self._known(*following)
+            scored = scored or contextvars.copy_context().run(self._scoring.score_here, *what)
+            following = self._file(following, scored, then)
+
+    def _known(self, block: Block, position: int) -> Scored | None:
+        return self._tried.pop((block.candidate.id, block.split, position), None)
+
+    def _file(self, unit: Unit, scored: Scored, then: Then) -> Unit | None:
+        outcome, usage, error = scored
         if outcome.error is not None:
-            self._failures.count(candidate, error)
-        return outcome, usage
+            self._failures.count(unit[0].candidate, error)
+        return then(unit, outcome, usage)
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The candidate's program."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -30,16 +31,18 @@ class Failures:
         self._failed: set[str] = set()  # ids of candidates with a failure in this process
         self._dead: list[Trial] = []  # trials of the last rounds in which every example failed
         self._first_cause: Exception | None = None
+        self._lock = threading.Lock()
 
     def count(self, candidate: Candidate, error: Exception | None) -> None:
-        """An example has failed.
+        """An example has failed; from any thread.
 
         Raises:
             TooManyErrors: It was the last of `max_errors`.
         """
-        self._num_failures += 1
-        self._first_cause = self._first_cause or error
-        self._failed.add(candidate.id)
+        with self._lock:
+            self._num_failures += 1
+            self._first_cause = self._first_cause or error
+            self._failed.add(candidate.id)
         max_errors = self._options.max_errors
         if max_errors is not None and self._num_failures >= max_errors:
             self._give_up(f"on {self._num_failures} examples (max_errors={max_errors})")

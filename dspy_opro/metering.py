@@ -12,6 +12,8 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from .stopping import Usage
 
+NOTHING = Usage()
+
 
 class Meter:
     """Counts LM calls, tokens and dollars; entries and answers themselves are not kept.
@@ -19,14 +21,18 @@ class Meter:
     Args:
         caller: On whose side calls are booked, the program's or the proposer's.
         book: Told of every call as it ends: one that a time limit left behind is paid for, too.
+        entry: What the work itself counts as; booked at once.
     """
 
-    def __init__(self, caller: Literal["scorer", "proposer"], book: Callable[[Usage], None]) -> None:
+    def __init__(
+        self, caller: Literal["scorer", "proposer"], book: Callable[[Usage], None], entry: Usage
+    ) -> None:
         self._caller = caller
         self._book = book
         self._lock = threading.Lock()
-        self.usage = Usage()
+        self.usage = entry
         """What was spent so far."""
+        book(entry)
 
     def add(self, usage: Any, cost: Any) -> None:
         """Book one LM call. An answer from DSPy's cache has no usage, and still the cost of the first time."""
@@ -81,7 +87,10 @@ class _Tracker(UsageTracker):
 
 @contextmanager
 def metered(
-    caller: Literal["scorer", "proposer"], book: Callable[[Usage], None], **settings: Any
+    caller: Literal["scorer", "proposer"],
+    book: Callable[[Usage], None],
+    entry: Usage = NOTHING,
+    **settings: Any,
 ) -> Iterator[Meter]:
     """A `dspy.context` in which all LM calls are counted, those in threads of `dspy.Parallel` too.
 
@@ -89,7 +98,7 @@ def metered(
     every module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every
     task of `dspy.Parallel` return None.
     """
-    meter = Meter(caller, book)
+    meter = Meter(caller, book, entry)
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:
         settings["usage_tracker"] = _Tracker(meter, dspy.settings.usage_tracker)
     callers = [_Caller(meter), *(dspy.settings.caller_modules or [])]

@@ -66,14 +66,24 @@ class ProposalRequest:
     """Differs between all requests of a run and is the same when the run is repeated."""
 
 
+Unit = tuple[Block, int]
+"""One example to score: the block and the position in it."""
+
+Then = Callable[[Unit, Outcome, Usage], "Unit | None"]
+"""Files what an example gave and answers with the next one for the same thread; may be called from any thread."""
+
+
 class Executor(Protocol):
-    """Does the work: one call of the proposer, one example through program and metric."""
+    """Does the work: one call of the proposer, examples through program and metric."""
 
     async def propose(self, ask: Ask) -> tuple[Proposal, Usage]:
         """Never raises for a failing LM: that is a `Proposal` with `error`."""
 
-    async def score(self, block: Block, position: int) -> tuple[Outcome, Usage]:
-        """Never raises for a failing program: that is an `Outcome` with `error`."""
+    async def score(self, unit: Unit, then: Then) -> None:
+        """Score an example, and one after the other what `then` answers with.
+
+        Never raises for a failing program: that is an `Outcome` with `error`.
+        """
 
 
 class Store(Protocol):
@@ -170,4 +180,6 @@ __all__ = [
     "Stopper",
     "Store",
     "Style",
+    "Then",
+    "Unit",
 ]

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_Job = tuple[contextvars.Context, Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+
+
+@dataclass
+class _Job:
+    """A call that a task awaits."""
+
+    function: Callable[[], Any]
+    context: contextvars.Context
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    """What the task awaits."""
+    awaiting: Future[Any] | None = None
+    """What the call waits for on the loop."""
 
 
 class DaemonThreads:
@@ -25,6 +40,7 @@ class DaemonThreads:
         self._idle: list[SimpleQueue[_Job | None]] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._own = threading.local()  # `job` is the one that this thread is at
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await `function()`, called in a thread that sees a copy of this task's context.
@@ -32,15 +48,29 @@ class DaemonThreads:
         Cancelled, it returns at once and leaves the call to itself; its result is dropped.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        job = _Job(function, contextvars.copy_context(), loop, loop.create_future())
         with self._lock:
             queue = self._idle.pop() if self._idle else None
         if queue is None:
             queue = SimpleQueue()
             threading.Thread(target=self._work, args=(queue,), name=self._name, daemon=True).start()
-        queue.put((contextvars.copy_context(), function, future, loop))
-        result: T = await future
+        queue.put(job)
+        try:
+            result: T = await job.future
+        finally:
+            if job.awaiting is not None:
+                job.awaiting.cancel()
         return result
+
+    def resolve(self, value: Awaitable[T] | T) -> T:
+        """Within a call: the value, awaited where it can be, on the loop and in this thread's context."""
+        if not inspect.isawaitable(value):
+            return value
+        job: _Job = self._own.job
+        job.awaiting = asyncio.run_coroutine_threadsafe(_result_of(value), job.loop)
+        if job.future.done():  # cancelled meanwhile
+            job.awaiting.cancel()
+        return job.awaiting.result()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their call."""
@@ -52,35 +82,47 @@ class DaemonThreads:
 
     def _work(self, queue: SimpleQueue[_Job | None]) -> None:
         while True:
-            job = queue.get()
+            job = self._own.job = queue.get()
             if job is None:
                 return
-            context, function, future, loop = job
             result, error = None, None
             try:
-                result = context.run(function)
+                result = job.context.run(job.function)
             except BaseException as caught:
-                error = caught
+                error = as_exception(caught)
             with self._lock:
                 closed = self._closed
                 if not closed:
                     self._idle.append(queue)
             try:
-                loop.call_soon_threadsafe(_settle, future, result, error)
+                job.loop.call_soon_threadsafe(_settle, job.future, result, error)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
             if closed:
                 return
-            del job, context, function, future, loop, result, error
+            self._own.job = None
+            del job, result, error
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+async def _result_of(value: Awaitable[T]) -> T:
+    return await value
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What a call raised, as an error like any other.
+
+    SystemExit or KeyboardInterrupt would end the loop's thread there, CancelledError pass for a cancellation, and a
+    future takes no StopIteration.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
     if future.done():  # cancelled
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration) or not isinstance(error, Exception):
-        # A future takes no StopIteration; the others would end the loop's thread, or pass for a cancellation.
-        future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         future.set_exception(error)

@@ -3,7 +3,8 @@
 #
 #   scripts/matrix.sh [ROW ...]        e.g.  scripts/matrix.sh 3.0 tools        no ROW: all of them
 #
-# Needs uv, and the Pythons 3.10 to 3.13 on the PATH or to be had through uv.
+# Needs uv, and the Pythons 3.10 to 3.13: on the PATH, in pyenv, or to be had through uv. With ANY_PYTHON=1 a row
+# whose Python is missing runs on the first that is there, and says so.
 set -u
 
 cd "$(dirname "$0")/.."
@@ -20,7 +21,16 @@ rows='
 oldest 3.10 dspy==3.0.* optuna==4.0.* lowest-direct
 tools  3.11 dspy==3.4.* optuna>=5     highest
 '
-tests='pytest>=8 pytest-asyncio>=1 pytest-timeout hypothesis numpy hatchling'
+tests='pytest>=8 pytest-asyncio>=1 pytest-timeout pytest-xdist hypothesis numpy scipy hatchling'
+
+# A pyenv shim is on the PATH for versions that it then refuses to run, and uv does not look into pyenv's folder.
+find_python() { # version
+    for python in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        if "$python" -c "" 2>/dev/null; then command -v "$python" && return; fi
+    done
+    if "$uv" python find --no-python-downloads "$1" 2>/dev/null; then return; fi
+    if [ -n "${ANY_PYTHON:-}" ]; then echo python3; else echo "$1"; fi
+}
 
 install() {
     "$uv" pip install -q --python "$where/$1/bin/python" --resolution "$5" "$3" "$4" "$6" &&
@@ -28,20 +38,19 @@ install() {
 }
 
 run() { # row python dspy optuna resolution
-    extras=.
-    mark='not slow'
-    paths=tests
-    if [ "$1" = tools ]; then
-        extras='.[report,integrations]' mark='' paths=tests/conformance
-    fi
-    if ! "$uv" venv -q --clear --python "$2" "$where/$1"; then
+    extras='.[report,postgresql]' mark='not slow' paths=tests
+    case $1 in
+        oldest) extras=. ;;
+        tools) extras='.[report,integrations]' mark='' paths=tests/conformance ;;
+    esac
+    if ! "$uv" venv -q --clear --python "$(find_python "$2")" "$where/$1"; then
         echo "row $1: there is no Python $2"
         return 1
     fi
     install "$@" "$extras" || { echo "row $1: could not be installed"; return 1; }
     "$where/$1/bin/python" -c "import dspy, optuna, platform as p; print('row $1: Python', p.python_version(), \
 'DSPy', dspy.__version__, 'Optuna', optuna.__version__)" 2>/dev/null
-    timeout 1800 "$where/$1/bin/python" -m pytest -q -p no:cacheprovider -m "$mark" $paths
+    timeout 1800 "$where/$1/bin/python" -m pytest -q -p no:cacheprovider -n auto --dist loadfile -m "$mark" $paths
 }
 
 failed=

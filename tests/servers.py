@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -37,6 +38,12 @@ def as_user(name: str, directory: Path) -> list[str]:
     return ["runuser", "-u", name, "--"]
 
 
+def need_driver(*modules: str) -> None:
+    """Skip where none of these packages is installed."""
+    if not any(importlib.util.find_spec(module) for module in modules):
+        pytest.skip(f"{' or '.join(modules)} is not installed")
+
+
 def wait_for_port(port: int, process: subprocess.Popen[Any], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -50,6 +57,7 @@ def wait_for_port(port: int, process: subprocess.Popen[Any], seconds: float = 30
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The URL of a database of its own."""
+    need_driver("psycopg", "psycopg2")
     initdb, postgres = find("initdb"), find("postgres")
     if initdb is None or postgres is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
@@ -71,6 +79,7 @@ def postgresql() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis() -> Iterator[str]:
     """The URL of a server that keeps everything in memory."""
+    need_driver("redis")
     program = find("redis-server")
     if program is None:
         pytest.skip("Redis is not installed (Debian: redis-server)")
@@ -88,6 +97,7 @@ def redis() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mysql() -> Iterator[str]:
     """The URL of a MariaDB database of its own."""
+    need_driver("pymysql")
     install, server = find("mariadb-install-db"), find("mariadbd")
     if install is None or server is None:
         pytest.skip("MariaDB is not installed (Debian: mariadb-server)")

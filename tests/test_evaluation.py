@@ -14,9 +14,11 @@ import pytest
 
 from dspy_opro import recording
 from dspy_opro.evaluation import Run
+from dspy_opro.protocols import Then, Unit
 from dspy_opro.racing import Halving
 from dspy_opro.search import Search
 from dspy_opro.stopping import Budget, Ledger, Usage
+from dspy_opro.threads import DaemonThreads
 from dspy_opro.trajectory import Candidate, Outcome
 from dspy_opro.work import Answer, Ask, Block, Event, Plan, Proposal, Work, work_key
 
@@ -56,14 +58,48 @@ class FakeExecutor:
         self.ledger.add(usage)
         return Proposal({"p": f"{ask.round} {ask.slot} {ask.wave}"}), usage
 
-    async def score(self, block: Block, position: int) -> tuple[Outcome, Usage]:
+    async def score(self, unit: Unit, then: Then) -> None:
+        following: Unit | None = unit
+        while following is not None:
+            following = then(following, *await self._score(*following))
+
+    async def _score(self, block: Block, position: int) -> tuple[Outcome, Usage]:
         await self._busy()
         self.on_score(block, position)
+        return self._outcome(block, position)
+
+    def _outcome(self, block: Block, position: int) -> tuple[Outcome, Usage]:
         self.num_scored += 1
         usage = Usage(metric_calls=1, scorer_calls=1, prompt_tokens=self.tokens)
         self.ledger.add(usage)
         score = float(draw(block.candidate.id) > draw(block.split, position))
         return Outcome(score, error="ValueError" if draw(position) < 0.1 else None), usage
+
+
+@dataclass
+class ThreadedExecutor(FakeExecutor):
+    """The same in threads, which go from one example to the next by themselves."""
+
+    threads: DaemonThreads = field(default_factory=DaemonThreads)
+    lock: Any = field(default_factory=threading.Lock)
+
+    async def score(self, unit: Unit, then: Then) -> None:
+        await self.threads.run(lambda: self._score_here(unit, then))
+
+    def _score_here(self, unit: Unit, then: Then) -> None:
+        following: Unit | None = unit
+        while following is not None:
+            with self.lock:
+                self.in_flight += 1
+                self.max_in_flight = max(self.max_in_flight, self.in_flight)
+                seconds = self.seconds * self.order.random()
+            time.sleep(seconds)
+            try:
+                self.on_score(*following)
+            finally:
+                with self.lock:
+                    self.in_flight -= 1
+            following = then(following, *self._outcome(*following))
 
 
 class FakeStore:
@@ -122,18 +158,23 @@ class Case:
         budget: Budget | None = None,
         store: FakeStore | None = None,
         plan: Plan | None = None,
+        kind: type[FakeExecutor] = FakeExecutor,
         **executor: Any,
     ) -> None:
         self.ledger = Ledger()
         self.search = Search(
             plan or Plan(20, num_val=10, num_rounds=4, num_candidates=4), STUDENT, Halving(first=4)
         )
-        self.executor = FakeExecutor(self.ledger, **executor)
+        self.executor = kind(self.ledger, **executor)
         self.store = store or FakeStore()
         self.run = Run(self.search, self.executor, self.store, self.ledger, budget or Budget(), num_threads)
 
     async def __call__(self) -> Case:
-        await asyncio.wait_for(self.run.run(), 30)
+        try:
+            await asyncio.wait_for(self.run.run(), 30)
+        finally:
+            if isinstance(self.executor, ThreadedExecutor):
+                self.executor.threads.close()
         return self
 
     @property
@@ -141,18 +182,27 @@ class Case:
         return self.search.trajectory.trials
 
 
+@pytest.mark.parametrize("kind", [FakeExecutor, ThreadedExecutor])
 @pytest.mark.parametrize("num_threads", [1, 2, 5, 64])
 async def test_calls_in_flight_are_never_more_than_num_threads_and_never_fewer_than_there_is_work(
-    num_threads: int,
+    num_threads: int, kind: type[FakeExecutor]
 ) -> None:
-    case = await Case(num_threads)()
+    case = Case(num_threads, kind=kind)
+    if kind is ThreadedExecutor:  # the first ones wait until all are there
+        first, barrier = (
+            iter(range(min(num_threads, 30))),
+            threading.Barrier(min(num_threads, 30), timeout=20),
+        )
+        case.executor.on_score = lambda block, position: next(first, None) is not None and barrier.wait()
+    await case()
     assert case.search.stop_reason == "num_rounds"
     assert min(num_threads, 30) <= case.executor.max_in_flight <= num_threads
     assert case.run.num_in_flight == case.executor.in_flight == 0
 
 
-async def test_threads_and_arrival_change_neither_trials_nor_failures() -> None:
-    cases = [await Case(num_threads)() for num_threads in (1, 5, 64)]
+@pytest.mark.parametrize("kind", [FakeExecutor, ThreadedExecutor])
+async def test_threads_and_arrival_change_neither_trials_nor_failures(kind: type[FakeExecutor]) -> None:
+    cases = [await Case(num_threads, kind=kind)() for num_threads in (1, 5, 64)]
     assert cases[0].trials == cases[1].trials == cases[2].trials
     failures = [sorted(map(repr, case.run.told.failures)) for case in cases]
     assert failures[0] == failures[1] == failures[2] != []
@@ -192,9 +242,12 @@ async def test_a_run_goes_on_where_the_log_ends() -> None:
 # --- budgets and time ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [FakeExecutor, ThreadedExecutor])
 @pytest.mark.parametrize("num_threads", [1, 7, 64])
-async def test_a_token_budget_is_exceeded_by_what_was_in_flight_at_most(num_threads: int) -> None:
-    case = await Case(num_threads, Budget(max_tokens=500))()
+async def test_a_token_budget_is_exceeded_by_what_was_in_flight_at_most(
+    num_threads: int, kind: type[FakeExecutor]
+) -> None:
+    case = await Case(num_threads, Budget(max_tokens=500), kind=kind)()
     assert case.search.stop_reason == "max_tokens"
     assert 500 <= case.ledger.usage.tokens <= 500 + 10 * (num_threads - 1)
 
@@ -213,6 +266,21 @@ async def test_the_time_limit_cuts_calls_that_hang() -> None:
     assert len(case.trials) == 0
 
 
+async def test_a_thread_that_the_time_limit_has_cut_takes_no_further_example() -> None:
+    case = Case(budget=Budget(timeout_seconds=0.3), num_threads=2, kind=ThreadedExecutor, seconds=0.0)
+    end = threading.Event()
+    case.executor.on_score = lambda block, position: end.wait(20) and None
+    await case()
+    assert case.search.stop_reason == "timeout_seconds"
+    assert case.executor.num_scored == 0
+    end.set()
+    while case.executor.in_flight:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert case.executor.num_scored == 2  # the two that hung: paid for, and not in the log any more
+    assert not any(isinstance(answer.work, Block) for answer in case.store.log)
+
+
 async def test_the_time_limit_holds_for_the_preparation_too() -> None:
     case = Case(budget=Budget(timeout_seconds=0.2))
     case.run.prepare = lambda: asyncio.sleep(1000)  # type: ignore[assignment, return-value]
@@ -221,8 +289,9 @@ async def test_the_time_limit_holds_for_the_preparation_too() -> None:
     assert case.executor.num_scored == 0
 
 
-async def test_a_stop_waits_for_calls_in_flight_and_starts_none() -> None:
-    case = Case(num_threads=4, seconds=0.05)
+@pytest.mark.parametrize("kind", [FakeExecutor, ThreadedExecutor])
+async def test_a_stop_waits_for_calls_in_flight_and_starts_none(kind: type[FakeExecutor]) -> None:
+    case = Case(num_threads=4, seconds=0.05, kind=kind)
 
     def stop(block: Block, position: int) -> None:
         if case.executor.num_scored == 9:
@@ -255,9 +324,12 @@ def test_a_stop_after_the_loop_is_gone_does_no_harm() -> None:
     case.run.request_stop("interrupted")
 
 
+@pytest.mark.parametrize("kind", [FakeExecutor, ThreadedExecutor])
 @pytest.mark.parametrize("num_threads", [1, 7])
-async def test_what_was_scored_of_a_block_that_the_end_cut_is_recorded_too(num_threads: int) -> None:
-    case = await Case(num_threads, Budget(max_tokens=333))()
+async def test_what_was_scored_of_a_block_that_the_end_cut_is_recorded_too(
+    num_threads: int, kind: type[FakeExecutor]
+) -> None:
+    case = await Case(num_threads, Budget(max_tokens=333), kind=kind)()
     blocks = [answer for answer in case.store.log if isinstance(answer.work, Block)]
     assert sum(len(answer.content) for answer in blocks) == case.executor.num_scored  # type: ignore[arg-type]
     assert sum(answer.usage.metric_calls for answer in blocks) == case.ledger.usage.metric_calls

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from dspy_opro.failures import TooManyErrors
 from dspy_opro.metric import Metric, MetricError
 from dspy_opro.options import Options
 from dspy_opro.program import Program
+from dspy_opro.protocols import Unit
 from dspy_opro.stopping import Ledger, Usage
 from dspy_opro.testing import LMCall, ScriptedLM
 from dspy_opro.trajectory import Candidate, Outcome, Trajectory, Trial
@@ -85,10 +87,22 @@ class Case:
         )
 
     async def score(self, position: int = 0, candidate: Candidate | None = None) -> Outcome:
+        return (await self.score_all([position], candidate))[0]
+
+    async def score_all(self, positions: Sequence[int], candidate: Candidate | None = None) -> list[Outcome]:
+        """Examples one after the other, as one thread takes them."""
         block = Block(candidate or self.candidate, 0, "train", 0, len(TRAINSET))
+        units = [(block, position) for position in positions]
+        outcomes: list[Outcome] = []
+
+        def then(unit: Unit, outcome: Outcome, usage: Usage) -> Unit | None:
+            assert unit == units[len(outcomes)]
+            outcomes.append(outcome)
+            return units[len(outcomes)] if len(outcomes) < len(units) else None
+
         with dspy.context(lm=self.lm):
-            outcome, _ = await self.executor.score(block, position)
-        return outcome
+            await self.executor.score(units[0], then)
+        return outcomes
 
     async def propose(self, **changes: Any) -> Any:
         with dspy.context(lm=self.lm):
@@ -130,6 +144,41 @@ async def test_an_async_metric_is_awaited() -> None:
         return 0.25
 
     assert (await Case(metric=metric).score()).score == 0.25
+
+
+async def test_a_thread_goes_from_one_example_to_the_next_in_a_fresh_context_each() -> None:
+    seen: list[tuple[int, str]] = []
+    mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="fresh")
+
+    async def metric(example: Any, prediction: Any) -> float:
+        assert threading.get_ident() == MAIN
+        return float(example.answer) / 10
+
+    class Marking(Own):
+        def forward(self, question: str) -> Any:
+            seen.append((threading.get_ident(), mark.get()))
+            mark.set("used")
+            return dspy.Prediction(answer=question)
+
+    outcomes = await Case(student=Marking(), metric=metric).score_all([3, 1, 2])
+    assert [outcome.score for outcome in outcomes] == [0.3, 0.1, 0.2]
+    assert len(set(seen)) == 1 and seen[0][0] != MAIN and seen[0][1] == "fresh"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopIteration])
+@pytest.mark.parametrize("options", [{}, {"example_timeout_seconds": 20}])
+async def test_a_program_that_wants_to_end_the_process_has_failed_no_more(
+    error: Any, options: dict[str, Any]
+) -> None:
+    class Quitting(Own):
+        def forward(self, question: str) -> Any:
+            if question == "1":
+                raise error("enough")
+            return dspy.Prediction(answer=question)
+
+    outcomes = await Case(student=Quitting(), **options).score_all([0, 1, 2])
+    assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 1.0]
+    assert outcomes[1].error is not None and outcomes[1].error.endswith("enough")
 
 
 class Own(dspy.Module):  # type: ignore[misc]

@@ -90,6 +90,37 @@ async def test_errors_that_would_end_the_loop_or_the_task_are_ordinary_ones(erro
     threads.close()
 
 
+async def test_a_call_has_an_awaitable_resolved_on_the_loop_in_its_own_context() -> None:
+    threads, here = DaemonThreads(), threading.get_ident()
+
+    async def answer() -> tuple[bool, str]:
+        await asyncio.sleep(0)
+        return threading.get_ident() == here, VALUE.get()
+
+    def work() -> Any:
+        VALUE.set("the call's")
+        return threads.resolve(answer()), threads.resolve(7)
+
+    assert await threads.run(work) == ((True, "the call's"), 7)
+    threads.close()
+
+
+async def test_what_a_cancelled_call_waits_for_is_cancelled_too() -> None:
+    threads, seen = DaemonThreads(), asyncio.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            seen.set()
+            raise
+
+    with anyio.move_on_after(0.1):
+        await threads.run(lambda: threads.resolve(hang()))
+    await asyncio.wait_for(seen.wait(), 5)
+    threads.close()
+
+
 async def test_closing_ends_idle_and_busy_threads() -> None:
     threads, end = DaemonThreads("closing"), threading.Event()
     busy = asyncio.ensure_future(threads.run(lambda: end.wait(20)))

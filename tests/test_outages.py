@@ -55,7 +55,7 @@ def test_a_disk_that_is_full_for_a_while(server: SimulatedServer, expected: Any,
     whole, _ = expected
     server.reset()
     log_dir = tmp_path / "run"
-    found = Worker(server, tmp_path, log_dir=str(log_dir), file_limit=(6_000, 4.0)).result()
+    found = Worker(server, tmp_path, log_dir=str(log_dir), file_limit=(6_000, 2.0)).result()
     assert found == whole
     log = (log_dir / "run.log").read_text()
     assert "The storage fails; the run goes on and tries again: OSError: [Errno 27] File too large" in log

@@ -6,6 +6,7 @@ They are forked from a process that has imported everything and has no threads, 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -76,14 +77,18 @@ def work(api_base: str, answer: str, options: dict[str, Any]) -> None:
 
 
 def limit_files(size: int | None, seconds: float | None) -> None:
-    """Let no file of this process grow beyond a size, as on a full disk, for some time or for ever."""
+    """Let no file of this process grow beyond a size, as on a full disk: for ever, or until that hurt for a while."""
     import resource
+
+    class Lifting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if seconds is not None and record.getMessage().startswith("The storage fails"):
+                threading.Timer(seconds, resource.setrlimit, (resource.RLIMIT_FSIZE, (most, most))).start()
 
     if size is not None:
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-        if seconds is not None:
-            threading.Timer(seconds, resource.setrlimit, (resource.RLIMIT_FSIZE, (most, most))).start()
+        logging.getLogger("dspy_opro").addHandler(Lifting())
 
 
 def summary(program: Any) -> dict[str, Any]:

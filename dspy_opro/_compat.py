@@ -156,13 +156,20 @@ def refuses_temperature(error: BaseException) -> bool:
 
 
 def dump_lm(lm: Any) -> dict[str, Any]:
-    """An LM's `dump_state()`, always with its class; DSPy leaves API keys out.
+    """An LM's `dump_state()`, always with its class and never with its API key.
 
     Up to DSPy 3.2 only `dspy.LM` has such a method, and it does not name the class.
     """
     if not hasattr(lm, "dump_state"):
         raise TypeError(f"{type(lm).__name__} has no dump_state()")
-    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **lm.dump_state()}
+    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **without_keys(lm.dump_state())}
+
+
+def without_keys(state: Any) -> Any:
+    """What `dump_state` gave without the API keys that it has in DSPy 3.0.0, later releases leave out."""
+    if isinstance(state, dict):
+        return {name: without_keys(value) for name, value in state.items() if name != "api_key"}
+    return [without_keys(value) for value in state] if isinstance(state, list) else state
 
 
 def load_lm(state: Mapping[str, Any]) -> Any:

@@ -77,6 +77,7 @@ class Calls:
         self._on_complete = on_complete
         self._on_taken = on_taken
         self._loop: asyncio.AbstractEventLoop
+        self._loop_thread = 0
         self._lock = threading.Lock()  # for what follows, which threads change too
         self._units: list[tuple[tuple[int, int, int], tuple[Work, int]]] = []
         self._num_units = 0
@@ -125,7 +126,7 @@ class Calls:
         with self._lock:
             unit = heapq.heappop(self._units)[1] if self._units else None
         if unit is not None:
-            self._loop = asyncio.get_running_loop()
+            self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
             self.num_in_flight += 1
             tasks.start_soon(self._run, *unit)
 
@@ -155,16 +156,24 @@ class Calls:
             if parts is None:  # the run has ended meanwhile, see `leftovers`
                 return None
             parts.new[position] = outcome, usage
+            is_complete = parts.is_complete
             if self._units and self._may_start():
                 work, place = self._units[0][1]
                 if isinstance(work, Block):  # the optimizer LM is asked from the loop
                     heapq.heappop(self._units)
                     following = work, place
-            if parts.is_complete:
-                self._loop.call_soon_threadsafe(self._finish, parts)
-            elif following is not None and self._on_taken is not None:
-                self._loop.call_soon_threadsafe(self._on_taken)
+        if is_complete:
+            self._tell_loop(lambda: self._finish(parts))
+        elif following is not None and self._on_taken is not None:
+            self._tell_loop(self._on_taken)
         return following
+
+    def _tell_loop(self, step: Callable[[], None]) -> None:
+        """On the loop's own thread at once: else the last call could end before its block is known."""
+        if threading.get_ident() == self._loop_thread:
+            step()
+        else:
+            self._loop.call_soon_threadsafe(step)
 
     def _finish(self, parts: _Parts) -> None:
         """A block is complete; unless the run has ended meanwhile."""

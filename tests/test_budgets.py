@@ -266,11 +266,11 @@ def test_max_errors_ends_the_run_at_once_with_cause_and_program(server: Simulate
     server.inject(Fault("malformed_json", probability=0.5), model="scorer")
     lm = server.lm("scorer", num_retries=0)
     with pytest.raises(TooManyErrors, match=r"failed on 5 examples \(max_errors=5\)\. First cause") as caught:
-        optimize(server, trainset=TASK.trainset(40), max_errors=5, task_model=lm)
+        optimize(server, trainset=TASK.trainset(200), max_errors=5, task_model=lm)
     assert caught.value.__cause__ is not None
     program = caught.value.program  # type: ignore[attr-defined]
     assert program.opro_result.stop_reason == "error"
-    assert program.opro_result.usage.metric_calls < 40
+    assert program.opro_result.usage.metric_calls < 100
     with dspy.context(lm=server.lm("scorer")):
         server.inject()
         assert "code" in program(question=TRAINSET[0].question).answer

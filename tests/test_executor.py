@@ -578,6 +578,7 @@ async def test_a_proposer_that_raises_has_failed(caplog: pytest.LogCaptureFixtur
 
 async def test_every_request_samples_anew_and_the_same_when_repeated() -> None:
     case = Case()
+    before = dict(case.lm.kwargs)
     slots = [{"round": r, "slot": slot, "wave": wave} for r in (1, 2) for slot in range(4) for wave in (0, 1)]
     for _ in range(2):
         for place in slots:
@@ -587,8 +588,8 @@ async def test_every_request_samples_anew_and_the_same_when_repeated() -> None:
     assert len(set(ids)) == len(slots)
     assert None not in ids
     assert {call.temperature for call in case.lm.calls} == {1.0}
-    assert "rollout_id" not in case.lm.kwargs
-    assert case.lm.kwargs.get("temperature") is None
+    assert case.lm.kwargs == before
+    assert "rollout_id" not in before
 
 
 async def test_another_seed_asks_for_other_samples() -> None:

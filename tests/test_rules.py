@@ -76,8 +76,13 @@ def state(program: Any) -> dict[str, Any]:
             "lm": predictor.lm,
             "config": dict(predictor.config),
         }
-    dumped = json.dumps(program.dump_state(), default=str, sort_keys=True)
+    dumped = json.dumps(program.dump_state(), default=plain, sort_keys=True)
     return {"predictors": predictors, "state": dumped, "attributes": list(vars(program))}
+
+
+def plain(value: Any) -> Any:
+    """What JSON does not know; DSPy 3.0.0 leaves demos examples in a state."""
+    return dict(value.items()) if isinstance(value, dspy.Example) else str(value)
 
 
 def lm_state(lm: Any) -> Any:

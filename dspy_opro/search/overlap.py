@@ -86,7 +86,12 @@ class Overlap:
         if limit is None:
             return wanted
         left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
-        # While other rounds hold funds that they may give back, a round smaller than half can wait for them.
-        smallest = (wanted + 1) // 2 if between else 1
+        if between:  # they hold funds that they may give back: a round smaller than half can wait for them
+            smallest = (wanted + 1) // 2
+        elif self._rules.plan.lag and self._next > 1:
+            # The last funds that came back: a small round alone would wait for each of its stragglers.
+            smallest = wanted
+        else:
+            smallest = 1
         sizes = range(wanted, smallest - 1, -1)
         return next((size for size in sizes if self._rules.most_calls(size) <= left), 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import dspy
 from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 
 from ._compat import predictor_state
+from .copying import copy_module, uncopyable
 from .metric import Metric, to_score
 from .program import Program, is_async_only
 from .work import rng
@@ -39,41 +42,59 @@ class Bootstrap:
         As in MIPROv2 the sets differ in what they draw from: the first one is BootstrapFewShot's own, the second
         has labeled demos alone where they are wanted, all others see the trainset in another order and have
         fewer demos or as many.
+
+        Raises:
+            ValueError: There are none, as the metric let none pass.
         """
         generator = rng(self.seed, "demos", number)
         trainset, most = list(self.trainset), self.max_bootstrapped_demos
         if number > 0:
             generator.shuffle(trainset)
         if most == 0 or (number == 1 and self.max_labeled_demos > 0):
-            compiled = LabeledFewShot(k=self.max_labeled_demos).compile(self._copy(), trainset=trainset)
+            compiled = self._labeled(self._copy(), trainset)
         else:
-            size = most if number == 0 else generator.randint(1, most)
-            compiled = self._optimizer(size).compile(self._copy(), teacher=self._teacher(), trainset=trainset)
-        states = [predictor_state(predictor)["demos"] for predictor in compiled.predictors()]
+            compiled = self._bootstrapped(most if number == 0 else generator.randint(1, most), trainset)
+        demos = [predictor_state(predictor)["demos"] for predictor in compiled.predictors()]
+        if not any(demos):
+            at_least = (
+                "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
+            )
+            raise ValueError(f"no demo passed the metric{at_least}")
         return {
-            name: json.dumps(demos, default=str)
-            for name, demos in zip(self.program.names, states, strict=True)
+            name: json.dumps(those, default=str)
+            for name, those in zip(self.program.names, demos, strict=True)
         }
 
-    def _optimizer(self, max_bootstrapped_demos: int) -> Any:
-        return BootstrapFewShot(
+    def _labeled(self, program: dspy.Module, trainset: list[Any]) -> Any:
+        optimizer = LabeledFewShot(k=self.max_labeled_demos)
+        return _compile(optimizer, program, trainset=trainset)
+
+    def _bootstrapped(self, size: int, trainset: list[Any]) -> Any:
+        """The teacher's answers as demos, for a student that differs in nothing but that it has none."""
+        optimizer = _Bootstrapping(
             metric=self._judge,
             metric_threshold=self.metric_threshold,
             teacher_settings=dict(self.teacher_settings or {}),
-            max_bootstrapped_demos=max_bootstrapped_demos,
+            max_bootstrapped_demos=size,
             max_labeled_demos=self.max_labeled_demos,
             max_rounds=self.max_rounds,
             max_errors=self.max_errors,
         )
+        teacher = self._copy()
+        if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
+            teacher = self._labeled(teacher, trainset)
+        teacher._compiled = (
+            True  # else BootstrapFewShot does the same again, and tells the callbacks of a compile
+        )
+        return _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
 
     def _copy(self) -> dspy.Module:
-        """The student as BootstrapFewShot takes it: not compiled, and with a `forward`."""
-        copied = self.program.student.deepcopy()
+        """The teacher, or the student without one, as BootstrapFewShot takes it: not compiled, with a `forward`."""
+        program = self.program.student if self.teacher is None else self.teacher
+        shared = uncopyable(program)
+        copied = copy_module(program, shared)
         copied._compiled = False
-        return _with_forward(copied)
-
-    def _teacher(self) -> Any:
-        return None if self.teacher is None else _with_forward(self.teacher.deepcopy())
+        return _prepared(copied, shared)
 
     def _judge(self, example: Any, prediction: Any, trace: Any = None) -> float:
         value = self.metric.with_trace(example, prediction, trace)
@@ -82,14 +103,36 @@ class Bootstrap:
         return to_score(value).value
 
 
-def _with_forward(program: dspy.Module) -> dspy.Module:
-    """A program that BootstrapFewShot can call; `dspy.syncify` would bind to the program and not to its copies."""
-    if not is_async_only(program):
-        return program
+class _Bootstrapping(BootstrapFewShot):
+    """BootstrapFewShot, which in DSPy 3.0 to 3.4 draws a progress bar of its own and prints."""
 
-    class Synchronous(type(program)):  # type: ignore[misc]
-        def forward(self, **inputs: Any) -> Any:
-            return asyncio.run(self.aforward(**inputs))
+    def _bootstrap(self, *, max_bootstraps: int | None = None) -> None:
+        self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
+        used: set[int] = set()
+        for index, example in enumerate(self.trainset):
+            if len(used) >= (max_bootstraps or self.max_bootstrapped_demos):
+                break
+            if any(self._bootstrap_one_example(example, attempt) for attempt in range(self.max_rounds)):
+                used.add(index)
+        self.validation = [example for index, example in enumerate(self.trainset) if index not in used]
+        random.Random(0).shuffle(self.validation)
 
-    program.__class__ = Synchronous
+
+def _compile(optimizer: Any, program: dspy.Module, **arguments: Any) -> Any:
+    """`compile` as a step of another one: neither DSPy's callbacks nor mlflow, which both wrap it, are told."""
+    return inspect.unwrap(type(optimizer).compile)(optimizer, program, **arguments)
+
+
+def _prepared(program: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
+    """A program that BootstrapFewShot can call and copy.
+
+    It calls `forward` and copies again and again, where `dspy.syncify` would stay bound to this program.
+    """
+    methods: dict[str, Any] = {}
+    if shared:
+        methods["deepcopy"] = lambda self: copy_module(self, shared)
+    if is_async_only(program):
+        methods["forward"] = lambda self, **inputs: asyncio.run(self.aforward(**inputs))
+    if methods:
+        program.__class__ = type(type(program).__name__, (type(program),), methods)
     return program

@@ -158,6 +158,15 @@ def _meaning(name: str, value: Any) -> dict[str, Any]:
     return {}
 
 
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of our own arguments that say something: None means "not given", but for those where it is a choice."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in FIELDS and (value is not None or name in ("auto", "pruner"))
+    }
+
+
 def for_this_call(config: OPROConfig, arguments: Mapping[str, Any]) -> OPROConfig:
     """The constructor's values, under those of a `compile` call.
 
@@ -165,11 +174,7 @@ def for_this_call(config: OPROConfig, arguments: Mapping[str, Any]) -> OPROConfi
         config: The constructor's.
         arguments: Ours and those of the built-in optimizers; None stands for the constructor's value, where it can.
     """
-    ours = {
-        name: value
-        for name, value in arguments.items()
-        if name in FIELDS and (value is not None or name in ("auto", "pruner"))
-    }
+    ours = given(arguments)
     builtin = {name: value for name, value in arguments.items() if name not in FIELDS}
     before = {name: getattr(config, name) for name in config.model_fields_set}
     return make_config({**before, **ours, **translate(builtin, ours, "compile")})

@@ -69,7 +69,6 @@ def _bootstrap(inputs: Inputs) -> Bootstrap:
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
     scored = set(inputs.orders["train"])
     others = [example for index, example in enumerate(inputs.trainset) if index not in scored]
-    teacher = config.teacher
     return Bootstrap(
         program=inputs.program,
         metric=inputs.metric,
@@ -79,7 +78,7 @@ def _bootstrap(inputs: Inputs) -> Bootstrap:
         max_rounds=config.max_rounds,
         metric_threshold=config.metric_threshold,
         max_errors=config.max_errors,
-        teacher=teacher[0] if isinstance(teacher, (list, tuple)) and teacher else teacher or None,
+        teacher=inputs.teacher,
         teacher_settings=config.teacher_settings,
         seed=config.seed,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -10,8 +11,10 @@ from .config import OPROConfig, paper
 from .racing import Halving, Pruner, ScoreAll, affordable_examples, usual_first
 from .search import Search
 from .stopping import Patience, StopAtScore, Stopper
-from .trajectory import Candidate
+from .trajectory import Candidate, Trial
 from .work import Plan, usual_lag
+
+logger = logging.getLogger("dspy_opro")
 
 
 def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val: int) -> Search:
@@ -100,6 +103,16 @@ def make_stoppers(config: OPROConfig) -> list[Stopper]:
     if config.patience is not None:
         stoppers.append(Patience(config.patience, config.min_delta))
     return [*stoppers, *config.stoppers]
+
+
+def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:
+    """BootstrapFewShotWithRandomSearch has `stop_at_score` in percent; here it is in the metric's own scale."""
+    if stop_at_score is not None and stop_at_score > 1.0 and all(0.0 <= s <= 1.0 for s in student.scores):
+        logger.warning(
+            "stop_at_score=%g may never be reached: it is in the metric's own scale, and the student's scores lie "
+            "within [0, 1]. Write %g for %g percent.",
+            *(stop_at_score, stop_at_score / 100, stop_at_score),
+        )
 
 
 def forecast(auto: str | None, search: Search) -> str:

@@ -23,6 +23,8 @@ class Inputs:
     metric: Metric
     program: Program
     """The student."""
+    teacher: dspy.Module | None
+    """Who bootstraps demos, where it is not the student."""
     prompt_model: Any
     """The optimizer LM."""
     trainset: Sequence[Any]
@@ -51,14 +53,14 @@ def check(config: OPROConfig, student: Any) -> Inputs:
         raise _missing("trainset")
     _check_data(trainset, config.valset)
     program = Program(student)
-    prompt_model = _prompt_model(config, student)
+    teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     trainset, valset = list(trainset), list(config.valset or ())
     order = list(range(len(trainset)))
     rng(config.seed, "order").shuffle(order)
     order = order[: config.max_train_examples]
     splits = {"train": [trainset[i] for i in order], "val": valset}
     orders = {"train": order, "val": range(len(valset))}
-    return Inputs(config, Metric(metric), program, prompt_model, trainset, splits, orders)
+    return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders)
 
 
 def _missing(name: str) -> ValueError:
@@ -69,8 +71,32 @@ def _look_over(config: OPROConfig) -> None:
     """Warn of what does not go together."""
     if config.num_trials is not None and config.auto is not None and "auto" in config.model_fields_set:
         warn(f"num_trials={config.num_trials} takes the place of the rounds of auto={config.auto!r}.")
-    if config.teacher is not None and not (config.max_bootstrapped_demos or config.max_labeled_demos):
-        warn("teacher is not used: it bootstraps demos, and max_bootstrapped_demos is not above 0.")
+    if not config.max_bootstrapped_demos:
+        for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
+            if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
+                warn(
+                    f"{name} is not used: it is for bootstrapping demos, and max_bootstrapped_demos is not above 0."
+                )
+
+
+def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
+    """Who bootstraps the demos, of several the first; checks that its demos fit the student."""
+    teacher = config.teacher
+    if isinstance(teacher, (list, tuple)):
+        teacher = teacher[0] if teacher else None
+    if teacher is None or not config.max_bootstrapped_demos:
+        return None
+    if not isinstance(teacher, dspy.Module):
+        raise TypeError(f"teacher must be a dspy.Module, but is {type(teacher).__name__}.")
+    fields = [
+        {name: list(p.signature.fields) for name, p in m.named_predictors()}
+        for m in (teacher, program.student)
+    ]
+    if fields[0] != fields[1]:
+        raise ValueError(
+            f"teacher must have the student's predictors and fields {fields[1]}, but has {fields[0]}."
+        )
+    return teacher
 
 
 def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:

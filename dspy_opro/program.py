@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import dspy
 
 from ._compat import defines, task_text
+from .copying import copy_module, uncopyable
 from .protocols import Fields
 from .trajectory import Candidate
 
@@ -61,6 +62,19 @@ class Program:
             name: _part(student, name, predictor, len(predictors))
             for name, (_, predictor) in zip(self.names, predictors, strict=True)
         }  # predictor name -> its part, in the order of `named_predictors()`
+        self._shared = uncopyable(student)
+        copied = self.copy().predictors()
+        if len(copied) != len(predictors) or any(
+            a is b for a, (_, b) in zip(copied, predictors, strict=True)
+        ):
+            raise ValueError(
+                f"{type(student).__name__} can't be copied: its copy has other predictors or shares them with it. "
+                "Give it a deepcopy() or a __deepcopy__ that copies its predictors."
+            )
+
+    def copy(self) -> dspy.Module:
+        """A copy of the student; only what can't be copied, like a lock or a connection, is shared with it."""
+        return copy_module(self.student, self._shared)
 
     @property
     def candidate(self) -> Candidate:
@@ -69,7 +83,7 @@ class Program:
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """A copy of the student with the candidate's instructions."""
-        program = self.student.deepcopy()
+        program = self.copy()
         for name, predictor in zip(self.names, program.predictors(), strict=True):
             part, text = self.parts[name], candidate.instructions[name]
             if candidate.demo_set is not None:

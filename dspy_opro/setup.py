@@ -17,7 +17,7 @@ from .events import Reporter
 from .executor import DSPyExecutor
 from .fingerprint import model_name, settings_of
 from .parts import make_executor, make_store
-from .planning import forecast, make_search, make_stoppers
+from .planning import forecast, make_search, make_stoppers, warn_of_percent
 from .preflight import Inputs, check
 from .progress import Progress, announce
 from .result import OPROResult
@@ -62,6 +62,8 @@ class Setup:
         if self.directory is not None and isinstance(event, Decided):
             self.directory.log("round %d decided, best score %.4f", event.round, event.best_score)
         if isinstance(event, Decided):
+            if event.round == 0:
+                warn_of_percent(self.inputs.config.stop_at_score, event.best)
             trials, self.finished = self.finished, []
             self.executor.decided(trials)
 

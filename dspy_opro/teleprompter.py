@@ -14,7 +14,7 @@ from ._compat import with_compile_callbacks
 from .config import Auto, make_config
 from .interrupts import graceful_interrupts
 from .keywords import BuiltinKeywords, CompileKeywords, named
-from .migration import FIELDS, for_this_call, translate
+from .migration import FIELDS, for_this_call, given, translate
 from .serialization import from_json, to_json
 from .setup import Setup, set_up
 
@@ -144,7 +144,7 @@ class OPROTeleprompter(Teleprompter):
         example_timeout_seconds: float | None = None,
         **keywords: Unpack[BuiltinKeywords],
     ) -> None:
-        values = {k: v for k, v in locals().items() if k in FIELDS and v is not FIELDS[k].default}
+        values = {k: v for k, v in given(locals()).items() if v is not FIELDS[k].default}
         super().__init__()
         if isinstance(metric, dspy.BaseLM):
             raise TypeError(

@@ -4,7 +4,7 @@
 #   scripts/matrix.sh [ROW ...]        e.g.  scripts/matrix.sh 3.0 tools        no ROW: all of them
 #
 # Needs uv, and the Pythons 3.10 to 3.13: on the PATH, in pyenv, or to be had through uv. With ANY_PYTHON=1 a row
-# whose Python is missing runs on the first that is there, and says so.
+# whose Python is missing runs on python3; each row says which one it had.
 set -u
 
 cd "$(dirname "$0")/.."

@@ -124,9 +124,9 @@ def attempt(given: dict[str, Any], lm: Any, **more: Any) -> Any:
         "display_progress": False,
     }
     values |= {"prompt_model": lm, "task_model": lm, **more, **given}
-    student = values.pop("student", None)
+    student, teacher = values.pop("student", None) or TASK.student(), values.pop("teacher", None)
     with dspy.context(lm=lm):
-        return OPRO(values.pop("metric"), **values).compile(TASK.student() if student is None else student)
+        return OPRO(values.pop("metric"), **values).compile(student, teacher=teacher)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -209,6 +209,56 @@ def test_an_empty_valset_is_a_warning() -> None:
     with pytest.warns(UserWarning, match="valset is empty: the trainset decides"):
         program = attempt({"valset": []}, ScriptedLM(answer))
     assert program.opro_result.selected_on == "trainset"
+
+
+FITTING = "teacher must have the student's predictors and fields {'self': ['question', 'answer']}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error", "message"),
+    [
+        ("gpt-4o", TypeError, "teacher must be a dspy.Module, but is str."),
+        ([7], TypeError, "teacher must be a dspy.Module, but is int."),
+        (
+            dspy.ChainOfThought("question -> answer"),
+            ValueError,
+            f"{FITTING}, but has {{'predict': ['question', 'reasoning', 'answer']}}.",
+        ),
+        (
+            dspy.Predict("question -> reply"),
+            ValueError,
+            f"{FITTING}, but has {{'self': ['question', 'reply']}}.",
+        ),
+    ],
+)
+def test_a_teacher_whose_demos_would_not_fit(teacher: Any, error: type[Exception], message: str) -> None:
+    lm = ScriptedLM(answer)
+    with pytest.raises(error) as caught:
+        attempt({"teacher": teacher}, lm, max_bootstrapped_demos=1)
+    assert str(caught.value) == message
+    assert lm.num_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("teacher", TASK.student()),
+        ("teacher_settings", {"lm": None}),
+        ("metric_threshold", 0.5),
+        ("max_rounds", 2),
+    ],
+)
+def test_what_is_for_demos_alone_is_a_warning_without_them(name: str, value: Any) -> None:
+    with pytest.warns(UserWarning, match=f"{name} is not used: it is for bootstrapping demos"):
+        attempt({name: value}, ScriptedLM(answer))
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, True), (100.0, False)])
+def test_a_score_in_percent_that_is_never_reached_is_a_warning(
+    scale: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt({"metric": lambda e, p: scale * metric(e, p)}, ScriptedLM(answer), stop_at_score=95)
+    assert ("Write 0.95 for 95 percent" in caplog.text) is warned
 
 
 def test_good_input_warns_of_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import dspy
@@ -54,6 +55,46 @@ def test_a_candidate_is_a_copy_with_other_instructions_and_nothing_else() -> Non
     assert [name for name, _ in built.named_predictors()] == ["note", "answer"]
     built.note.demos.append(dspy.Example(question="more", note="more"))
     assert len(original.note.demos) == 1
+
+
+class Locked(dspy.Module):  # type: ignore[misc]
+    """A predictor used twice, beside something that can't be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.inside = [self.first, {"lock": threading.Lock()}]
+
+
+def test_only_what_cannot_be_copied_is_shared_with_a_copy(caplog: pytest.LogCaptureFixture) -> None:
+    student = Locked()
+    copied = Program(student).build(Candidate({"first": "New."}))
+    assert copied.first is copied.inside[0] is not student.first
+    assert copied.inside[1]["lock"] is student.inside[1]["lock"]
+    assert copied.inside[1] is not student.inside[1]
+    assert student.first.signature.instructions != copied.first.signature.instructions == "New."
+    assert not caplog.records  # and nobody is told of it once a candidate
+
+
+def test_a_program_with_a_deepcopy_of_its_own_is_copied_by_it() -> None:
+    class Own(Locked):
+        def deepcopy(self) -> Any:
+            copied = type(self)()
+            copied.marked = True
+            return copied
+
+    assert Program(Own()).copy().marked
+
+
+def test_a_program_that_is_its_own_copy_is_an_error() -> None:
+    class Single(Locked):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    with pytest.raises(
+        ValueError, match="Single can't be copied: its copy has other predictors or shares them"
+    ):
+        Program(Single())
 
 
 @pytest.mark.parametrize("flag", [True, False, None])

@@ -103,7 +103,7 @@ class _Engine:
         names = ("temperature", "max_tokens", "top_p", "stop", "seed", "response_format")
         settings = {name: getattr(config, name, None) for name in names}
         settings["rollout_id"] = _rollout_id.get()
-        messages = [(message.role, message.text or "") for message in request.messages]
+        messages = [(message.role, _text_parts(message)) for message in request.messages]
         if request.system is not None:
             system = request.system
             parts = [system] if isinstance(system, str) else [getattr(part, "text", "") for part in system]
@@ -124,6 +124,11 @@ class _AsyncEngine(_Engine):
 
     async def aclose(self) -> None:
         pass
+
+
+def _text_parts(message: Any) -> str:
+    """A message's text, without what stands in it besides (`message.text` is None then)."""
+    return "\n".join(part.text for part in message.parts if part.type == "text")
 
 
 def _response(call: LMCall, text: str) -> Any:

@@ -99,6 +99,29 @@ class Uncopyable(dspy.Module):  # type: ignore[misc]
             return self.predict(question=question)
 
 
+class Agent(dspy.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict(QA)
+        self.client = threading.Lock()
+
+    def forward(self, question: str) -> Any:
+        return self.predict(question=question)
+
+
+class UncopyableInside(dspy.Module):  # type: ignore[misc]
+    """Locks deep inside, beside predictors in a list and a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agents = [Agent(), threading.Lock()]
+        self.by_name = {"last": dspy.Predict(QA), "lock": threading.Lock()}
+
+    def forward(self, question: str) -> Any:
+        self.agents[0](question=question)
+        return self.by_name["last"](question=question)
+
+
 class AsyncOnly(dspy.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +203,7 @@ CASES: Mapping[str, Case] = {
     ),
     "dynamic signature": Case(Dynamic),
     "uncopyable member": Case(Uncopyable),
+    "uncopyable members inside": Case(UncopyableInside),
     "aforward alone": Case(AsyncOnly, is_async=True),
     "dspy.Parallel": Case(Parallel),
 }

@@ -64,13 +64,20 @@ def spy() -> Iterator[Spy]:
 
 
 @pytest.mark.skipif(not HAS_COMPILE_CALLBACKS, reason="compile callbacks come with DSPy 3.3")
+@pytest.mark.parametrize("demos", [{}, {"max_bootstrapped_demos": 1, "max_labeled_demos": 1}])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_compile_is_told_once_with_its_arguments_by_name(spy: Spy, is_async: bool) -> None:
+def test_compile_is_told_once_with_its_arguments_by_name(
+    spy: Spy, is_async: bool, demos: dict[str, Any]
+) -> None:
+    """Once: demos are bootstrapped by another optimizer's `compile`, which is no run of its own."""
     student, data = dspy.Predict(QA), trainset()
+    optimizer = teleprompter(metric=lambda e, p: True, num_candidates=4, **demos)
     if is_async:
-        best = asyncio.run(teleprompter().acompile(student, data, num_trials=2))
+        best = asyncio.run(optimizer.acompile(student, data, num_trials=2))
     else:
-        best = teleprompter().compile(student, data, num_trials=2)
+        best = optimizer.compile(student, data, num_trials=2)
+    has_demos = any(t.candidate.demo_set is not None for t in best.opro_result.trajectory.trials)
+    assert has_demos is bool(demos)
     ((_, call_id, parent, inputs, _),) = spy.named("compile")
     ((_, end_id, _, outcome, _),) = spy.named("compiled")
     assert call_id == end_id
@@ -177,7 +184,8 @@ def test_mlflow_autolog_has_the_compile_its_evaluations_and_the_program(
     dspy.configure(lm=scripted())
     mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces_from_compile=True)
     try:
-        best = teleprompter(num_rounds=2).compile(dspy.Predict(QA), trainset=trainset(12), num_trials=4)
+        optimizer = teleprompter(num_rounds=2, max_bootstrapped_demos=1)  # whose compile is no run of its own
+        best = optimizer.compile(dspy.Predict(QA), trainset=trainset(12), num_trials=4)
         dspy.Evaluate(devset=trainset(), metric=metric)(best)
         runs = mlflow.search_runs(output_format="list")
         children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -187,7 +195,9 @@ def test_mlflow_autolog_has_the_compile_its_evaluations_and_the_program(
     finally:
         mlflow.dspy.autolog(disable=True)
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert len(children) == len(best.opro_result.trajectory)
+    assert (
+        len(children) == len(best.opro_result.trajectory) == len(runs) - 2
+    )  # the compile, the Evaluate after it
     assert all("eval" in run.data.metrics and run.info.status == "FINISHED" for run in children)
     assert {run.info.run_name.rpartition("_")[0] for run in children} <= {"eval_full", "eval_minibatch"}
     assert parent.data.params["num_trials"] == "4"

@@ -128,3 +128,13 @@ async def test_it_streams() -> None:
     with dspy.context(lm=ScriptedLM(echo)):
         chunks = [chunk async for chunk in stream(question="flowing")]
     assert chunks[-1].answer == "flowing"
+
+
+def test_the_text_beside_an_image_is_read() -> None:
+    signature = dspy.Signature("question, image: dspy.Image -> answer")
+    lm = ScriptedLM(lambda call: {"answer": call.inputs["question"]})
+    with dspy.context(lm=lm):
+        answered = dspy.Predict(signature)(
+            question="What is it?", image=dspy.Image(url="data:image/png;base64,AAAA")
+        )
+    assert answered.answer == "What is it?"

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
-from dspy.teleprompt import COPRO, BootstrapFewShot, BootstrapFewShotWithRandomSearch, LabeledFewShot, MIPROv2
+from dspy.teleprompt import (
+    COPRO,
+    GEPA,
+    SIMBA,
+    BootstrapFewShot,
+    BootstrapFewShotWithRandomSearch,
+    InferRules,
+    KNNFewShot,
+    LabeledFewShot,
+    MIPROv2,
+)
 
 from dspy_opro import OPROTeleprompter
+from dspy_opro.testing import ScriptedLM
 from tests.conformance.programs import QA
+from tests.conformance.test_language_models import Plugin
 from tests.conformance.world import MAGIC, VERSION, metric, scripted, state, teleprompter, trainset
 
 QUIET = {"display_progress": False, "num_threads": 4}
@@ -158,6 +172,51 @@ def test_num_trials_counts_candidates() -> None:
     assert len(best.opro_result.trajectory) == 1 + 5
 
 
+def test_the_reflection_lm_proposes_and_the_other_one_scores(lm: Any) -> None:
+    reflection = scripted()
+    best = teleprompter(reflection_lm=reflection, num_rounds=2).compile(dspy.Predict(QA), trainset=trainset())
+    assert all("instruction" in call.output_fields for call in reflection.calls)
+    assert all("instruction" not in call.output_fields for call in lm.calls)
+    usage = best.opro_result.usage
+    assert (usage.proposer_calls, usage.scorer_calls) == (reflection.num_calls, lm.num_calls)
+    assert reflection.num_calls > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_base_lm_proposes_at_its_own_temperature_and_without_a_rollout_id() -> None:
+    lm = Plugin()
+    best = teleprompter(prompt_model=lm, init_temperature=0.9).compile(dspy.Predict(QA), trainset=trainset())
+    assert best.score == 100.0
+    assert {settings.get("temperature") for settings in lm.seen} == {0.5}
+    assert all("rollout_id" not in settings for settings in lm.seen)
+
+
+@pytest.mark.parametrize("passes", [2, 5])
+def test_max_full_evals_pays_for_as_many_passes_over_both_sets(passes: int) -> None:
+    scored = []
+
+    def random(example: Any, prediction: Any) -> float:
+        scored.append(example)
+        return len(scored) % 7 / 7
+
+    valset = [example.copy(question=f"And {n}?") for n, example in enumerate(trainset(3))]
+    best = OPROTeleprompter(metric=random, auto=None, max_full_evals=passes, **QUIET).compile(
+        dspy.Predict(QA), trainset=trainset(5), valset=valset
+    )
+    assert (passes - 1) * 8 <= len(scored) <= passes * 8
+    assert best.opro_result.usage.metric_calls == len(scored)
+
+
+def test_without_auto_and_pruner_everything_is_scored_in_full_to_the_last_round() -> None:
+    best = OPROTeleprompter(
+        metric=lambda e, p: 0.5, auto=None, pruner=None, breadth=2, depth=6, **QUIET
+    ).compile(dspy.Predict(QA), trainset=trainset())
+    trials = best.opro_result.trajectory.trials
+    assert best.opro_result.stop_reason == "num_rounds"
+    assert {trial.num_scored for trial in trials} == {4}
+    assert len(trials) == 1 + 2 * 6
+
+
 def test_compile_overrides_the_constructor_for_one_call() -> None:
     optimizer = teleprompter()
     first = optimizer.get_params()
@@ -215,14 +274,25 @@ def test_subscores_are_kept_in_the_trials() -> None:
 # -- chains with the built-in optimizers -------------------------------------------------------------------------
 
 
+def ours(student: Any) -> Any:
+    return teleprompter().compile(student, trainset=trainset())
+
+
 def copro(student: Any) -> Any:
     quiet = {"num_threads": 2, "display_progress": False}
     return COPRO(metric=metric, breadth=2, depth=1).compile(student, trainset=trainset(), eval_kwargs=quiet)
 
 
 def mipro(student: Any) -> Any:
+    text = f"{MAGIC} Mind it as MIPROv2 does."
+    proposer = ScriptedLM(lambda call: dict.fromkeys(call.output_fields, text))
     optimizer = MIPROv2(
-        metric=metric, auto=None, num_candidates=2, max_bootstrapped_demos=1, max_labeled_demos=1
+        metric=metric,
+        prompt_model=proposer,
+        auto=None,
+        num_candidates=2,
+        max_bootstrapped_demos=1,
+        max_labeled_demos=1,
     )
     quiet = {"requires_permission_to_run": False} if VERSION < (3, 1) else {}
     return optimizer.compile(
@@ -243,18 +313,61 @@ def labeled(student: Any) -> Any:
     return LabeledFewShot(k=2).compile(student, trainset=trainset())
 
 
-OTHERS = [bootstrap, random_search, labeled, copro, mipro]
-others = pytest.mark.parametrize("other", OTHERS, ids=lambda f: f.__name__)
+def gepa(student: Any) -> Any:
+    def judge(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+        return feedback(gold, pred, trace, pred_name, pred_trace)
+
+    reflection = ScriptedLM(lambda call: f"```\n{MAGIC} Mind it as GEPA does.\n```")
+    optimizer = GEPA(metric=judge, max_metric_calls=20, reflection_lm=reflection, num_threads=2)
+    return optimizer.compile(student, trainset=trainset(), valset=trainset())
 
 
-@others
+def simba(student: Any) -> Any:
+    chance = itertools.count()
+
+    def lucky(example: Any, prediction: Any) -> float:  # SIMBA learns from what differs between two runs
+        return float(metric(example, prediction) or next(chance) % 3 == 0)
+
+    advice = {"discussion": "It was vague.", "module_advice": {"predict": f"{MAGIC} So does SIMBA."}}
+    optimizer = SIMBA(
+        metric=lucky,
+        bsize=4,
+        num_candidates=2,
+        max_steps=1,
+        max_demos=1,
+        prompt_model=ScriptedLM(lambda call: advice),
+        num_threads=1,
+    )
+    return optimizer.compile(student, trainset=trainset())
+
+
+def infer_rules(student: Any) -> Any:
+    optimizer = InferRules(metric=metric, num_candidates=1, num_threads=2, max_bootstrapped_demos=1)
+    return optimizer.compile(student, trainset=trainset(), valset=trainset())
+
+
+def knn(student: Any) -> Any:
+    embedder = dspy.Embedder(lambda texts: np.array([[len(text), 1.0] for text in texts]))
+    return KNNFewShot(k=2, trainset=trainset(), vectorizer=embedder).compile(student)
+
+
+AGAIN = [random_search, labeled, copro, mipro, gepa, simba]
+"""What improves its own result."""
+ONCE = [bootstrap, infer_rules]
+"""What refuses a compiled student."""
+
+
+def named(functions: list[Any]) -> Any:
+    return pytest.mark.parametrize("other", functions, ids=lambda f: f.__name__)
+
+
+@named([*AGAIN, *ONCE, knn])
 def test_our_output_is_the_student_of_another(other: Any) -> None:
-    ours = teleprompter().compile(dspy.ChainOfThought(QA), trainset=trainset())
-    after = other(ours)
+    after = other(ours(dspy.ChainOfThought(QA)))
     assert after(question="?").answer == "42"
 
 
-@others
+@named([*AGAIN, *ONCE])
 def test_their_output_is_our_student(other: Any) -> None:
     theirs = other(dspy.ChainOfThought(QA))
     demos = [copy.copy(p.demos) for p in theirs.predictors()]
@@ -262,6 +375,45 @@ def test_their_output_is_our_student(other: Any) -> None:
     assert best(question="?").answer == "42"
     assert [p.demos for p in best.predictors()] == demos
     assert best._compiled == theirs._compiled
+
+
+@named(AGAIN)
+def test_a_chain_goes_on_in_turns(other: Any) -> None:
+    program = dspy.ChainOfThought(QA)
+    for seed in (1, 2):
+        program = teleprompter(seed=seed).compile(program, trainset=trainset())
+        assert program.score == 100.0
+        program = other(program)
+    assert program(question="?").answer == "42"
+
+
+@named(ONCE)
+@pytest.mark.parametrize("between", [copy.deepcopy, ours])
+def test_what_refuses_a_compiled_student_does_so_with_us_in_between(other: Any, between: Any) -> None:
+    compiled = between(other(dspy.ChainOfThought(QA)))
+    with pytest.raises(AssertionError, match="Student must be uncompiled"):
+        other(compiled)
+
+
+def test_what_knn_few_shot_returns_runs_its_own_student_whatever_is_changed() -> None:
+    best = ours(knn(dspy.ChainOfThought(QA)))
+    assert len(best.opro_result.trajectory) > 1
+    assert {trial.reward for trial in best.opro_result.trajectory.trials} == {0.0}
+
+
+@named([ours, mipro])
+def test_bootstrap_few_shot_refuses_an_optimized_teacher_for_a_plain_student(other: Any) -> None:
+    student, teacher = dspy.ChainOfThought(QA), other(dspy.ChainOfThought(QA))
+    with pytest.raises(AssertionError, match="must have the same signatures"):
+        BootstrapFewShot(metric=metric).compile(student, teacher=teacher, trainset=trainset())
+
+
+@pytest.mark.parametrize("track_stats", [True, False])
+def test_the_result_is_opro_result_and_not_detailed_results(track_stats: bool) -> None:
+    best = teleprompter(track_stats=track_stats).compile(dspy.Predict(QA), trainset=trainset())
+    assert not hasattr(best, "detailed_results")
+    assert best.opro_result.best_score == 1.0
+    assert hasattr(best, "candidate_programs") == hasattr(best, "trial_logs") == track_stats
 
 
 def test_ensemble_over_the_candidate_programs() -> None:

@@ -15,10 +15,11 @@ from dspy.teleprompt import COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewSh
 from dspy_opro import OPROTeleprompter
 from dspy_opro.config import OPROConfig
 from dspy_opro.keywords import BuiltinKeywords, CompileKeywords
-from dspy_opro.migration import COMPUTED, RENAMED, UNUSED, translate
+from dspy_opro.migration import COMPUTED, RENAMED, UNUSED, for_this_call, translate
 from dspy_opro.racing import Halving
 
 BUILTINS = [MIPROv2, COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewShotWithRandomSearch]
+VERSION = tuple(int(part) for part in dspy.__version__.split(".")[:2])
 builtins = pytest.mark.parametrize("builtin", BUILTINS, ids=lambda b: b.__name__)
 
 
@@ -96,6 +97,30 @@ def test_a_keyword_without_meaning_warns_once_and_by_name(keyword: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert translate({keyword: silent}, {}, "compile") == {}
+
+
+@builtins
+@pytest.mark.parametrize("where", ["__init__", "compile"])
+def test_none_is_not_given(builtin: Any, where: str) -> None:
+    """`auto=None` is a choice; `metric` and the data have their place among the positional arguments."""
+    names = keywords(getattr(builtin, where)) - {"auto", "metric", "student", "trainset", "valset", "teacher"}
+    config = OPROTeleprompter(metric=len, seed=3).config
+    nothing = dict.fromkeys(names)
+    if where == "compile":
+        assert for_this_call(config, nothing) == config
+    else:
+        assert OPROTeleprompter(metric=len, **nothing).config == OPROTeleprompter(metric=len).config
+
+
+@pytest.mark.skipif(VERSION < (3, 4), reason="the table has the defaults of DSPy 3.4")
+def test_a_keyword_without_meaning_is_silent_at_the_value_that_it_has_there_by_default() -> None:
+    defaults: dict[str, set[Any]] = {}  # keyword -> its defaults in the optimizers that have it
+    for function in (f for b in BUILTINS for f in (b.__init__, b.compile)):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in UNUSED and parameter.default is not parameter.empty:
+                defaults.setdefault(name, set()).add(parameter.default)
+    assert len(defaults) > 20
+    assert defaults == {name: {UNUSED[name][0]} for name in defaults}
 
 
 def test_minibatch_false_has_the_last_word() -> None:

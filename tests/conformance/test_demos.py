@@ -95,6 +95,74 @@ def test_the_teacher_bootstraps(lm: ScriptedLM) -> None:
     assert Teacher.calls > 0
 
 
+def test_an_optimized_teacher_bootstraps_for_a_plain_student() -> None:
+    teacher = dspy.Predict(QA.with_instructions(f"{MAGIC} Be a teacher."))
+    teacher._compiled = True
+    best = teleprompter(max_bootstrapped_demos=2, num_candidates=4).compile(
+        dspy.Predict(QA), trainset=trainset(), teacher=teacher
+    )
+    assert best.opro_result.problems == ()
+    sets = [c["program"].demos for c in best.candidate_programs if c["program"].demos]
+    assert sets and all(demo["answer"] == "42" for demos in sets for demo in demos)
+    assert teacher.demos == []
+
+
+def test_a_threshold_that_no_demo_passes_is_a_problem_on_record() -> None:
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=4, metric_threshold=90).compile(
+        dspy.Predict(QA), trainset=trainset()
+    )
+    assert any("no demo passed the metric with metric_threshold=90" in p for p in best.opro_result.problems)
+    assert all(t.candidate.demo_set is None for t in best.opro_result.trajectory.trials)
+
+
+def test_teacher_settings_hold_while_demos_are_made_and_not_for_candidates(lm: ScriptedLM) -> None:
+    strong = ScriptedLM(answer)
+    teleprompter(max_bootstrapped_demos=1, teacher_settings={"lm": strong}).compile(
+        dspy.Predict(QA), trainset=trainset()
+    )
+    assert 0 < strong.num_calls <= 4
+    assert lm.num_calls > 4
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3])
+def test_max_rounds_are_the_attempts_at_one_example(max_rounds: int) -> None:
+    asked: list[str] = []
+
+    class Teacher(dspy.Predict):  # type: ignore[misc]
+        def forward(self, **inputs: Any) -> Any:
+            asked.append(inputs["question"])
+            return super().forward(**{**inputs, "question": "What is 1?"})  # never right
+
+    teleprompter(max_bootstrapped_demos=1, max_rounds=max_rounds, num_candidates=2).compile(
+        dspy.Predict(QA), trainset=trainset(), teacher=Teacher(QA)
+    )
+    assert {asked.count(question) for question in asked} == {max_rounds}
+
+
+@pytest.mark.parametrize(("num_examples", "are_others"), [(40, True), (8, False)])
+def test_demos_are_of_examples_that_candidates_are_not_scored_on_where_there_are_enough(
+    num_examples: int, are_others: bool
+) -> None:
+    scored: set[str] = set()
+    bootstrapped: set[str] = set()
+
+    def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+        (scored if trace is None else bootstrapped).add(example.question)
+        return True
+
+    teleprompter(metric=judge, max_train_examples=8, **DEMOS).compile(
+        dspy.Predict(QA), trainset=trainset(num_examples)
+    )
+    assert len(scored) == 8
+    assert bootstrapped
+    assert bootstrapped.isdisjoint(scored) is are_others
+
+
+def test_nothing_is_printed_while_demos_are_made(capfd: pytest.CaptureFixture[str]) -> None:
+    teleprompter(metric=lambda e, p: True, **DEMOS).compile(dspy.Predict(QA), trainset=trainset())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_metric_sees_a_trace_while_it_chooses_demos() -> None:
     traces = []
 
@@ -107,11 +175,23 @@ def test_a_metric_sees_a_trace_while_it_chooses_demos() -> None:
     assert any(trace is None for trace in traces)
 
 
-@pytest.mark.parametrize("name", ["aforward alone", "lists and dicts", "frozen submodule", "typed outputs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aforward alone",
+        "lists and dicts",
+        "frozen submodule",
+        "typed outputs",
+        "image and history",
+        "ReAct",
+        "uncopyable members inside",
+    ],
+)
 def test_demos_of_other_programs(name: str) -> None:
+    case = CASES[name]
     with dspy.context(lm=scripted()):
         best = teleprompter(metric=lambda e, p: True, **DEMOS).compile(
-            CASES[name].make(), trainset=trainset()
+            case.make(), trainset=trainset(**case.inputs)
         )
         assert best.score == 100.0
     assert any(t.candidate.demo_set is not None for t in best.opro_result.trajectory.trials)

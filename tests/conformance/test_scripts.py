@@ -199,7 +199,7 @@ def test_max_full_evals_pays_for_as_many_passes_over_both_sets(passes: int) -> N
         scored.append(example)
         return len(scored) % 7 / 7
 
-    valset = [example.copy(question=f"And {n}?") for n, example in enumerate(trainset(3))]
+    valset = [e.copy(question=f"And {n}?").with_inputs("question") for n, e in enumerate(trainset(3))]
     best = OPROTeleprompter(metric=random, auto=None, max_full_evals=passes, **QUIET).compile(
         dspy.Predict(QA), trainset=trainset(5), valset=valset
     )
@@ -317,7 +317,10 @@ def gepa(student: Any) -> Any:
     def judge(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
         return feedback(gold, pred, trace, pred_name, pred_trace)
 
-    reflection = ScriptedLM(lambda call: f"```\n{MAGIC} Mind it as GEPA does.\n```")
+    text = f"{MAGIC} Mind it as GEPA does."
+    reflection = ScriptedLM(  # asked through an adapter from DSPy 3.4 on
+        lambda call: {"new_instruction": text} if call.output_fields else f"```\n{text}\n```"
+    )
     optimizer = GEPA(metric=judge, max_metric_calls=20, reflection_lm=reflection, num_threads=2)
     return optimizer.compile(student, trainset=trainset(), valset=trainset())
 

@@ -162,14 +162,23 @@ def dump_lm(lm: Any) -> dict[str, Any]:
     """
     if not hasattr(lm, "dump_state"):
         raise TypeError(f"{type(lm).__name__} has no dump_state()")
-    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **without_keys(lm.dump_state())}
+    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **_without_key(lm.dump_state())}
 
 
-def without_keys(state: Any) -> Any:
-    """What `dump_state` gave without the API keys that it has in DSPy 3.0.0, later releases leave out."""
-    if isinstance(state, dict):
-        return {name: without_keys(value) for name, value in state.items() if name != "api_key"}
-    return [without_keys(value) for value in state] if isinstance(state, list) else state
+def dump_module(module: dspy.Module) -> Any:
+    """A module's `dump_state()`, its predictors' LMs without their API keys."""
+    return _without_keys(module.dump_state())
+
+
+def _without_keys(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {name: (_without_key if name == "lm" else _without_keys)(value) for name, value in state.items()}
+
+
+def _without_key(state: Any) -> Any:
+    """An LM's state without the API key that it has in DSPy 3.0.0; later releases leave it out."""
+    return {k: v for k, v in state.items() if k != "api_key"} if isinstance(state, dict) else state
 
 
 def load_lm(state: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from dspy_opro._compat import dump_lm, without_keys
+from dspy_opro._compat import dump_lm, dump_module
 
 from .reading import decode, import_name
 
@@ -126,7 +126,7 @@ def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
 
 def _state(module: dspy.Module, place: str) -> Any:
     try:
-        return _plain(without_keys(module.dump_state()), place)
+        return _plain(dump_module(module), place)
     except Exception as error:
         raise refusal(
             place, f"has a state that can't be written ({error})", "Pass it to compile(...)."
@@ -140,7 +140,7 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, dspy.BaseLM):
         return bool(dump_lm(one) == dump_lm(other))
     if isinstance(one, dspy.Predict):
-        return bool(without_keys(one.dump_state()) == without_keys(other.dump_state()))
+        return bool(dump_module(one) == dump_module(other))
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict):

@@ -207,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--size", type=int, default=400, help="examples in a turn")
+    parser.add_argument("--size", type=int, default=1600, help="examples in a turn")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--examples", type=int, nargs="+", default=[50, 500, 5000])

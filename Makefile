@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(subst /,_,$(PYTHON))
 PINS := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test slow check matrix bench format lock clean
+.PHONY: demo test slow check matrix corners bench format lock clean
 .NOTPARALLEL:
 
 demo: $(STAMP)-local  ## the quickstart: a small language model gets better instructions
@@ -21,10 +21,13 @@ test: $(STAMP)-dev  ## style, types and the fast tests
 slow: $(STAMP)-dev  ## the tests that take more than a few seconds
 	$(BIN)/pytest -m slow
 
-check: test slow  ## what CI runs
+check: test slow corners  ## what CI runs
 
 matrix: $(STAMP)-dev  ## the tests on DSPy 3.0 to 3.4, Optuna 4 and 5, Python 3.10 to 3.13; ROWS="3.0 tools" for some
 	UV=$(BIN)/uv scripts/matrix.sh $(ROWS)
+
+corners: $(STAMP)-dev  ## of the matrix the oldest and the newest, and the tools that people hook up
+	ANY_PYTHON=1 UV=$(BIN)/uv scripts/matrix.sh 3.0 3.4 oldest tools
 
 format: $(STAMP)-dev  ## let ruff put the sources into shape
 	$(BIN)/ruff check --fix .

@@ -56,10 +56,10 @@ class Bootstrap:
             compiled = self._bootstrapped(most if number == 0 else generator.randint(1, most), trainset)
         demos = [predictor_state(predictor)["demos"] for predictor in compiled.predictors()]
         if not any(demos):
-            at_least = (
-                "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
+            limit = self.metric_threshold
+            raise ValueError(
+                "no demo passed the metric" + ("" if limit is None else f" with metric_threshold={limit:g}")
             )
-            raise ValueError(f"no demo passed the metric{at_least}")
         return {
             name: json.dumps(those, default=str)
             for name, those in zip(self.program.names, demos, strict=True)
@@ -83,9 +83,8 @@ class Bootstrap:
         teacher = self._copy()
         if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
             teacher = self._labeled(teacher, trainset)
-        teacher._compiled = (
-            True  # else BootstrapFewShot does the same again, and tells the callbacks of a compile
-        )
+        # Else BootstrapFewShot does the same again, and tells the callbacks of a compile.
+        teacher._compiled = True
         return _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
 
     def _copy(self) -> dspy.Module:

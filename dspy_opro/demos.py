@@ -44,7 +44,7 @@ class Bootstrap:
         fewer demos or as many.
 
         Raises:
-            ValueError: There are none, as the metric let none pass.
+            ValueError: There are none: the metric let none pass, or none can be told to be a predictor's.
         """
         generator = rng(self.seed, "demos", number)
         trainset, most = list(self.trainset), self.max_bootstrapped_demos
@@ -54,15 +54,9 @@ class Bootstrap:
             compiled = self._labeled(self._copy(), trainset)
         else:
             compiled = self._bootstrapped(most if number == 0 else generator.randint(1, most), trainset)
-        demos = [predictor_state(predictor)["demos"] for predictor in compiled.predictors()]
-        if not any(demos):
-            limit = self.metric_threshold
-            raise ValueError(
-                "no demo passed the metric" + ("" if limit is None else f" with metric_threshold={limit:g}")
-            )
         return {
-            name: json.dumps(those, default=str)
-            for name, those in zip(self.program.names, demos, strict=True)
+            name: json.dumps(predictor_state(predictor)["demos"], default=str)
+            for name, predictor in zip(self.program.names, compiled.predictors(), strict=True)
         }
 
     def _labeled(self, program: dspy.Module, trainset: list[Any]) -> Any:
@@ -85,7 +79,17 @@ class Bootstrap:
             teacher = self._labeled(teacher, trainset)
         # Else BootstrapFewShot does the same again, and tells the callbacks of a compile.
         teacher._compiled = True
-        return _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
+        compiled = _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
+        if any(predictor.demos for predictor in compiled.predictors()):
+            return compiled
+        if optimizer.num_passed:
+            raise ValueError(
+                "no demo is of the program's own predictors: like BestOfN and Refine it calls copies"
+            )
+        limit = self.metric_threshold
+        raise ValueError(
+            "no demo passed the metric" + ("" if limit is None else f" with metric_threshold={limit:g}")
+        )
 
     def _copy(self) -> dspy.Module:
         """The teacher, or the student without one, as BootstrapFewShot takes it: not compiled, with a `forward`."""
@@ -113,6 +117,7 @@ class _Bootstrapping(BootstrapFewShot):
                 break
             if any(self._bootstrap_one_example(example, attempt) for attempt in range(self.max_rounds)):
                 used.add(index)
+        self.num_passed = len(used)
         self.validation = [example for index, example in enumerate(self.trainset) if index not in used]
         random.Random(0).shuffle(self.validation)
 

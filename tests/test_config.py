@@ -44,7 +44,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"failure_score": math.nan}, "failure_score must be a finite number, but got nan."),
         ({"num_rounds": 2.5}, "num_rounds must be a whole number, but got 2.5."),
         ({"num_rounds": "many"}, "num_rounds must be a whole number, but got 'many'."),
-        ({"seed": None}, "seed must be a whole number, but got None."),
+        ({"seed": "0x"}, "seed must be a whole number, but got '0x'."),
         ({"max_cost": "cheap"}, "max_cost must be a number, but got 'cheap'."),
         ({"verbose": "perhaps"}, "verbose must be True or False, but got 'perhaps'."),
         (

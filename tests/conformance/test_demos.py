@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.teleprompt import BootstrapFewShot
 
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.conformance.programs import CASES, QA
@@ -139,6 +140,38 @@ def test_max_rounds_are_the_attempts_at_one_example(max_rounds: int) -> None:
     assert {asked.count(question) for question in asked} == {max_rounds}
 
 
+@pytest.mark.parametrize("max_errors", [1, 3])
+def test_max_errors_are_the_teachers_failures_that_end_a_set(max_errors: int) -> None:
+    asked: list[str] = []
+
+    class Broken(dspy.Predict):  # type: ignore[misc]
+        def forward(self, **inputs: Any) -> Any:
+            asked.append(inputs["question"])
+            raise RuntimeError("no teacher today")
+
+    best = teleprompter(max_bootstrapped_demos=1, max_errors=max_errors, num_candidates=2).compile(
+        dspy.Predict(QA), trainset=trainset(), teacher=Broken(QA)
+    )
+    assert len(asked) == max_errors
+    assert best.opro_result.num_failures == 0
+
+
+@pytest.mark.parametrize("name", ["BestOfN", "Refine"])
+def test_best_of_n_and_refine_have_labeled_demos_alone(name: str) -> None:
+    """They call a copy of their program, whose answers BootstrapFewShot can't assign."""
+    with dspy.context(lm=scripted()):
+        theirs = BootstrapFewShot(metric=lambda e, p, t: True, max_labeled_demos=0).compile(
+            CASES[name].make(), trainset=trainset()
+        )
+        ours = teleprompter(
+            metric=lambda e, p: True, max_bootstrapped_demos=1, max_labeled_demos=1, pruner=None
+        ).compile(CASES[name].make(), trainset=trainset())
+    assert [p.demos for p in theirs.predictors()] == [[]]
+    demos = [demo for c in ours.candidate_programs for p in c["program"].predictors() for demo in p.demos]
+    assert demos
+    assert not any(demo.get("augmented") for demo in demos)
+
+
 @pytest.mark.parametrize(("num_examples", "are_others"), [(40, True), (8, False)])
 def test_demos_are_of_examples_that_candidates_are_not_scored_on_where_there_are_enough(
     num_examples: int, are_others: bool
@@ -184,6 +217,7 @@ def test_a_metric_sees_a_trace_while_it_chooses_demos() -> None:
         "typed outputs",
         "image and history",
         "ReAct",
+        "BestOfN",
         "uncopyable members inside",
     ],
 )

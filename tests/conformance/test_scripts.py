@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dspy
 import numpy as np
 import pytest
@@ -248,6 +251,25 @@ def test_what_does_not_go_together_warns() -> None:
         teleprompter().compile(dspy.Predict(QA), trainset=trainset(), valset=trainset(2))
 
 
+@pytest.mark.parametrize(
+    ("constructor", "call", "warned"),
+    [
+        ({}, {}, False),
+        ({"auto": "light"}, {}, False),
+        ({"auto": "medium"}, {}, True),
+        ({}, {"auto": "light"}, True),
+    ],
+)
+def test_num_trials_beside_an_auto_warns_unless_it_is_the_constructors_default(
+    constructor: dict[str, Any], call: dict[str, Any], warned: bool
+) -> None:
+    optimizer = OPROTeleprompter(metric=metric, **constructor, **QUIET)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.compile(dspy.Predict(QA), trainset=trainset(), num_trials=2, **call)
+    assert any("num_trials=2 takes the place" in str(w.message) for w in caught) is warned
+
+
 def test_auto_none_without_a_bound_is_an_error() -> None:
     with pytest.raises(ValueError, match="auto=None needs at least one bound: num_rounds, num_trials"):
         OPROTeleprompter(metric=metric, auto=None).compile(dspy.Predict(QA), trainset=trainset())
@@ -462,3 +484,11 @@ def test_the_result_is_saved_and_loaded_in_every_form(tmp_path: Path) -> None:
     assert whole(question="?").answer == "42"
     assert whole.opro_result.best_score == 1.0
     assert copy.deepcopy(best).opro_result.best_score == best.deepcopy().opro_result.best_score == 1.0
+
+
+def test_plain_pickle_takes_no_changed_instructions_whoever_changed_them() -> None:
+    by_hand = dspy.Predict(QA.with_instructions("Be brief."))
+    for program in (ours(dspy.Predict(QA)), by_hand):
+        with pytest.raises(pickle.PicklingError):
+            pickle.dumps(program)
+        assert cloudpickle.loads(cloudpickle.dumps(program)).signature.equals(program.signature)

@@ -226,7 +226,10 @@ from dspy_opro import OPRO
 from dspy_opro.testing import VocabularyTask
 
 task = VocabularyTask(seed=1)
-lm = dspy.LM("openai/scorer", api_base=sys.argv[1], api_key="unused", cache=False)
+lm, other = (
+    dspy.LM(f"openai/{name}", api_base=sys.argv[1], api_key="unused", cache=False) for name in ("scorer", "proposer")
+)
+other("Hello.")  # LiteLLM imports at its first call; a thread that is left in the middle of it blocks the exit
 program = OPRO(task.metric, prompt_model=lm, task_model=lm, timeout_seconds=1.0, display_progress=False).compile(
     task.student(), trainset=task.trainset(8))
 print(program.opro_result.stop_reason, flush=True)
@@ -236,7 +239,7 @@ print(time.time(), flush=True)
 
 def test_a_script_ends_at_once_whatever_hangs(server: SimulatedServer) -> None:
     """No thread that waits for a hung connection keeps the interpreter."""
-    server.inject(Fault("hang"))
+    server.inject(Fault("hang"), model="scorer")
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, server.api_base],
         capture_output=True,

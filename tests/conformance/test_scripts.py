@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import pickle
 import warnings
@@ -353,6 +354,8 @@ def simba(student: Any) -> Any:
     def lucky(example: Any, prediction: Any) -> float:  # SIMBA learns from what differs between two runs
         return float(metric(example, prediction) or next(chance) % 3 == 0)
 
+    # DSPy 3.0.0 has no such argument yet.
+    has_own_lm = "prompt_model" in inspect.signature(SIMBA).parameters
     advice = {"discussion": "It was vague.", "module_advice": {"predict": f"{MAGIC} So does SIMBA."}}
     optimizer = SIMBA(
         metric=lucky,
@@ -360,8 +363,8 @@ def simba(student: Any) -> Any:
         num_candidates=2,
         max_steps=1,
         max_demos=1,
-        prompt_model=ScriptedLM(lambda call: advice),
         num_threads=1,
+        **({"prompt_model": ScriptedLM(lambda call: advice)} if has_own_lm else {}),
     )
     return optimizer.compile(student, trainset=trainset())
 

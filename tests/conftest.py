@@ -15,6 +15,7 @@ import copy
 import importlib
 import ipaddress
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ pytest_plugins = ["servers"]
 
 # By its name: `dspy.dsp.utils.settings`, read as an attribute, is the object and not the module.
 dspy_settings = importlib.import_module("dspy.dsp.utils.settings")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell: its children would ignore Ctrl-C too, which some tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 atexit.register(shutil.rmtree, os.environ["DSPY_CACHEDIR"], ignore_errors=True)
 

@@ -70,7 +70,8 @@ class DaemonThreads:
         job.awaiting = asyncio.run_coroutine_threadsafe(_result_of(value), job.loop)
         if job.future.done():  # cancelled meanwhile
             job.awaiting.cancel()
-        return job.awaiting.result()  # type: ignore[no-any-return]
+        result: T = job.awaiting.result()
+        return result
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their call."""

@@ -13,15 +13,17 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .work import PAPER_CANDIDATES, usual_candidates
+
 Auto = Literal["light", "medium", "heavy", "paper"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "light": {"num_rounds": 8, "patience": 4, "max_train_examples": 100},
-    "medium": {"num_rounds": 16, "patience": 6, "max_train_examples": 300},
-    "heavy": {"num_rounds": 40, "patience": 12, "max_train_examples": 1000},
+    "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100},
+    "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300},
+    "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000},
     # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the
     # paper and opt/optimize_instructions.py of its code; one step after the other, everything in full.
-    "paper": {"num_rounds": 200, "num_candidates": 8, "k_best": 20, "lag": 0, "pruner": None},
+    "paper": {"num_rounds": 200, "num_candidates": PAPER_CANDIDATES, "k_best": 20, "lag": 0, "pruner": None},
 }
 """Preset -> the values it gives; an explicit value overrides."""
 
@@ -135,8 +137,10 @@ class OPROConfig(BaseModel):
         if self.auto is None and not self.stoppers and all(getattr(self, n) is None for n in BOUNDS):
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        given = {"num_candidates": 8, "k_best": 20, **PRESETS.get(self.auto or "", {})}
+        given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
         if self.num_trials is not None:
+            if not paper(self):
+                given["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)
             rounds = math.ceil(self.num_trials / (self.num_candidates or given["num_candidates"]))
             given["num_rounds"] = rounds
             values["num_rounds"] = min(rounds, self.num_rounds or rounds)

@@ -12,7 +12,7 @@ from .racing import Halving, Pruner, ScoreAll, affordable_examples, usual_first
 from .search import Search
 from .stopping import Patience, StopAtScore, Stopper
 from .trajectory import Candidate, Trial
-from .work import Plan, usual_lag
+from .work import PAPER_CANDIDATES, Plan, usual_candidates, usual_lag
 
 logger = logging.getLogger("dspy_opro")
 
@@ -32,11 +32,18 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
     num_train = _num_train(config, num_train)
     pruner = _pruner(config.pruner, config.block_size, num_train)
     max_metric_calls = _max_metric_calls(config, num_train, num_val)
-    num_candidates = config.num_candidates or 8
-    most_rounds = math.inf if config.num_rounds is None else config.num_rounds
-    if max_metric_calls is not None:
+
+    def most_rounds(num_candidates: int) -> float:
+        if max_metric_calls is None:
+            return math.inf if config.num_rounds is None else config.num_rounds
         per_round = pruner.most_calls(num_train, num_candidates) + num_val
-        most_rounds = min(most_rounds, (max_metric_calls - num_train - num_val) // per_round)
+        affordable = (max_metric_calls - num_train - num_val) // per_round
+        return min(affordable, config.num_rounds or affordable)
+
+    num_candidates = config.num_candidates
+    if num_candidates is None:
+        is_chosen = config.num_rounds is not None  # so that it means what it says
+        num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
     plan = Plan(
         num_train=num_train,
         num_val=num_val,
@@ -46,7 +53,7 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
         num_demo_sets=_num_demo_sets(config, num_candidates),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
-        lag=usual_lag(most_rounds) if config.lag is None else config.lag,
+        lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         block_size=config.block_size,
         seed=config.seed,
     )

@@ -39,7 +39,8 @@ class OPROTeleprompter(Teleprompter):
         auto: The preset that fills what is not given: "light", "medium", "heavy", "paper" (the paper to the
             letter) or None.
         num_rounds: Rounds at most.
-        num_candidates: Candidates a round, 8 (section 5.1 of the paper).
+        num_candidates: Candidates a round. Default 8 (section 5.1 of the paper), "medium" 16 and "heavy" 32; where
+            a budget alone bounds the run as many more, 64 at most, as leave eight rounds or more.
         num_trials: Candidates in all; gives `num_rounds`.
         k_best: Scored instructions shown to the optimizer LM, 20 (section 5.1).
         num_exemplars: Examples shown to it, 3 (section 5.1).

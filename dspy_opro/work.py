@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,26 @@ class Failure:
 
 Work = Ask | Block
 Event = Proposed | Reported | Finished | Decided
+
+
+PAPER_CANDIDATES = 8
+"""Proposals a round: section 5.1 of the paper."""
+MOST_CANDIDATES = 64
+"""Candidates a round that are chosen without being asked for."""
+
+
+def usual_candidates(num_rounds: float) -> int:
+    """Candidates a round for a run that can have so many rounds of 8; infinite where only time will tell.
+
+    What a larger budget buys is larger rounds, as long as there are eight or so:
+    docs/decisions/0010-larger-rounds.md has the figures.
+    """
+    if num_rounds == math.inf:
+        return 2 * PAPER_CANDIDATES
+    size = PAPER_CANDIDATES
+    while num_rounds >= 15 and size < MOST_CANDIDATES:
+        size, num_rounds = 2 * size, num_rounds / 2
+    return size
 
 
 def usual_lag(num_rounds: float) -> int:

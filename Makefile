@@ -37,7 +37,7 @@ lock: $(STAMP)-dev  ## pin the newest versions that fit, for Python 3.10 to 3.13
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --upgrade --strip-extras \
 		--no-annotate --custom-compile-command "make lock" -o constraints.txt pyproject.toml
 
-bench: $(STAMP)-dev  ## the tables of docs/benchmarks.md; about an hour, and nothing else may run meanwhile
+bench: $(STAMP)-dev  ## most tables of docs/benchmarks.md, not scaling.py's and those with options; about an hour, alone
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/search_efficiency.py
 	$(BIN)/python benchmarks/utilization.py

@@ -19,6 +19,9 @@ HAS_COMPILE_CALLBACKS = hasattr(BaseCallback, "on_compile_start")
 _LM_CLASS = "_dspy_lm_class"
 """Key under which DSPy 3.3 and later keep the class in an LM's state."""
 
+_SECRET = re.compile(r"(?i)(_key|_token|secret|password|headers)$")
+"""Arguments of an LM that are no one else's to read: keys, tokens, and headers, which may carry either."""
+
 _COPIES_SHALLOWLY = tuple(int(part) for part in dspy.__version__.split(".")[:2]) >= (3, 3)
 
 # -- instructions --------------------------------------------------------------------------------
@@ -48,24 +51,24 @@ def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
     """A predictor's instructions as (prefix, task text, suffix); prefix and suffix are a module's own words.
 
     ReAct, ReActV2, CodeAct and RLM write tool lists and rules around the text of the signature that they were
-    given, and keep that signature as `signature`. ProgramOfThought writes its own text alone. Where the text was
-    rewritten since, what the module adds is found by how it begins.
+    given, and keep that signature as `signature`. ProgramOfThought writes its own text alone. What these modules
+    add is found by how it begins, as the text may have been rewritten since; what others add, by the signature's text.
     """
     instructions = predictor.signature.instructions
     owner = _owner(program, predictor)
     names = [c.__name__ for c in type(owner).__mro__ if c.__module__.startswith("dspy.predict")]
     prefix = next((lead for n in names if instructions.startswith(lead := _LEADS.get(n, "\0"))), "")
-    given = getattr(getattr(owner, "signature", None), "instructions", None)
-    if given:
-        match = re.compile(rf"(?m)^{re.escape(given)}$").search(instructions, len(prefix))
-        if match:
-            return instructions[: match.start()], given, instructions[match.end() :]
     for anchor in (a for n in names for a in _ANCHORS.get(n, ())):
         match = re.compile(rf"(?m)^{re.escape(anchor)}").search(instructions)
         if match:
             between = instructions[len(prefix) : match.start()]
             task = between.rstrip("\n")
             return prefix, task, between[len(task) :] + instructions[match.start() :]
+    given = getattr(getattr(owner, "signature", None), "instructions", None)
+    if given:
+        match = re.compile(rf"(?m)^{re.escape(given)}$").search(instructions, len(prefix))
+        if match:
+            return instructions[: match.start()], given, instructions[match.end() :]
     return "", instructions, ""
 
 
@@ -156,7 +159,7 @@ def refuses_temperature(error: BaseException) -> bool:
 
 
 def dump_lm(lm: Any) -> dict[str, Any]:
-    """An LM's `dump_state()`, always with its class and never with its API key.
+    """An LM's `dump_state()`, always with its class and never with its secrets.
 
     Up to DSPy 3.2 only `dspy.LM` has such a method, and it does not name the class.
     """
@@ -177,8 +180,8 @@ def _without_keys(state: Any) -> Any:
 
 
 def _without_key(state: Any) -> Any:
-    """An LM's state without the API key that it has in DSPy 3.0.0; later releases leave it out."""
-    return {k: v for k, v in state.items() if k != "api_key"} if isinstance(state, dict) else state
+    """An LM's state without its secrets; of them DSPy itself leaves out the `api_key`, from 3.0.1 on."""
+    return {k: v for k, v in state.items() if not _SECRET.search(k)} if isinstance(state, dict) else state
 
 
 def load_lm(state: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-_THINK = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _FENCE = re.compile(r"\A```(?:[^\n`]*\n)?((?:(?!```).)*?)\n?```\Z", re.DOTALL)
 _TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
@@ -65,7 +65,7 @@ class Rules:
         """Why `text` can't take the place of `original`, or None."""
         if not text:
             return "empty"
-        if _OPEN_THINK.search(text) or text.count("```") % 2:
+        if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"
         if len(text) > self.max_length:
             return "overlong"

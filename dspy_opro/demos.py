@@ -17,6 +17,7 @@ from ._compat import predictor_state
 from .copying import copy_module, uncopyable
 from .metric import Metric, to_score
 from .program import Program, is_async_only
+from .values import plain
 from .work import rng
 
 
@@ -55,7 +56,7 @@ class Bootstrap:
         else:
             compiled = self._bootstrapped(most if number == 0 else generator.randint(1, most), trainset)
         return {
-            name: json.dumps(predictor_state(predictor)["demos"], default=str)
+            name: json.dumps(plain(predictor_state(predictor)["demos"]), default=str)
             for name, predictor in zip(self.program.names, compiled.predictors(), strict=True)
         }
 

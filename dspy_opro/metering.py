@@ -40,8 +40,9 @@ class Meter:
             spent = Usage(
                 scorer_calls=int(self._caller == "scorer"),
                 proposer_calls=int(self._caller == "proposer"),
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
+                # The second name is that of the Responses API.
+                prompt_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
+                completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
                 cost=float(cost or 0.0),
             )
         else:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .program import is_async_only
+
 
 @dataclass(frozen=True)
 class Score:
@@ -36,18 +38,19 @@ class Metric:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
+        self._call = function.acall if is_async_only(function) else function  # type: ignore[attr-defined]
         self._num_extra = max(0, _num_required(function) - 2)
         self._takes_trace = _takes_three(function)
 
     def __call__(self, example: Any, prediction: Any) -> Any:
         """What the metric returns, as it is; an awaitable where it is async."""
-        return self.function(example, prediction, *[None] * self._num_extra)
+        return self._call(example, prediction, *[None] * self._num_extra)
 
     def with_trace(self, example: Any, prediction: Any, trace: Any) -> Any:
         """The same with a trace, which many metrics are stricter with: for choosing demos."""
         if not self._takes_trace:
             return self(example, prediction)
-        return self.function(example, prediction, trace, *[None] * (self._num_extra - 1))
+        return self._call(example, prediction, trace, *[None] * (self._num_extra - 1))
 
 
 def _takes_three(function: Callable[..., Any]) -> bool:
@@ -87,7 +90,7 @@ def to_score(value: Any) -> Score:
     """A metric's return value as a `Score`.
 
     Takes bool, int, float, numpy scalars, `dspy.Prediction(score=..., feedback=...)` and a mapping with
-    `score`; further numbers in the latter two are subscores.
+    `score`; further numbers in the latter two, and in their `subscores`, are subscores.
 
     Raises:
         MetricError: For anything else, NaN and infinities included.
@@ -99,11 +102,11 @@ def to_score(value: Any) -> Score:
         raise MetricError(f"metric returned {value!r}, which has no 'score'.")
     feedback = fields.get("feedback")
     subscores = fields.get("subscores")
-    numbers_beside = dict(subscores) if isinstance(subscores, Mapping) else {}
-    for name, other in fields.items():
-        if name not in ("score", "feedback", "subscores") and _is_number(other):
-            numbers_beside[name] = float(other)
-    return Score(_number(fields["score"]), "" if feedback is None else str(feedback), numbers_beside or None)
+    beside = {name: v for name, v in fields.items() if name not in ("score", "feedback", "subscores")}
+    if isinstance(subscores, Mapping):
+        beside = {**subscores, **beside}
+    found = {str(name): float(v) for name, v in beside.items() if _is_number(v) and math.isfinite(v)}
+    return Score(_number(fields["score"]), "" if feedback is None else str(feedback), found or None)
 
 
 def _fields(value: Any) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ MIPROv2, COPRO, GEPA, BootstrapFewShot, BootstrapFewShotWithRandomSearch and SIM
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,9 +69,9 @@ def _minibatch(value: Any) -> dict[str, Any]:
 
 
 def _minibatch_size(value: Any) -> dict[str, Any]:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"minibatch_size must be at least 1, but got {value!r}.")
-    return {"block_size": value, "pruner": Halving(first=value)}
+    return {"block_size": int(value), "pruner": Halving(first=int(value))}
 
 
 def _component_selector(value: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .preflight import Inputs
 from .proposer import OPROProposer, PaperProposer
 from .reflective import adapt
 from .stopping import Ledger
+from .values import fields, shown
 
 
 def make_executor(inputs: Inputs, ledger: Ledger, reporter: Reporter, is_async: bool) -> DSPyExecutor:
@@ -53,8 +54,8 @@ def _proposer(config: OPROConfig) -> Any:
 def _rules(inputs: Inputs) -> Rules:
     # Only what the meta-prompt may show can be quoted from it. The beginning of each field is enough to notice a
     # quotation, and keeps long documents from filling memory.
-    shown = inputs.splits["train"]
-    texts = (str(value)[:2000] for example in shown for value in example.toDict().values())
+    examples = inputs.splits["train"]
+    texts = (shown(value)[:2000] for example in examples for value in fields(example).values())
     parts = inputs.program.parts.values()
     own = set(ngrams((part.text for part in parts), Rules.ngram))
     longest = max(len(part.text) for part in parts)

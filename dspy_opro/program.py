@@ -18,6 +18,7 @@ from ._compat import defines, task_text
 from .copying import copy_module, uncopyable
 from .protocols import Fields
 from .trajectory import Candidate
+from .values import as_json, fields, shown
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def _role(student: dspy.Module, name: str, predictor: Any, count: int) -> str:
     lines = []
     if count > 1:
         lines.append(f"It is the predictor {name!r}, one of {count} in the program {type(student).__name__}.")
-    for kind, fields in (("input", signature.input_fields), ("output", signature.output_fields)):
-        for field, info in fields.items():
+    for kind, infos in (("input", signature.input_fields), ("output", signature.output_fields)):
+        for field, info in infos.items():
             extra = info.json_schema_extra or {}
             desc = extra.get("desc") or ""
             detail = "" if desc in ("", f"${{{field}}}") else f": {desc}"
@@ -154,7 +155,7 @@ def _type_name(annotation: Any) -> str:
 
 def describe(values: Mapping[str, Any], limit: int = 600) -> str:
     """Fields as `name: value` lines, long values cut in the middle."""
-    return "\n".join(f"{name}: {shorten(str(value), limit)}" for name, value in values.items())
+    return "\n".join(f"{name}: {shorten(shown(value), limit)}" for name, value in values.items())
 
 
 def shorten(text: str, limit: int) -> str:
@@ -169,7 +170,7 @@ def output_text(prediction: Any) -> str:
     items = getattr(prediction, "items", None)
     if callable(items):
         return shorten(describe(dict(items())), 1000)
-    return shorten(str(prediction), 1000)
+    return shorten(shown(prediction), 1000)
 
 
 def check_examples(examples: Sequence[Any], name: str) -> None:
@@ -197,7 +198,7 @@ def same_inputs(trainset: Sequence[Any], valset: Sequence[Any]) -> int:
 
 
 def _inputs_key(example: Any) -> str:
-    return repr(sorted(example.inputs().toDict().items()))
+    return as_json(fields(example.inputs()))
 
 
 async def maybe_await(value: Any) -> Any:

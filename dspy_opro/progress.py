@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -45,7 +46,7 @@ class Progress:
             dynamic_ncols=True,
             file=sys.stdout,
         )
-        is_live = sys.stdout.isatty() or hasattr(self._bar, "container")  # the latter is a notebook's
+        is_live = _is_terminal(sys.stdout) or hasattr(self._bar, "container")  # the latter is a notebook's
         self._pause_seconds = 0.5 if is_live else float("inf")
         self._log_level = logging.INFO if verbose else logging.WARNING
         self._is_open = True
@@ -106,6 +107,11 @@ class Progress:
             logger.info(message, *values)
 
 
+def _is_terminal(stream: Any) -> bool:
+    """Whether somebody looks at it; None where there is none, and what stands in for one need not know."""
+    return bool(getattr(stream, "isatty", lambda: False)())
+
+
 def _short(count: int) -> str:
     """220k for 220,000."""
     return str(tqdm.format_sizeof(count)) if count >= 1000 else str(count)
@@ -135,9 +141,10 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if sys.stderr.isatty() and sys.stdout.isatty():
+        if _is_terminal(sys.stderr) and _is_terminal(sys.stdout):
             tqdm.write(text, file=sys.stderr)
-        else:  # `tqdm.write` would draw the line anew for each record, into the file that stdout is
+        elif sys.stderr is not None:
+            # `tqdm.write` would draw the line anew for each record, into the file that stdout is
             sys.stderr.write(f"{text}\n")
 
     def join(self, level: int) -> None:

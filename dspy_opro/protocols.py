@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from .racing import Pruner
@@ -29,6 +29,8 @@ class Exemplar:
     outcome: Outcome | None
     score_range: tuple[float, float]
     """Lowest and highest score seen, in the metric's own scale."""
+    input_fields: Mapping[str, str] = field(default_factory=dict)
+    """Input field -> its whole value, as text."""
 
 
 @dataclass(frozen=True)

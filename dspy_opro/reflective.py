@@ -52,7 +52,7 @@ def _example(exemplar: Exemplar) -> dict[str, Any]:
     said = "" if outcome is None else outcome.error or outcome.feedback
     feedback = [said, f"Score: {outcome.score:g}" if outcome else "", f"Expected: {exemplar.expected}"]
     return {
-        "Inputs": {"inputs": exemplar.inputs},
+        "Inputs": dict(exemplar.input_fields),
         "Generated Outputs": exemplar.prediction,
         "Feedback": "\n".join(line for line in feedback if line),
     }

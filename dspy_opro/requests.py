@@ -11,6 +11,7 @@ from .options import Options
 from .program import Program, describe
 from .protocols import Exemplar, ProposalRequest, Style
 from .trajectory import Outcome, percent
+from .values import fields, shown
 from .work import Ask, rng
 
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
@@ -60,9 +61,11 @@ class Requests:
 
     def _exemplar(self, outcome: Outcome | None, position: int, score_range: tuple[float, float]) -> Exemplar:
         example = self._trainset[position]
+        inputs = fields(example.inputs())
         return Exemplar(
-            inputs=describe(example.inputs().toDict()),
-            expected=describe(example.labels().toDict()),
+            inputs=describe(inputs),
+            expected=describe(fields(example.labels())),
+            input_fields={name: shown(value) for name, value in inputs.items()},
             prediction="" if outcome is None else outcome.output,
             outcome=outcome,
             score_range=score_range,

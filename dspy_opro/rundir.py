@@ -32,12 +32,16 @@ class RunDirectory:
         is_shared: Whether other processes may use it at the same time, as they do with a `storage` of their own.
 
     Raises:
+        ValueError: There can't be such a directory.
         RuntimeError: Another process uses the directory, and has the run for itself.
     """
 
     def __init__(self, path: str | os.PathLike[str], is_shared: bool) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"log_dir {str(self.path)!r} can't be made: {error}.") from error
         self._lock = None if is_shared else self._take_lock()
         self._handler = _LogFile(self.path / LOG, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,19 +129,33 @@ def set_up(config: OPROConfig, student: Any, is_async: bool) -> Setup:
         ValueError: A dataset, the program or a setting can't be used.
         TypeError: Something is not of the type it must be.
     """
+    with ExitStack() as on_error:
+        setup = _set_up(config, student, is_async, on_error)
+        on_error.pop_all()
+    return setup
+
+
+def _set_up(config: OPROConfig, student: Any, is_async: bool, on_error: ExitStack) -> Setup:
     started = time.monotonic()
     inputs = check(config, student)
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     ledger = Ledger()
     reporter = Reporter(inputs.metric.function, at_once=is_async)
     executor = make_executor(inputs, ledger, reporter, is_async)
+    on_error.callback(executor.close)
     search = make_search(config, program.candidate, len(train), len(inputs.splits["val"]))
     program.demo_sets = search.demo_sets
-    directory = _directory(config)  # what is made from here on stays, so all checks are above
+    directory = None
+    if config.log_dir is not None:
+        directory = RunDirectory(config.log_dir, is_shared=config.storage is not None)
+        on_error.callback(directory.close)
     store = make_store(inputs)
+    if directory is not None:  # only now it is known to be this run's
+        directory.write_config(readable(config))
     if config.display_progress or config.verbose:
         announce(forecast(config.auto, search))
     progress = Progress(config.display_progress, config.verbose, config.num_rounds, lambda: ledger.usage)
+    on_error.callback(progress.close)
     budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
     num_threads = config.num_threads or dspy.settings.num_threads
     shared = store if isinstance(store, study.SharedStore) else None
@@ -156,14 +171,6 @@ def set_up(config: OPROConfig, student: Any, is_async: bool) -> Setup:
 
     search.stop_rule = stop_rule
     return setup
-
-
-def _directory(config: OPROConfig) -> RunDirectory | None:
-    if config.log_dir is None:
-        return None
-    directory = RunDirectory(config.log_dir, is_shared=config.storage is not None)
-    directory.write_config(readable(config))
-    return directory
 
 
 def readable(config: OPROConfig) -> dict[str, Any]:
@@ -185,4 +192,7 @@ def readable(config: OPROConfig) -> dict[str, Any]:
 
 def without_password(url: Any) -> Any:
     """A storage URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url) if isinstance(url, str) else url
+    if not isinstance(url, str):
+        return url
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", url)

@@ -38,16 +38,19 @@ class OPROTeleprompter(Teleprompter):
         name, description: For people; `name` also names the study.
         auto: The preset that fills what is not given: "light", "medium", "heavy", "paper" (the paper to the
             letter) or None.
-        num_rounds: Rounds at most.
+        num_rounds: Rounds at most. Default: the preset's, "light" 8, "medium" 8, "heavy" 10, "paper" 200;
+            `auto=None` has no limit.
         num_candidates: Candidates a round. Default 8 (section 5.1 of the paper), "medium" 16 and "heavy" 32; where
             a budget alone bounds the run as many more, 64 at most, as leave eight rounds or more.
         num_trials: Candidates in all; gives `num_rounds`.
         k_best: Scored instructions shown to the optimizer LM, 20 (section 5.1).
         num_exemplars: Examples shown to it, 3 (section 5.1).
         init_temperature: Its sampling temperature, 1.0 (section 5.1).
-        max_train_examples: Train examples that candidates are scored on at most, a seeded choice. Where only
-            `max_metric_calls` is given, a 32nd of that, and 16 at least.
-        patience: Rounds in a row without a better program that end the run.
+        max_train_examples: Train examples that candidates are scored on at most, a seeded choice. Default: the
+            preset's, "light" 100, "medium" 300, "heavy" 1,000, else all of them; with `max_metric_calls` no more than a
+            32nd of that, and 16 at least, unless a `pruner` is given or `auto="paper"`.
+        patience: Rounds in a row without a better program that end the run. Default: the preset's, "light" 4,
+            "medium" 3, "heavy" 3, else none.
         min_delta: What counts as better for `patience`, in the metric's scale.
         stop_at_score: Mean score that ends the run.
         max_metric_calls: Examples scored at most.
@@ -60,22 +63,26 @@ class OPROTeleprompter(Teleprompter):
             Optuna pruner or an own `Pruner`.
         predictor_strategy: With several predictors: "all" rewrites each in every round, "round_robin" one a
             round, "joint" all in one proposal.
-        lag: Rounds that may be undecided when the next one's proposals are asked for: more keeps more threads
-            busy, less makes more of every call. Default a quarter of the rounds there can be, 3 at most; 0 waits.
+        lag: Rounds that may be undecided when the next one's proposals are asked for: more overlaps rounds (faster);
+            0 lets every proposal see all earlier results (better per call). Default: a quarter of the rounds there
+            can be, rounded down, 3 at most; "paper" 0.
         block_size: Examples in the unit of work that is recorded, 16.
         seed: Same seed, data and answers: same trials.
         max_bootstrapped_demos, max_labeled_demos: Demos per predictor at most. Above 0, demo sets made by DSPy's
             BootstrapFewShot race together with the instructions; by default the student keeps its demos.
         max_rounds, metric_threshold, teacher_settings: Handed to BootstrapFewShot.
-        storage: An Optuna storage or URL; default in memory, or a journal file in `log_dir`.
-        study_name: Names the run; `compile` resumes a run of that name.
+        storage: An Optuna storage or URL; default in memory, or a journal file in `log_dir`. Without `study_name`,
+            `name` or `log_dir` each `compile` is a new run there, under a name that Optuna makes up.
+        study_name: Names the run; `compile` resumes a run of that name in `storage` or `log_dir`. Default: `name`; else
+            with `log_dir` "opro", or that directory's name where there is a `storage` too.
         log_dir: Directory for the run's files.
         callbacks: Optuna's convention, `f(study, trial)`.
         track_stats: Whether the result carries `candidate_programs` and `trial_logs`.
         verbose: Whether to log every candidate.
         display_progress: Whether to show the progress line.
         num_threads: LM calls in flight at most; default `dspy.settings.num_threads`.
-        max_errors: Failed examples that end the run. Default: whole rounds in which every example fails.
+        max_errors: Failed examples, of the whole run in this process, that end it. Default: no fixed number; the run
+            ends when not one example succeeded in the last rounds.
         failure_score: What a failed example counts.
         provide_traceback: Whether failures are logged with their traceback.
         example_timeout_seconds: Wall time for one example; longer counts as a failure.
@@ -182,9 +189,17 @@ class OPROTeleprompter(Teleprompter):
             The best program, never worse on the deciding data than the student. `opro_result` on it says more.
 
         Raises:
-            ValueError, TypeError: Something can't be used; nothing was spent.
-            MetricError: The metric returned no score.
-            TooManyErrors: The program failed too often. The exception's `program` is the best one so far.
+            ValueError, TypeError: An argument, the data or the program can't be used, or the run in the storage is
+                another one or has workers with other settings; nothing was spent.
+            RuntimeError: Another process uses `log_dir`; nothing was spent.
+            MetricError: The metric can't be called with an example and a prediction (nothing was spent), raised or
+                returned no score on the first example, or returned no score later.
+            TooManyErrors: The program failed on the first three examples, on `max_errors` in all, or on every example
+                of the last rounds.
+            Exception: What a stopper, a pruner or, when it is opened, the storage raises.
+
+            What ends a run that has begun has the best program so far as its `program`, the student where nothing was
+            scored in full.
         """
         data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
         setup = set_up(for_this_call(self.config, {**data, **keywords}), student, is_async=False)
@@ -210,8 +225,8 @@ class OPROTeleprompter(Teleprompter):
             return await _optimize(setup)
 
     def get_params(self) -> dict[str, Any]:
-        """The arguments and their values; a copy."""
-        return {name: getattr(self.config, name) for name in FIELDS}
+        """The constructor's arguments and their values; a copy."""
+        return {name: getattr(self.config, name) for name in FIELDS if name != "teacher"}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that were given, as JSON: `from_config` makes the same teleprompter of it.

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--num-threads", type=int, help="default: one per core for the model in here, else 16"
+        "--num-threads", type=int, help="default: one per core, 4 at most, for the model in here, else 16"
     )
     parser.add_argument(
         "--max-metric-calls", type=int, default=216, help="examples that the search may score"

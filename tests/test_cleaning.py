@@ -73,6 +73,7 @@ def test_what_is_around_an_instruction_goes(answer: str) -> None:
         "Instructions come first, data second.",
         "Sure answers only; otherwise say so.",
         "Think step by step.",
+        "Reason between <think> and </think>, then answer.",
     ],
 )
 def test_what_is_in_an_instruction_stays(text: str) -> None:
@@ -101,6 +102,7 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
         ("", "Old.", "empty"),
         ("<think>I wonder", "Old.", "truncated"),
         ("the rest of a thought</think> Do it.", "Old.", "truncated"),
+        ("Open with a <think> block.", "First a <think> block, then the answer.", None),
         ("Run this:\n```python\nprint(", "Old.", "truncated"),
         ("x" * 4001, "Old.", "overlong"),
         ("Greet the customer.", "Greet {name} in {language}.", "loses placeholder {language}, {name}"),

@@ -220,7 +220,7 @@ def test_params_are_a_copy() -> None:
     params = teleprompter.get_params()
     assert params["k_best"] == 7
     assert params["metric"] is metric
-    assert set(params) == set(OPROConfig.model_fields)
+    assert OPROTeleprompter(**params).config == teleprompter.config
     params["k_best"] = 1
     params["stoppers"] = [print]
     assert teleprompter.config.k_best == 7

@@ -38,6 +38,7 @@ LAYER = {
     "threads": CORE,
     "trajectory": CORE,
     "waking": CORE,
+    "values": EDGE,
     "work": CORE,
     "_compat": EDGE,
     "attach": EDGE,
@@ -109,6 +110,7 @@ OUTSIDE = {
     "study": {"optuna"},
     "teleprompter": {"anyio", "dspy"},
     "testing": {"dspy"},
+    "values": {"dspy"},
     "waking": {"anyio"},
 }
 

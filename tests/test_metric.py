@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 from decimal import Decimal
@@ -129,7 +130,15 @@ def test_feedback_and_subscores_come_along() -> None:
     assert to_score(given) == expected
     assert to_score(dspy.Prediction(**given)) == expected
     assert to_score({"score": 1.0, "feedback": None}) == Score(1.0)
-    assert to_score({"score": 1, "subscores": {"a": 0.5}}).subscores == {"a": 0.5}
+    subscores = {
+        "a": numpy.float32(0.5),
+        ("b", 1): True,
+        "style": None,
+        "why": "short",
+        "nested": {},
+        "nan": math.nan,
+    }
+    assert to_score({"score": 1, "subscores": subscores}).subscores == {"a": 0.5, "('b', 1)": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -160,3 +169,12 @@ def test_feedback_and_subscores_come_along() -> None:
 def test_anything_else_is_an_error(value: Any, message: str) -> None:
     with pytest.raises(MetricError, match=message):
         to_score(value)
+
+
+def test_an_async_module_is_a_metric() -> None:
+    class Judge(dspy.Module):  # type: ignore[misc]
+        async def aforward(self, example: Any, prediction: Any, trace: Any = None) -> float:
+            return 0.5
+
+    metric = Metric(Judge())
+    assert asyncio.run(metric(None, None)) == asyncio.run(metric.with_trace(None, None, [])) == 0.5

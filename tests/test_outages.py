@@ -86,5 +86,5 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(
     from test_resume import compile_
 
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match=r"log_dir '.*run' can't be made: "):
         compile_(tmp_path / "file" / "run")

@@ -155,6 +155,10 @@ def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
     built: Any = program.build(Candidate({"react": "Plan it well.", "extract.predict": "Sum up."}))
     assert built.react.signature.instructions == f"Plan it well.{part.suffix}"
     assert built.extract.predict.signature.instructions == "Sum up."
+    longer: Any = program.build(
+        Candidate({"react": "Plan the trip.\n\nBe brief.", "extract.predict": "Sum up."})
+    )
+    assert Program(longer).parts["react"].text == "Plan the trip.\n\nBe brief."
 
 
 class OnlyAsync(dspy.Module):  # type: ignore[misc]

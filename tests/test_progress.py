@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -171,3 +173,12 @@ def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.Mon
     shown.close()
     assert "OPRO 1/? |" in out.getvalue()
     assert "best 0.500, 1 candidates" in out.getvalue()
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None, flush=lambda: None)])
+def test_a_stream_need_not_be_one(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    shown = Progress(False, True, None, Usage)
+    shown.on_event(Decided(1, trial("Answer.", [0.5]), 0.5))
+    shown.close()

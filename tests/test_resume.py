@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
 import time
@@ -170,6 +171,18 @@ def test_a_mismatch_names_what_differs(tmp_path: Path) -> None:
         compile_(tmp_path, seed=1)
     with pytest.raises(ValueError, match=r"failure_score was '0\.0' and is now '-1\.0'"):
         compile_(tmp_path, failure_score=-1.0)
+
+
+def test_an_error_leaves_the_directory_free_and_as_it_was(tmp_path: Path) -> None:
+    compile_(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    handlers = list(logging.getLogger("dspy_opro").handlers)
+    with pytest.raises(ValueError, match="seed was") as caught:  # which keeps the frames, as a notebook does
+        compile_(tmp_path, seed=1)
+    assert (tmp_path / "config.json").read_text() == config
+    assert logging.getLogger("dspy_opro").handlers == handlers
+    compile_(tmp_path)
+    assert caught.value is not None
 
 
 def test_a_file_named_stop_ends_the_run_and_the_next_process_goes_on(

@@ -206,8 +206,10 @@ def test_a_proposer_comes_back_with_its_state_and_lm() -> None:
     ],
     ids=lambda lm: str(lm.model),
 )
-def test_lms_come_back_without_their_key(lm: dspy.LM) -> None:
-    lm.kwargs["api_key"] = "key-1"
+def test_lms_come_back_without_their_secrets(lm: dspy.LM) -> None:
+    lm = lm.copy()
+    lm.kwargs["api_key"] = lm.kwargs["aws_secret_access_key"] = lm.kwargs["azure_ad_token"] = "key-1"
+    lm.kwargs["extra_headers"] = {"Authorization": "Bearer key-1"}
     config = OPROTeleprompter(prompt_model=lm, task_model=lm).get_config()
     assert "key-1" not in json.dumps(config)
     again = there_and_back(prompt_model=lm).config.prompt_model

@@ -166,6 +166,7 @@ def test_an_instruction_proposer_of_gepa_proposes(lm: Any) -> None:
     assert proposals.seen[0][0] == {"self": QA.instructions}
     example = proposals.seen[-1][1]["self"][0]
     assert set(example) == {"Inputs", "Generated Outputs", "Feedback"}
+    assert example["Inputs"].keys() == {"question"}
     assert "Say 42." in example["Feedback"]
 
 

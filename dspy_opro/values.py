@@ -12,6 +12,7 @@ import dspy
 
 # DSPy 3.0 to 3.4 mark images, audio and files so in a text, and make parts of a message of them again.
 _MEDIA = re.compile(r"<<CUSTOM-TYPE-START-IDENTIFIER>>.*?<<CUSTOM-TYPE-END-IDENTIFIER>>", re.DOTALL)
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 _KIND = re.compile(r'\\*"type\\*":\s*\\*"(?:input_)?(\w+?)(?:_url)?\\*"')
 
 
@@ -32,6 +33,8 @@ def _placeholder(match: re.Match[str]) -> str:
 
 def plain(value: Any) -> Any:
     """A value made of dicts with text keys, lists and scalars, as DSPy's adapters show it."""
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, dspy.Type):

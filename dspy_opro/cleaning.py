@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _FENCE = re.compile(r"\A```(?:[^\n`]*\n)?((?:(?!```).)*?)\n?```\Z", re.DOTALL)
+_BLOCK = re.compile(r"\A```(?:[^\n`]*\n)?(.*?)\n?```", re.DOTALL)
 _TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
 _NAME = (
     r"(?:my |the |an? )?(?:(?:new|improved|proposed|better|revised|updated|final) )*"
@@ -21,7 +22,7 @@ _LABEL = re.compile(
     rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)",
     re.IGNORECASE,
 )
-_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "`": "`", "[": "]"}
+_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 _PLACEHOLDER = re.compile(r"(?<!\{)\{[A-Za-z_][A-Za-z0-9_]*\}(?!\})")
 _WORD = re.compile(r"\w+")
 
@@ -36,7 +37,10 @@ def clean(text: str) -> str:
             match = pattern.match(text)
             if match:
                 text = match.group(group).strip()
-        text = _LABEL.sub("", text, count=1).strip()
+        labelled, text = text, _LABEL.sub("", text, count=1).strip()
+        block = _BLOCK.match(text) if text != labelled else None
+        if block and text.count("```") == 2:  # a comment follows
+            text = block.group(1).strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
             inner = text[1:-1]
             if text[0] not in inner and text[-1] not in inner:  # one pair around the whole

@@ -48,6 +48,9 @@ TEXT = "Read the review. Answer with one word."
         f"<thinking>a</thinking>\n<think>b</think>\n{TEXT}",
         f"```\n<think>hm</think>\n{TEXT}\n```",
         f'Instruction: "`{TEXT}`"',
+        f"Sure! Here's the improved instruction:\n\n```text\n{TEXT}\n```\n\nIt says what matters.",
+        f"„{TEXT}“",
+        f"「{TEXT}」",
     ],
 )
 def test_what_is_around_an_instruction_goes(answer: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,29 @@ def test_labeled_demos_alone_need_no_calls(lm: ScriptedLM) -> None:
     tried = [t for t in best.opro_result.trajectory.trials if t.candidate.demo_set is not None]
     assert tried
     assert best.opro_result.usage.scorer_calls == best.opro_result.usage.metric_calls
+
+
+class Color(enum.Enum):
+    RED = "r"
+
+
+class Paint(dspy.Signature):  # type: ignore[misc]
+    """Name the color."""
+
+    question: str = dspy.InputField()
+    color: Color = dspy.OutputField()
+
+
+def test_demos_show_values_as_adapters_do() -> None:
+    data = [dspy.Example(question=f"Q{n}", color=Color.RED).with_inputs("question") for n in range(6)]
+    lm = ScriptedLM(lambda call: {"color": "r"} if "color" in call.output_fields else answer(call))
+    with dspy.context(lm=lm):
+        best = teleprompter(metric=lambda e, p: p.color == e.color, pruner=None, **DEMOS).compile(
+            dspy.Predict(Paint), trainset=data
+        )
+    sets = [c["program"].demos for c in best.candidate_programs if c["program"].demos]
+    assert sets
+    assert {demo["color"] for demos in sets for demo in demos} == {"r"}
 
 
 def test_the_teacher_bootstraps(lm: ScriptedLM) -> None:

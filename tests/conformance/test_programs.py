@@ -12,7 +12,17 @@ import pytest
 
 from dspy_opro._compat import task_text
 from tests.conformance.programs import CASES, QA, Case, search
-from tests.conformance.world import MAGIC, TASK, VERSION, metric, served, state, teleprompter, trainset
+from tests.conformance.world import (
+    MAGIC,
+    TASK,
+    VERSION,
+    metric,
+    scripted,
+    served,
+    state,
+    teleprompter,
+    trainset,
+)
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 pytestmark = pytest.mark.filterwarnings(
@@ -171,3 +181,15 @@ def test_evaluate_scripts_work_before_and_after() -> None:
     best = teleprompter().compile(student, trainset=trainset())
     assert float(evaluate(student).score) == 0.0
     assert float(evaluate(best).score) == best.score == 100.0
+
+
+def test_the_optimizer_lm_is_told_of_images_and_sent_none() -> None:
+    case = CASES["image and history"]
+    lm = scripted()
+    best = teleprompter(prompt_model=lm, num_exemplars=1).compile(
+        case.make(), trainset=trainset(**case.inputs)
+    )
+    assert best.opro_result.problems == ()
+    texts = [call.messages[-1][1] for call in lm.calls]
+    assert texts
+    assert all("image: <image>" in text and "base64" not in text for text in texts)

@@ -27,7 +27,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "all in full": {"pruner": None},
     "Wilcoxon (p = 0.1)": {"pruner": optuna.pruners.WilcoxonPruner(p_threshold=0.1), "block_size": 5},
     "no lag": {"lag": 0},
-    "16 candidates": {"num_candidates": 16},
+    "8 candidates": {"num_candidates": 8},
     "k_best=8": {"k_best": 8},
 }
 """Variant -> what differs from the defaults."""

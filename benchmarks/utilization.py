@@ -25,8 +25,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 OURS: dict[str, dict[str, Any]] = {
     "OPRO": {"max_metric_calls": 1600},
-    "OPRO, 16 candidates": {"max_metric_calls": 1600, "num_candidates": 16},
-    "OPRO, 64 candidates, 10,000 examples": {"max_metric_calls": 10_000, "num_candidates": 64},
+    "OPRO, 8 candidates": {"max_metric_calls": 1600, "num_candidates": 8},
+    "OPRO, 5,000 examples": {"max_metric_calls": 5000},
+    "OPRO, 10,000 examples": {"max_metric_calls": 10_000},
 }
 """Name in the table -> the options that are not defaults."""
 

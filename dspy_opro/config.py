@@ -34,6 +34,15 @@ BOUNDS = (
 )  # fmt: skip
 """Arguments each of which ends a run by itself."""
 
+MEANT: Mapping[str, str] = {
+    "lm": "prompt_model",
+    "optimizer_lm": "prompt_model",
+    "scorer_lm": "task_model",
+    "max_iterations": "num_rounds",
+    "num_iterations": "num_rounds",
+}
+"""Name that is spelt like nothing here -> the argument that it stands for."""
+
 
 class OPROConfig(BaseModel):
     """The values of a run. `OPROTeleprompter` documents them; None means "the preset's" unless it says otherwise."""
@@ -95,12 +104,40 @@ class OPROConfig(BaseModel):
     provide_traceback: bool | None = None
     example_timeout_seconds: float | None = Field(default=None, gt=0.0)
 
+    @field_validator("prompt_model", "task_model", mode="before")
+    @classmethod
+    def _model(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str):
+            name = info.field_name
+            raise TypeError(f"{name} must be a dspy.LM, but is {value!r}. Write {name}=dspy.LM(...).")
+        return value
+
+    @field_validator("pruner", "proposer", mode="before")
+    @classmethod
+    def _instance(cls, value: Any) -> Any:
+        if isinstance(value, type):
+            name = value.__name__
+            raise ValueError(f"must be an instance, but is the class {name}. Write {name}().")
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _a_pruner(cls, value: Any) -> Any:
+        is_known = value is None or (isinstance(value, str) and value == "auto")
+        if not (is_known or hasattr(value, "prune") or hasattr(value, "drop")):
+            raise ValueError(
+                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.'
+            )
+        return value
+
     @field_validator("metric", "proposer", "stoppers", "callbacks", mode="before")
     @classmethod
     def _callable(cls, value: Any, info: Any) -> Any:
         if info.field_name in ("metric", "proposer"):
             if value is not None and not callable(value):
-                raise ValueError(f"must be callable, but got {value!r}.")
+                is_data = info.field_name == "metric" and isinstance(value, (list, tuple))
+                hint = " The third argument of compile is metric; write valset=..." if is_data else ""
+                raise ValueError(f"must be callable, but got {reprlib.repr(value)}.{hint}")
             return value
         if value is None or callable(value):
             return [] if value is None else [value]
@@ -127,6 +164,12 @@ class OPROConfig(BaseModel):
             )
         return self
 
+    @property
+    def bounds(self) -> list[str]:
+        """Names of the arguments that are given and each of which may end the run."""
+        given = [name for name in BOUNDS if getattr(self, name) is not None]
+        return [*given, "stoppers"] if self.stoppers else given
+
     def resolve(self) -> OPROConfig:
         """The same with every None that a preset or a common default fills filled.
 
@@ -134,7 +177,7 @@ class OPROConfig(BaseModel):
             ValueError: Nothing would ever end the run. MIPROv2's scripts name the bound in `compile` only, so this is
                 not looked at before.
         """
-        if self.auto is None and not self.stoppers and all(getattr(self, n) is None for n in BOUNDS):
+        if self.auto is None and not self.bounds:
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
         values = {name: getattr(self, name) for name in type(self).model_fields}
         given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
@@ -194,8 +237,12 @@ def _sentence(error: dict[str, Any]) -> str:
 
 
 def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
-    """The error for a misspelt argument; it names the nearest known one."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """The error for a misspelt argument; it names the nearest known one, of equally near ones our own."""
+    known = list(known)
+    own = [argument for argument in known if argument in OPROConfig.model_fields]
+    tries = (known, 0.85), (own, 0.5), (known, 0.5)  # a letter or two; more, but ours; more
+    near = [MEANT[name]] if MEANT.get(name) in known else []
+    near += [hit for names, cutoff in tries for hit in difflib.get_close_matches(name, names, 1, cutoff)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return TypeError(f"{where} got an unexpected keyword argument {name!r}.{hint}")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from . import study
 from .config import OPROConfig, paper
 from .racing import Halving, Pruner, ScoreAll, affordable_examples, usual_first
 from .search import Search
-from .stopping import Patience, StopAtScore, Stopper
+from .stopping import Patience, StopAtScore, Stopper, Usage
 from .trajectory import Candidate, Trial
 from .work import PAPER_CANDIDATES, Plan, usual_candidates, usual_lag
 
@@ -75,12 +76,8 @@ def _pruner(pruner: Any, block_size: int, num_train: int) -> Pruner:
         return Halving(first=usual_first(num_train))
     if hasattr(pruner, "prune"):  # optuna.pruners.BasePruner
         return study.OptunaPruner(pruner, block_size)
-    if hasattr(pruner, "drop"):
-        chosen: Pruner = pruner
-        return chosen
-    raise ValueError(
-        f'pruner must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {pruner!r}.'
-    )
+    chosen: Pruner = pruner
+    return chosen
 
 
 def _max_metric_calls(config: OPROConfig, num_train: int, num_val: int) -> int | None:
@@ -122,24 +119,44 @@ def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:
         )
 
 
-def forecast(auto: str | None, search: Search) -> str:
+def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
+    """A limit in dollars is none where nobody knows what a call costs."""
+    if max_cost is not None and spent.tokens and not spent.cost:
+        logger.warning(
+            "max_cost=%g can't be kept: no price is known for the LM that the program calls. Give max_tokens.",
+            max_cost,
+        )
+
+
+def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> str:
     """What a run can spend at most, in words.
 
     Args:
         auto: The preset.
         search: The search, before its start.
+        bounds: Names of the arguments that may end the run.
     """
-    plan = search.plan
+    plan, size = search.plan, search.plan.num_candidates
+    limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
     if plan.num_rounds is None:
-        return "OPRO: no limit on rounds; the other limits end the run."
-    per_round = search.pruner.most_calls(plan.num_train, plan.num_candidates) + plan.num_val
-    examples = plan.num_train + plan.num_val + plan.num_rounds * per_round
+        most = "" if plan.max_metric_calls is None else f", at most {plan.max_metric_calls:,} examples scored"
+        end = " or ".join(limits) or "a limit"
+        return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
+    num_predictors = len(search.student.instructions)
+    num_slots = min(plan.num_rounds * size, plan.num_trials or plan.num_rounds * size)
+    full, rest = divmod(num_slots, size)
+    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
+    examples += search.most_calls(rest) if rest else 0
     if plan.max_metric_calls is not None:
         examples = min(examples, plan.max_metric_calls)
-    per_candidate = 1 if plan.predictor_strategy != "all" else len(search.student.instructions)
-    proposals = plan.num_rounds * plan.num_candidates * per_candidate
-    return (
-        f"OPRO (auto={auto!r}): at most {plan.num_rounds} rounds of {plan.num_candidates} candidates, "
+    # With several predictors a round has one candidate more, out of known texts; see `Rules.recombines`.
+    num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
+    proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)
+    text = (
+        f"OPRO (auto={auto!r}): at most {num_slots + num_mixed:,} candidates in {plan.num_rounds} rounds, "
         f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} where all are "
-        "rejected); patience and the race usually end it far below."
+        "rejected)."
     )
+    if not isinstance(search.pruner, ScoreAll):
+        text += " The race usually takes far fewer examples."
+    return f"{text} May end earlier by {' or '.join(limits)}." if limits else text

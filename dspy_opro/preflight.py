@@ -45,7 +45,7 @@ def check(config: OPROConfig, student: Any) -> Inputs:
     _look_over(config)
     config = config.resolve()
     if not isinstance(student, dspy.Module):
-        raise TypeError(f"student must be a dspy.Module, but is {type(student).__name__}.")
+        raise TypeError(f"student must be a dspy.Module, but is {_kind(student)}.")
     metric, trainset = config.metric, config.trainset
     if metric is None:
         raise _missing("metric")
@@ -61,6 +61,13 @@ def check(config: OPROConfig, student: Any) -> Inputs:
     splits = {"train": [trainset[i] for i in order], "val": valset}
     orders = {"train": order, "val": range(len(valset))}
     return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders)
+
+
+def _kind(value: Any) -> str:
+    """What is there in place of an instance of the right type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: pass an instance, {value.__name__}(...)"
+    return type(value).__name__
 
 
 def _missing(name: str) -> ValueError:
@@ -87,7 +94,7 @@ def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
     if teacher is None or not config.max_bootstrapped_demos:
         return None
     if not isinstance(teacher, dspy.Module):
-        raise TypeError(f"teacher must be a dspy.Module, but is {type(teacher).__name__}.")
+        raise TypeError(f"teacher must be a dspy.Module, but is {_kind(teacher)}.")
     fields = [
         {name: list(p.signature.fields) for name, p in m.named_predictors()}
         for m in (teacher, program.student)
@@ -125,8 +132,10 @@ def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
     if default is None and config.task_model is None:
         bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
         if bare:
+            predictors = f"predictor{'s' * (len(bare) > 1)} {', '.join(map(repr, bare))}"
             raise ValueError(
-                f"No LM is configured for {', '.join(bare)}. Call dspy.configure(lm=dspy.LM(...)) or pass task_model."
+                f"No LM is configured for the program ({predictors}). Call dspy.configure(lm=dspy.LM(...)) or pass "
+                "task_model."
             )
     prompt_model = config.prompt_model or default or config.task_model
     if prompt_model is None:

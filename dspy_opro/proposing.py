@@ -52,6 +52,7 @@ class Proposing:
         self._ledger = ledger
         self._threads = threads
         self._takes_no_temperature = False
+        self._num_failed = 0
 
     async def propose(self, ask: Ask, request: ProposalRequest) -> tuple[Proposal, Usage]:
         """The answer to `ask`, put as `request`."""
@@ -60,7 +61,7 @@ class Proposing:
             try:
                 proposal = self._read(ask, await self._answer(request, lm))
             except Exception as caught:
-                logger.warning("A proposal failed: %s", in_brief(caught))
+                self._warn(caught)
                 proposal = Proposal({}, error=in_brief(caught))
         return proposal, meter.usage
 
@@ -80,6 +81,14 @@ class Proposing:
                 logger.warning("%s is asked without a temperature: %s", lm.model, in_brief(caught))
         self._takes_no_temperature = True
         return await self._answer(request, lm)
+
+    def _warn(self, error: Exception) -> None:
+        """The first failure is told, and then every tenth: an LM that is down fails on all of them."""
+        self._num_failed += 1
+        if self._num_failed == 1:
+            logger.warning("A proposal failed: %s", in_brief(error))
+        elif self._num_failed % 10 == 0:
+            logger.warning("%d proposals failed so far, the last one: %s", self._num_failed, in_brief(error))
 
     def _read(self, ask: Ask, answer: Any) -> Proposal:
         instruction = getattr(answer, "instruction", answer)

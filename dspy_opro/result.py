@@ -45,16 +45,19 @@ class OPROResult:
     @property
     def best(self) -> Trial:
         """The trial of the returned program."""
+        self._need_a_score()
         return self.trajectory.best
 
     @property
     def baseline(self) -> Trial:
         """The student's own trial."""
+        self._need_a_score()
         return self.trajectory.trials[0]
 
     @property
     def best_score(self) -> float:
         """The deciding mean score of the returned program, in the metric's own scale."""
+        self._need_a_score()
         return self.curve[-1]
 
     @property
@@ -92,21 +95,44 @@ class OPROResult:
         """A few lines to print."""
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
+        candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # the student is neither
+        usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
-            f"score on the {self.selected_on}: {self._gain()} ({self.stop_reason})",
-            f"{len(trials)} candidates in {max(0, len(self.curve) - 1)} rounds, {pruned} dropped early",
-            f"{self.usage.metric_calls} examples scored in {self.seconds:.1f} s",
-            f"{self.usage.scorer_calls} scorer calls and {self.usage.proposer_calls} proposer calls paid",
-            f"{self.usage.cached_calls} from the cache, {self.usage.tokens} tokens, ${self.usage.cost:.4f}",
+            f"score on {self.deciding_data}: {self._gain()} ({self.stop_reason})",
+            f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
+            f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
+            f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
+            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, ${usage.cost:.4f}",
         ]
         if self.num_failures:
-            lines.append(f"{self.num_failures} examples failed, first: {self.failures[0].error}")
+            first = self.failures[0].error.partition("\n")[0]
+            lines.append(f"{counted(self.num_failures, 'example')} failed, first: {first}")
+        if self.problems and not candidates:
+            first = self.problems[0].partition("\n")[0]
+            lines.append(f"no proposal was used, first problem: {first}")
         return "\n".join(lines)
+
+    @property
+    def deciding_data(self) -> str:
+        """What the score was measured on, in words, e.g. "100 of 400 train examples"."""
+        given, trials = self.config.get("trainset"), self.trajectory.trials
+        if self.selected_on == "trainset" and trials and given and trials[0].num_scored < given:
+            return f"{trials[0].num_scored:,} of {given:,} train examples"
+        return f"the {self.selected_on}"
+
+    def _need_a_score(self) -> None:
+        if not self.curve:
+            raise ValueError(f"The run ended before the student was scored ({self.stop_reason}).")
 
     def _gain(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
         return f"{self.curve[0]:.3f} -> {self.curve[-1]:.3f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _row(number: int, trial: Trial) -> dict[str, Any]:
@@ -122,5 +148,6 @@ def _row(number: int, trial: Trial) -> dict[str, Any]:
         "id": trial.id[:12],
         "parent": (trial.candidate.parent or "")[:12],
         "rewritten": ", ".join(trial.candidate.rewritten),
+        "demo_set": trial.candidate.demo_set,
     }
     return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}

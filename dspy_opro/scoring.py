@@ -151,7 +151,7 @@ class Scoring:
                 attempt.error = caught
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(caught)
                 outcome = Outcome(self._options.failure_score, error=cause)
-                self._log(caught, split, position)
+                self._log(caught, cause, split)
         attempt.scored = Scored(outcome, meter.usage, attempt.error)
 
     @contextmanager
@@ -179,11 +179,10 @@ class Scoring:
         except Exception as caught:
             raise MetricRaised(f"metric raised {in_brief(caught)}") from caught
 
-    def _log(self, error: Exception, split: str, position: int) -> None:
-        detail = (
-            "".join(traceback.format_exception(error)) if self._options.provide_traceback else in_brief(error)
-        )
-        logger.warning("Failed on %s example %d: %s", split, position, detail)
+    def _log(self, error: Exception, cause: str, split: str) -> None:
+        """Without a number: the race's order is not the dataset's, and `result.failures` has the dataset's."""
+        detail = "".join(traceback.format_exception(error)) if self._options.provide_traceback else cause
+        logger.warning("Failed on a %s example: %s", split, detail)
 
 
 def _inputs(example: Any) -> dict[str, Any]:

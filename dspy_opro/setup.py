@@ -18,7 +18,7 @@ from .events import Reporter
 from .executor import DSPyExecutor
 from .fingerprint import model_name, settings_of
 from .parts import make_executor, make_store
-from .planning import forecast, make_search, make_stoppers, warn_of_percent
+from .planning import forecast, make_search, make_stoppers, warn_of_percent, warn_without_prices
 from .preflight import Inputs, check
 from .progress import Progress, announce
 from .result import OPROResult
@@ -65,6 +65,7 @@ class Setup:
         if isinstance(event, Decided):
             if event.round == 0:
                 warn_of_percent(self.inputs.config.stop_at_score, event.best)
+                warn_without_prices(self.inputs.config.max_cost, self.run.ledger.usage)
             trials, self.finished = self.finished, []
             self.executor.decided(trials)
 
@@ -153,7 +154,7 @@ def _set_up(config: OPROConfig, student: Any, is_async: bool, on_error: ExitStac
     if directory is not None:  # only now it is known to be this run's
         directory.write_config(readable(config))
     if config.display_progress or config.verbose:
-        announce(forecast(config.auto, search))
+        announce(forecast(config.auto, search, config.bounds))
     progress = Progress(config.display_progress, config.verbose, config.num_rounds, lambda: ledger.usage)
     on_error.callback(progress.close)
     budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)

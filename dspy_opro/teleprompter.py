@@ -152,7 +152,7 @@ class OPROTeleprompter(Teleprompter):
         example_timeout_seconds: float | None = None,
         **keywords: Unpack[BuiltinKeywords],
     ) -> None:
-        values = {k: v for k, v in given(locals()).items() if v is not FIELDS[k].default}
+        values = {k: v for k, v in given(locals()).items() if not _is_default(k, v)}
         super().__init__()
         if isinstance(metric, dspy.BaseLM):
             raise TypeError(
@@ -253,6 +253,12 @@ class OPROTeleprompter(Teleprompter):
 
 
 OPRO = OPROTeleprompter
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether an argument has the value that it has when it is not given; two equal floats are two objects."""
+    default = FIELDS[name].default
+    return value is default or (isinstance(value, float) and isinstance(default, float) and value == default)
 
 
 async def _optimize(setup: Setup) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import dspy
+import optuna
 import pytest
 
 from dspy_opro import OPRO, MetricError, TooManyErrors
@@ -67,7 +69,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "valset[0] does not say which fields are inputs: call .with_inputs(...) on it.",
     ),
     "no module": ({"student": "program"}, TypeError, "student must be a dspy.Module, but is str."),
-    "a class": ({"student": dspy.Predict}, TypeError, "student must be a dspy.Module, but is"),
+    "a class": (
+        {"student": dspy.Predict},
+        TypeError,
+        "student must be a dspy.Module, but is the class Predict: pass an instance, Predict(...).",
+    ),
     "no predictors": (
         {"student": Empty()},
         ValueError,
@@ -144,9 +150,86 @@ def test_bad_input_costs_nothing_and_leaves_nothing(case: str, tmp_path: Path) -
 
 def test_no_language_model_at_all() -> None:
     with pytest.raises(
-        ValueError, match=r"No LM is configured for self\. Call dspy\.configure\(lm=.*or pass task_m"
+        ValueError, match=r"No LM is configured for the program \(predictor 'self'\)\. Call dspy\.configure"
     ):
         attempt({}, None)
+
+
+STORAGES: dict[Any, str] = {
+    "foo": "storage 'foo' can't be opened: Could not parse",
+    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://***@host/db' can't be opened: Can't load",
+    "mysql://me:secret@host/db": "storage 'mysql://***@host/db' can't be opened: Failed to import DB access module",
+    "sqlite:////no/such/folder/qa.db": "storage 'sqlite:////no/such/folder/qa.db' can't be opened: (sqlite3.Op",
+    5: "storage 5 can't be opened: it is of type int.",
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_storage_that_cant_be_opened_is_an_error_at_once(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("waited for a storage that can't be opened")
+
+    monkeypatch.setattr("dspy_opro.study.storage.time.sleep", sleep)
+    lm = ScriptedLM(answer)
+    with pytest.raises(ValueError, match=re.escape(STORAGES[storage])) as caught:
+        attempt({"storage": storage}, lm)
+    assert "Write e.g. sqlite:///qa.db" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert lm.num_calls == 0
+
+
+def test_a_database_that_is_just_starting_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("dspy_opro.study.storage.time.sleep", waits.append)
+    get_storage = optuna.storages.get_storage
+
+    def starting(storage: Any) -> Any:
+        if len(waits) < 2:
+            raise RuntimeError("the database system is starting up")
+        return get_storage(storage)
+
+    monkeypatch.setattr(optuna.storages, "get_storage", starting)
+    attempt({"storage": f"sqlite:///{tmp_path / 'qa.db'}"}, ScriptedLM(answer))
+    assert len(waits) == 2
+
+
+def test_an_optimizer_lm_that_is_down_is_not_told_of_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    def down(call: LMCall) -> Any:
+        if "instruction" in call.output_fields:
+            raise RuntimeError("no such model")
+        return TASK.scorer(call)
+
+    program = attempt({"num_rounds": 2, "lag": 0}, ScriptedLM(down))
+    told = [message for message in caplog.messages if "proposal" in message]
+    assert program.opro_result.stop_reason == "proposer_failed"
+    assert len(program.opro_result.problems) == 24
+    assert [message.partition(":")[0] for message in told] == [
+        "A proposal failed",
+        "10 proposals failed so far, the last one",
+        "20 proposals failed so far, the last one",
+    ]
+    assert "no proposal was used, first problem: " in program.opro_result.summary()
+
+
+def test_a_failed_example_is_logged_without_a_number_and_the_metrics_error_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    judged: list[Any] = []
+
+    def judge(example: Any, prediction: Any) -> float:
+        judged.append(example)
+        if len(judged) == 4:
+            raise KeyError("label")
+        return metric(example, prediction)
+
+    result = attempt({"metric": judge}, ScriptedLM(answer)).opro_result
+    assert "Failed on a train example: metric raised KeyError: 'label'" in caplog.messages
+    assert TRAINSET[result.failures[0].example] is judged[3]
 
 
 def test_no_language_model_for_the_proposals() -> None:

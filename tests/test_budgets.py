@@ -140,6 +140,11 @@ def test_max_cost() -> None:
     assert 0.001 <= result.usage.cost < 0.0011
 
 
+def test_max_cost_without_prices_is_said(server: SimulatedServer, caplog: pytest.LogCaptureFixture) -> None:
+    optimize(server, num_rounds=1, max_cost=0.001)
+    assert "max_cost=0.001 can't be kept: no price is known" in caplog.text
+
+
 @pytest.mark.parametrize("budget", [20, 57, 120])
 def test_max_metric_calls(server: SimulatedServer, budget: int) -> None:
     result = optimize(server, auto=None, num_rounds=None, max_metric_calls=budget).opro_result
@@ -183,7 +188,7 @@ def test_a_preset_says_beforehand_what_it_spends_at_most(
     program = optimize(server, display_progress=True, pruner=None)
     said = capsys.readouterr().out
     most = len(TRAINSET) + len(VALSET) + 2 * (4 * len(TRAINSET) + len(VALSET))
-    assert f"at most 2 rounds of 4 candidates, {most} examples scored and 8 proposals" in said
+    assert f"at most 8 candidates in 2 rounds, {most} examples scored and 8 proposals" in said
     assert program.opro_result.usage.metric_calls <= most
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from dspy_opro import OPRO, OPROTeleprompter
 from dspy_opro.config import OPROConfig, make_config, paper, unknown_keyword
+from dspy_opro.proposer import OPROProposer
+from dspy_opro.racing import Halving
 
 
 def metric(example: Any, prediction: Any) -> float:
@@ -62,6 +64,20 @@ def metric(example: Any, prediction: Any) -> float:
         ({"trainset": 3}, "trainset must be a list of dspy.Example, but got 3."),
         ({"trainset": "text"}, "trainset must be a list of dspy.Example, but got 'text'."),
         ({"valset": iter([])}, "valset must be a list of dspy.Example, but got <list_iterato"),
+        (
+            {"metric": [1, 2]},
+            "metric must be callable, but got [1, 2]. The third argument of compile is metric; write",
+        ),
+        ({"metric": ["x" * 500] * 500}, "metric must be callable, but got ['xxxxxxxxxxxx...xxxxxxxxxxxxx', "),
+        (
+            {"pruner": "halving"},
+            'pruner must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got \'halv',
+        ),
+        ({"pruner": Halving}, "pruner must be an instance, but is the class Halving. Write Halving()."),
+        (
+            {"proposer": OPROProposer},
+            "proposer must be an instance, but is the class OPROProposer. Write OPROPropos",
+        ),
         ({"name": 3}, "name must be a text, but got 3."),
         ({"log_dir": 3}, "log_dir must be a path, but got 3."),
     ],
@@ -104,6 +120,12 @@ def test_values_that_contradict_each_other(values: dict[str, Any], message: str)
         ("k_bests", "k_best"),
         ("train_set", "trainset"),
         ("promptmodel", "prompt_model"),
+        ("lm", "prompt_model"),
+        ("optimizer_lm", "prompt_model"),
+        ("max_iterations", "num_rounds"),
+        ("max_candidates", "num_candidates"),
+        ("train_examples", "max_train_examples"),
+        ("minibatchsize", "minibatch_size"),
     ],
 )
 def test_a_misspelt_keyword_is_named_with_the_nearest_known_one(misspelt: str, nearest: str) -> None:
@@ -111,6 +133,14 @@ def test_a_misspelt_keyword_is_named_with_the_nearest_known_one(misspelt: str, n
         OPROTeleprompter(metric, **{misspelt: 1})
     with pytest.raises(TypeError, match=rf"compile got an unexpected .*'{misspelt}'.*'{nearest}'\?"):
         OPROTeleprompter(metric).compile(None, **{misspelt: 1})
+
+
+@pytest.mark.parametrize("name", ["prompt_model", "task_model"])
+def test_a_model_by_its_name_is_refused_at_once(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"{name} must be a dspy.LM, but is 'openai/gpt-4o'. Write {name}=dspy.LM"
+    ):
+        OPROTeleprompter(metric, **{name: "openai/gpt-4o"})
 
 
 def test_a_keyword_that_is_like_nothing_has_no_hint() -> None:

@@ -4,17 +4,22 @@ from typing import Any
 
 import pytest
 
-from dspy_opro.config import make_config
-from dspy_opro.planning import make_search
+from dspy_opro.config import OPROConfig, make_config
+from dspy_opro.planning import forecast, make_search
+from dspy_opro.search import Search
 from dspy_opro.trajectory import Candidate
 from dspy_opro.work import Plan
 
 STUDENT = Candidate({"self": "Answer."})
 
 
-def plan(num_train: int = 60, num_val: int = 0, **options: Any) -> Plan:
+def search(num_train: int = 60, num_val: int = 0, **options: Any) -> tuple[OPROConfig, Search]:
     config = make_config({"metric": lambda example, prediction: 1.0, **options}).resolve()
-    return make_search(config, STUDENT, num_train, num_val).plan
+    return config, make_search(config, STUDENT, num_train, num_val)
+
+
+def plan(**options: Any) -> Plan:
+    return search(**options)[1].plan
 
 
 @pytest.mark.parametrize(
@@ -50,3 +55,52 @@ def test_a_long_run_has_larger_rounds_and_more_of_them_at_once(
 def test_trials_are_candidates_in_all() -> None:
     found = plan(num_trials=20)
     assert (found.num_trials, found.num_rounds, found.num_candidates) == (20, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"num_train": 10},
+            (
+                "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 "
+                "where all are rejected). The race usually takes far fewer examples. May end earlier by patience."
+            ),
+        ),
+        (
+            {"num_train": 10, "auto": None, "num_rounds": 2, "pruner": None},
+            (
+                "OPRO (auto=None): at most 16 candidates in 2 rounds, 170 examples scored and 16 proposals (48 "
+                "where all are rejected)."
+            ),
+        ),
+        (  # 10 + 8 * 10 + 8 * 10 + 4 * 10
+            {
+                "num_train": 10,
+                "auto": None,
+                "num_trials": 20,
+                "pruner": None,
+                "max_cost": 1,
+                "stop_at_score": 0.9,
+            },
+            (
+                "OPRO (auto=None): at most 20 candidates in 3 rounds, 210 examples scored and 20 proposals (60 "
+                "where all are rejected). May end earlier by stop_at_score or max_cost."
+            ),
+        ),
+        (
+            {"auto": None, "max_metric_calls": 1200},
+            (
+                "OPRO (auto=None): rounds of 8 candidates until max_metric_calls ends the run, at most 1,200 examples "
+                "scored."
+            ),
+        ),
+        (
+            {"auto": None, "timeout_seconds": 60, "stoppers": [lambda state: None]},
+            "OPRO (auto=None): rounds of 16 candidates until timeout_seconds or stoppers ends the run.",
+        ),
+    ],
+)
+def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, Any], text: str) -> None:
+    config, planned = search(**options)
+    assert forecast(config.auto, planned, config.bounds) == text

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,8 @@ from dspy_opro.report import page, write_report
 from dspy_opro.report.drawing import staircase
 from dspy_opro.report.figures import Words, causes, effort_figure, score_figure, ticks, word_diff
 from dspy_opro.report.markup import VOID, Html, tag
-from dspy_opro.report.words import duration, number, signed
+from dspy_opro.report.words import REASONS, duration, number, signed
+from dspy_opro.study.store import RESUMABLE
 from dspy_opro.trajectory import Trajectory
 from dspy_opro.work import Failure
 from tests.results import empty, result, trial
@@ -115,6 +117,15 @@ def test_ticks_enclose_the_values_and_are_few(one: float, other: float, count: i
     assert marks == sorted(set(marks)) and 2 <= len(marks) <= count + 2
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [(0.0, 0.0, 1.0), (0.5, 0.0, 1.0), (1.0, 0.0, 1.0), (7.0, 0.0, 8.0), (-2.0, -2.0, 1.0)],
+)
+def test_scores_that_are_all_equal_have_an_axis_too(value: float, low: float, high: float) -> None:
+    marks = ticks(value, value)
+    assert (marks[0], marks[-1]) == (low, high)
+
+
 def test_failures_are_grouped_by_cause() -> None:
     failures = [
         Failure("a", "train", 3, "boom"),
@@ -173,7 +184,7 @@ def test_the_page_shows_what_the_run_found() -> None:
         "Answer <b>badly</b>.",
         "1 × ValueError: <none> trainset[7], 1 candidate",
         "2 × duplicate",
-        "no better program for as many rounds as patience allows",
+        "no better program was found for as many rounds as patience allows",
         "3,000",
         "$0.0123",
         "1 min 15 s",
@@ -184,6 +195,71 @@ def test_the_page_shows_what_the_run_found() -> None:
     assert len([a for a in found.all("tr") if a.get("id")]) == 4
     links = {str(a["href"]) for a in found.all("a")}
     assert links == {f"#trial-{i}" for i in range(4)}
+
+
+def test_the_head_counts_candidates_without_the_student_and_names_the_data() -> None:
+    found = Page(page(result(config={"trainset": 400, "prompt_model": "big-lm"})))
+    assert "mean score on 4 of 400 train examples" in found.text
+    assert "3candidates, 1 dropped early" in found.text
+    assert "Calls of the optimizer LM (big-lm)" in found.text
+
+
+def test_a_set_of_demos_is_told_from_the_student() -> None:
+    student = trial("Answer.", [0.0])
+    with_demos = replace(student, candidate=replace(student.candidate, round=1, demo_set=2))
+    found = Page(page(result(trajectory=Trajectory().add(student, with_demos), curve=(0.0, 0.0))))
+    assert found.text.count("demo set 2 with: ") == 1
+
+
+def test_a_reason_after_which_a_run_can_go_on_has_words() -> None:
+    assert REASONS.keys() >= RESUMABLE
+
+
+def test_links_in_a_figure_are_not_hidden_in_an_image() -> None:
+    assert {a.get("role") for a in Page(page(result())).all("svg")} == {"group"}
+
+
+def colours(scheme: str) -> dict[str, tuple[float, ...]]:
+    """Name -> red, green, blue and opacity, all from 0 to 1."""
+    style = page(result()).partition("<style>")[2]
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme == "dark"]
+    found = dict(re.findall(r"--([\w-]+): #(\w+)", block))
+    return {
+        name: tuple(int(f"{code:f<8}"[i : i + 2], 16) / 255 for i in (0, 2, 4, 6))
+        for name, code in found.items()
+    }
+
+
+def luminance(colour: Sequence[float]) -> float:
+    red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "layers", "least"),
+    [
+        ("good", ["page", "good-tint"], 4.5),  # the gain
+        ("good", ["card", "good-tint"], 4.5),  # new words
+        ("good", ["card", "good-tint", "good-tint"], 4.5),  # new words in the row of the returned trial
+        ("bad", ["card", "bad-tint"], 4.5),
+        ("soft", ["page", "tint"], 4.5),
+        ("soft", ["card", "good-tint"], 4.5),
+        ("accent", ["card", "good-tint", "tint"], 4.5),
+        ("card", ["good"], 4.5),
+        ("faint", ["card"], 3.0),  # outlines
+        ("faint", ["page"], 3.0),
+    ],
+)
+def test_colours_can_be_told_apart(scheme: str, ink: str, layers: list[str], least: float) -> None:
+    """Contrast as WCAG 2 has it: 4.5 for text, 3 for outlines."""
+    known = colours(scheme)
+    ground: tuple[float, ...] = (1.0, 1.0, 1.0)
+    for name in layers:
+        *top, opacity = known[name]
+        ground = tuple(opacity * t + (1 - opacity) * g for t, g in zip(top, ground, strict=False))
+    dark, bright = sorted((luminance(known[ink]), luminance(ground)))
+    assert (bright + 0.05) / (dark + 0.05) >= least
 
 
 def test_the_valset_gets_a_column_where_there_is_one() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from dspy_opro.attach import NAMES, attach
 from dspy_opro.result import OPROResult
+from dspy_opro.stopping import Usage
 from dspy_opro.trajectory import Candidate, Trajectory
+from dspy_opro.work import Failure
 from tests.results import empty, result, trial
 
 
@@ -83,20 +86,73 @@ def test_without_pandas_the_table_says_what_to_install(monkeypatch: pytest.Monke
 def test_the_summary_has_the_figures_of_the_run() -> None:
     lines = result().summary().splitlines()
     assert lines[0] == "score on the trainset: 0.250 -> 0.750 (patience)"
-    assert lines[1] == "4 candidates in 3 rounds, 1 dropped early"
+    assert lines[1] == "3 candidates in 3 rounds, 1 dropped early"
     for words in (
-        "14 examples scored in 75.0 s",
+        "14 examples scored (this call took 75.0 s)",
         "20 scorer calls",
         "6 proposer calls",
-        "3400 tokens",
+        "3,400 tokens",
         "$0.0123",
     ):
         assert words in result().summary()
-    assert lines[-1] == "1 examples failed, first: ValueError: <none>"
+    assert lines[-1] == "1 example failed, first: ValueError: <none>"
 
 
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:
     assert "none, the run ended before the student was scored (interrupted)" in empty().summary()
+
+
+@pytest.mark.parametrize("name", ["best", "best_score", "baseline", "instructions"])
+def test_without_a_score_there_is_no_best(name: str) -> None:
+    with pytest.raises(ValueError, match=r"The run ended before the student was scored \(interrupted\)\."):
+        getattr(empty(), name)
+
+
+@pytest.mark.parametrize(
+    ("config", "selected_on", "data"),
+    [
+        ({"trainset": 400}, "trainset", "4 of 400 train examples"),
+        ({"trainset": 4}, "trainset", "the trainset"),
+        ({}, "trainset", "the trainset"),
+        ({"trainset": 400}, "valset", "the valset"),
+    ],
+)
+def test_the_summary_names_the_data_that_was_used(
+    config: dict[str, Any], selected_on: str, data: str
+) -> None:
+    found = result(config=config, selected_on=selected_on)
+    assert found.summary().startswith(f"score on {data}: 0.250 -> 0.750")
+
+
+def test_the_summary_has_one_line_of_an_error_and_one_of_each() -> None:
+    student = trial("Answer.", [0.0])
+    lines = (
+        result(
+            trajectory=Trajectory().add(student),
+            curve=(0.0, 0.0),
+            usage=Usage(1, 1, 1, 0, 1),
+            failures=(Failure(student.id, "train", 0, "ValueError: no\nsecond line"),),
+            problems=("AuthError: no key\nsecond line", "empty"),
+        )
+        .summary()
+        .splitlines()
+    )
+    assert lines[1:] == [
+        "0 candidates in 1 round, 0 dropped early",
+        "1 example scored (this call took 75.0 s)",
+        "1 scorer call and 1 proposer call paid",
+        "0 from the cache, 1 token, $0.0000",
+        "1 example failed, first: ValueError: no",
+        "no proposal was used, first problem: AuthError: no key",
+    ]
+    assert "first problem" not in result().summary()
+
+
+def test_a_row_tells_a_set_of_demos_from_the_student() -> None:
+    student = trial("Answer.", [0.0])
+    with_demos = replace(student, candidate=replace(student.candidate, round=1, demo_set=2))
+    rows = result(trajectory=Trajectory().add(student, with_demos)).to_dicts()
+    assert [row["demo_set"] for row in rows] == [None, 2]
 
 
 # -- what hangs on the program -------------------------------------------------------------------

@@ -185,6 +185,10 @@ def test_a_metric_of_dspy_comes_back_with_its_state() -> None:
     assert again.module.predictors()[0].signature.instructions == "Compare them."
 
 
+def test_a_default_is_not_written_though_it_is_another_object() -> None:
+    assert OPROTeleprompter(k_best=7, min_delta=0.0).get_config() == {"k_best": 7}
+
+
 def test_a_proposer_comes_back_with_its_state_and_lm() -> None:
     proposer = OPROProposer()
     proposer.set_lm(dspy.LM("openai/strong", api_base="http://127.0.0.1:1/v1", api_key="key-1"))

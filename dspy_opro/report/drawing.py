@@ -99,7 +99,7 @@ def _svg(axes: Axes, title: str, number: Callable[[float], str], *content: Node)
         list(_grid(axes, number)),
         *content,
         viewBox=f"0 0 {axes.width} {axes.height}",
-        role="img",
+        role="group",
         aria_label=title,
     )
 

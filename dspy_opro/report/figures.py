@@ -91,9 +91,10 @@ def effort_figure(result: OPROResult) -> EffortFigure:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that enclose `low` to `high`."""
-    size = max(abs(low), abs(high))
-    span = high - low if high - low > max(1e-9 * size, 1e-12) else 0.1 * max(size, 1e-9)
+    """About `count` round numbers that enclose `low` to `high`, and 0 to 1 too where the two are one."""
+    if high - low <= max(1e-9 * abs(low), 1e-9 * abs(high), 1e-9):
+        low, high = min(low, 0.0), max(high, 1.0)
+    span = high - low
     magnitude = 10.0 ** math.floor(math.log10(span / count))
     step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if s * magnitude * count >= span * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

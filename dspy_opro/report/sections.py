@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from dspy_opro.result import OPROResult
+from dspy_opro.result import OPROResult, counted
 
 from .drawing import draw_effort, draw_scores
 from .figures import Cause, causes, effort_figure, score_figure, word_diff
@@ -28,15 +28,16 @@ def head(result: OPROResult, title: str) -> Html:
             tag("span", "→", class_="arrow"),
             tag("strong", number(curve[-1])),
             tag("span", signed(gain), class_="gain" if gain > 0 else "gain none"),
-            tag("span", f"mean score on the {result.selected_on}", class_="what"),
+            tag("span", f"mean score on {result.deciding_data}", class_="what"),
             class_="outcome",
         )
     else:
         result_line = tag("p", "The run ended before the student itself was scored.", class_="what")
     pruned = sum(t.state == "pruned" for t in trials)
+    rounds, candidates = max(0, len(curve) - 1), max(0, len(trials) - 1)
     tiles = [
-        (f"{max(0, len(curve) - 1)}", "rounds"),
-        (f"{len(trials):,}", f"candidates, {pruned:,} dropped early"),
+        (f"{rounds}", "round" if rounds == 1 else "rounds"),
+        (f"{candidates:,}", f"candidate{'s' * (candidates != 1)}, {pruned:,} dropped early"),
         (f"{result.usage.metric_calls:,}", "examples scored"),
         (f"{result.usage.tokens:,}", "tokens"),
         (duration(result.seconds), "wall time"),
@@ -61,7 +62,10 @@ def scores(result: OPROResult) -> Html:
         else "The line is the best score so far, points are candidates by their reward. There was no valset: the "
         "trainset also chose the result, so the score on unseen data may be lower."
     )
-    note += " The reward of a candidate that was dropped early is an estimate from the examples it saw."
+    note += (
+        " The reward of a candidate that was dropped early is an estimate from the examples it saw, and may lie "
+        "outside the metric's range."
+    )
     legend = tag(
         "p",
         _key("curve", "best so far"),
@@ -121,8 +125,8 @@ def spending(result: OPROResult) -> Html:
     """Calls, tokens, dollars, time; and the examples by round."""
     usage = result.usage
     rows = [
-        ("Calls of the program", f"{usage.scorer_calls:,}"),
-        ("Calls of the optimizer LM", f"{usage.proposer_calls:,}"),
+        (_calls("Calls of the program", result, "task_model"), f"{usage.scorer_calls:,}"),
+        (_calls("Calls of the optimizer LM", result, "prompt_model"), f"{usage.proposer_calls:,}"),
         ("Answered from the cache", f"{usage.cached_calls:,}"),
         ("Prompt tokens", f"{usage.prompt_tokens:,}"),
         ("Completion tokens", f"{usage.completion_tokens:,}"),
@@ -146,11 +150,17 @@ def spending(result: OPROResult) -> Html:
     return section("Spending", table, tag("p", note), legend, _both_widths(figure, draw_effort, 180, 170))
 
 
+def _calls(what: str, result: OPROResult, role: str) -> str:
+    """A label with the LM's name, where the run was given one."""
+    name = result.config.get(role)
+    return f"{what} ({name})" if name else what
+
+
 def failures(result: OPROResult) -> Html | None:
     """Failed examples by cause, and proposals that were not used."""
     parts: list[Node] = []
     if result.num_failures:
-        note = f"{result.num_failures:,} examples failed and counted as the failure score."
+        note = f"{counted(result.num_failures, 'example')} failed and counted as the failure score."
         if len(result.failures) < result.num_failures:
             note += f" These are the first {len(result.failures):,}."
         parts.append(
@@ -168,8 +178,7 @@ def _cause(cause: Cause) -> Html:
     for split, examples in cause.examples.items():
         shown = ", ".join(map(str, examples[:12])) + (" …" if len(examples) > 12 else "")
         places.append(f"{split}set[{shown}]")
-    plural = "" if cause.num_candidates == 1 else "s"
-    where = f"{' and '.join(places)}, {cause.num_candidates} candidate{plural}"
+    where = f"{' and '.join(places)}, {counted(cause.num_candidates, 'candidate')}"
     return tag("li", tag("b", f"{cause.count} ×"), tag("span", cause.error, tag("small", where)))
 
 

@@ -67,7 +67,9 @@ def _texts(trial: Trial, parent: Mapping[str, str]) -> Html:
     """The texts that this trial rewrote, the first words of them as the line to open."""
     names = trial.candidate.rewritten or tuple(trial.candidate.instructions)
     all_texts = trial.candidate.instructions
-    preview = " ".join(all_texts[names[0]].split())
+    demo_set = trial.candidate.demo_set
+    demos = "" if demo_set is None else f"demo set {demo_set} with: "
+    preview = demos + " ".join(all_texts[names[0]].split())
     blocks = []
     for name in names:
         text = all_texts[name]

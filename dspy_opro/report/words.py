@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 REASONS: Mapping[str, str] = {
     "num_rounds": "all rounds were played",
-    "patience": "no better program for as many rounds as patience allows",
+    "patience": "no better program was found for as many rounds as patience allows",
     "stop_at_score": "the score to stop at was reached",
     "max_metric_calls": "the budget of examples was used up",
     "max_tokens": "the budget of tokens was used up",
     "max_cost": "the budget of dollars was used up",
     "timeout_seconds": "the time was up",
+    "stop_file": "a file named stop was put into its log_dir",
+    "storage_lost": "its storage could not be reached any more",
     "interrupted": "it was interrupted",
     "callback": "a callback stopped the study",
     "no_new_proposals": "the optimizer LM proposed nothing new",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,38 @@ def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
     has.
     """
     return study._storage, study._study_id
+
+
+def opened(storage: str | BaseStorage | None) -> BaseStorage:
+    """A storage, also by its URL.
+
+    Raises:
+        ValueError: It can't be opened, however long one waits.
+    """
+    try:
+        if not isinstance(storage, (str, BaseStorage, type(None))):
+            raise TypeError(f"it is of type {type(storage).__name__}")
+        return optuna.storages.get_storage(storage)
+    except Exception as error:
+        if not _is_final(error):
+            raise
+        # The part of a URL with a user and a password, and the one with options, are left out.
+        shown: object = storage
+        if isinstance(storage, str):
+            shown = re.sub(r"://.*@", "://***@", storage).partition("?")[0]
+        cause = "" if "@" in str(error) else str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"storage {shown!r} can't be opened: {cause or type(error).__name__}. Write e.g. sqlite:///qa.db, in a "
+            "folder that is there, or postgresql://... or mysql+pymysql://..., with the driver that "
+            "'dspy-opro[postgresql]' or 'dspy-opro[mysql]' installs; or pass an Optuna storage."
+        ) from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether no later attempt can succeed: a malformed URL, a missing driver or a missing folder."""
+    is_bad_url = any(kind.__name__ == "ArgumentError" for kind in type(error).__mro__)  # SQLAlchemy's
+    is_no_folder = "unable to open database file" in str(error)  # SQLite's
+    return is_bad_url or is_no_folder or isinstance(error, (ValueError, TypeError, ImportError))
 
 
 def patiently(open_storage: Callable[[], T], attempts: int = 6) -> T:

@@ -25,7 +25,7 @@ from .liveness import new_worker
 from .memory import Memory
 from .quiet import quiet_optuna
 from .records import Record, answer_record, decode_usage, record_key
-from .storage import Log, journal_storage, patiently, storage_of
+from .storage import Log, journal_storage, opened, patiently, storage_of
 from .trials import Tally, TrialBoard
 
 logger = logging.getLogger("dspy_opro")
@@ -101,7 +101,7 @@ class OptunaStore:
     def _open(storage: str | BaseStorage | None, study_name: str | None) -> tuple[optuna.Study, Log | None]:
         with quiet_optuna():
             study = optuna.create_study(
-                storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+                storage=opened(storage), study_name=study_name, direction="maximize", load_if_exists=True
             )
             if storage is None:
                 return study, None

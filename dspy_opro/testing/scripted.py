@@ -62,11 +62,11 @@ class _Script:
             if inspect.iscoroutine(answer):
                 answer.close()
             raise TypeError("answer must not be a coroutine function for a synchronous call.")
-        return render(answer, call)
+        return _rendered(answer, call)
 
     async def atext(self, call: LMCall) -> str:
         answer = self.answer(call)
-        return render(await answer if inspect.isawaitable(answer) else answer, call)
+        return _rendered(await answer if inspect.isawaitable(answer) else answer, call)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Script:
         return self  # DSPy copies LMs deeply up to 3.2; the calls of a copy are still this script's calls
@@ -78,6 +78,12 @@ class _Script:
         self.answer, self.keep_calls = state["answer"], state["keep_calls"]
         self._lock = threading.Lock()
         self.reset()
+
+
+def _rendered(answer: Any, call: LMCall) -> str:
+    if not isinstance(answer, (str, Mapping)):
+        raise TypeError(f"answer must return a str or a mapping, but returned {answer!r}.")
+    return render(answer, call)
 
 
 class _Engine:

@@ -67,6 +67,13 @@ async def test_what_the_answer_raises_fails_the_call(asynchronous: bool) -> None
     assert lm.num_calls == 1
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_answer_that_is_none_is_named(asynchronous: bool) -> None:
+    lm = ScriptedLM(lambda call: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(Exception, match=r"answer must return a str or a mapping, but returned None\."):
+        await lm.acall("x") if asynchronous else lm("x")
+
+
 def test_a_coroutine_function_needs_an_asynchronous_call() -> None:
     async def answer(call: LMCall) -> str:
         return "late"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 import anyio
 
 from .calls import Calls
 from .protocols import SharedStore, Store
-from .recording import LAST_PATIENCE_SECONDS, Recorder
+from .recording import LAST_PATIENCE_SECONDS, Recorder, in_words
 from .sharing import Desk
 from .waking import Bell
 from .work import Answer, Work
+
+logger = logging.getLogger("dspy_opro")
 
 ONLY_HERE = frozenset({"interrupted", "timeout_seconds", "error", "storage_lost"})
 """Reasons that end one worker of a shared run; every other one ends the run for all."""
@@ -55,6 +59,9 @@ class Alone:
     ) -> None:
         wind_up()
         await close()
+
+    def abandon(self) -> None:
+        pass
 
 
 class Together:
@@ -150,7 +157,18 @@ class Together:
         store.leave()
         self._bell.wish = None  # that wish is fulfilled; another one cuts the farewell short
         with anyio.move_on_after(LAST_PATIENCE_SECONDS):
-            await self._until(lambda: not store.is_member)
+            await self._until(lambda: not (store.has_post or store.is_member))
+
+    def abandon(self) -> None:
+        """Leave without waiting for anything; what was scored is still told, if the process lives long enough."""
+        self._store.leave()
+        threading.Thread(target=self._farewell, name="dspy_opro farewell", daemon=True).start()
+
+    def _farewell(self) -> None:
+        try:
+            self._store.exchange()
+        except Exception as error:
+            logger.warning("The others are not told that this worker has left: %s", in_words(error))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for the others, as long as the storage is there and nobody interrupts."""

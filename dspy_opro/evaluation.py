@@ -106,6 +106,9 @@ class Run:
                 others.start_soon(self._tick)
                 await self._drive(others)
                 others.cancel_scope.cancel()
+        except BaseException:  # cancelled, or interrupted for the second time
+            self._company.abandon()
+            raise
         finally:
             self._bell.close()
             self._recorder.release()
@@ -123,8 +126,8 @@ class Run:
     async def _drive(self, others: Any) -> None:
         with anyio.move_on_after(self._budget.timeout_seconds) as scope:
             try:
+                others.start_soon(self._company.serve)  # it begins once this task waits
                 self.told.take_in()
-                others.start_soon(self._company.serve)
                 await self.prepare()
             except Exception as error:
                 self._fail(error)
@@ -217,7 +220,10 @@ class Run:
 
     def _learn(self) -> None:
         """There may be something new in the log."""
-        self.told.learn()
+        try:
+            self.told.learn()
+        except Exception as error:  # of a stopper or a pruner
+            self._fail(error)
         self._bell.ring()
 
     # -- the end ---------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ class SharedStore(Store, Protocol):
 
     @property
     def has_post(self) -> bool:
-        """Whether something waits for the next `exchange`."""
+        """Whether something is not written yet."""
 
     def is_mine(self, work: Work) -> bool:
         """Whether this worker holds it."""

@@ -151,7 +151,6 @@ def affordable_examples(num_calls: int) -> int:
 class ScoreAll:
     """Every candidate is scored on every example (`pruner=None`, and the paper)."""
 
-    block: int = 0
     independent: ClassVar[bool] = True
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:

@@ -63,7 +63,7 @@ class Desk:
         self._ran_dry = False  # whether threads waited for an answer to a claim
         self._cost = 0.01  # seconds that a visit takes, smoothed
         self._last_visit = 0.0
-        self._quiet_since = 0.0
+        self._quiet_since = time.monotonic()
         self.is_idle = True
         """Whether threads have nothing to do."""
         self.is_lost = False

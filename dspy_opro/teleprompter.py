@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -53,7 +54,7 @@ class OPROTeleprompter(Teleprompter):
             "medium" 3, "heavy" 3, else none.
         min_delta: What counts as better for `patience`, in the metric's scale.
         stop_at_score: Mean score that ends the run.
-        max_metric_calls: Examples scored at most.
+        max_metric_calls: Examples scored at most, those apart that BootstrapFewShot tries for demos.
         max_full_evals: The same in passes over trainset and valset.
         max_tokens: Tokens of all LM calls at most, cache hits apart.
         max_cost: US dollars at most, as far as the LMs' prices are known.
@@ -266,7 +267,8 @@ async def _optimize(setup: Setup) -> Any:
     try:
         await setup.run.run()
     except Exception as error:
-        error.program = setup.best_program()  # type: ignore[attr-defined]
+        with contextlib.suppress(AttributeError):  # an exception may refuse attributes
+            error.program = setup.best_program()  # type: ignore[attr-defined]
         raise
     finally:
         setup.close()

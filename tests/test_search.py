@@ -502,9 +502,12 @@ def test_a_budget_of_metric_calls_is_used_and_never_exceeded(budget: int, lag: i
 
 @pytest.mark.parametrize("num_trials", [1, 4, 5, 8, 11])
 @pytest.mark.parametrize("budget", [None, 10_000])
-def test_a_number_of_trials_is_kept(num_trials: int, budget: int | None) -> None:
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_number_of_trials_is_kept(num_trials: int, budget: int | None, lag: int) -> None:
     num_rounds = -(-num_trials // 4)
-    plan = Plan(6, num_rounds=num_rounds, num_candidates=4, num_trials=num_trials, max_metric_calls=budget)
+    plan = Plan(
+        6, num_rounds=num_rounds, num_candidates=4, num_trials=num_trials, max_metric_calls=budget, lag=lag
+    )
     assert len(run(plan, World(1)).trials) == 1 + num_trials
     assert len(run(plan, World(1), num_predictors=2, recombine=mix).trials) == 1 + num_trials
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import json
@@ -301,6 +302,58 @@ def test_threads_of_one_process_share_an_object_in_memory() -> None:
         first, second = (future.result(60).opro_result for future in both)
     assert first.trajectory == second.trajectory
     assert first.usage.metric_calls == second.usage.metric_calls == len(scored) == len(set(scored))
+
+
+def in_memory() -> dict[str, Any]:
+    import optuna
+
+    return {"storage": optuna.storages.InMemoryStorage(), "study_name": "x"}
+
+
+def kinds(place: dict[str, Any]) -> list[str]:
+    """Of the records of a run's log."""
+    import optuna
+
+    log = optuna.load_study(study_name="x/log", storage=place["storage"])
+    return [record["kind"] for trial in log.get_trials() for record in trial.user_attrs["records"]]
+
+
+def test_an_error_of_a_stopper_comes_as_it_is_and_the_worker_leaves() -> None:
+    def stopper(state: Any) -> None:
+        if state.round == 1:
+            raise ZeroDivisionError("mine")
+
+    place = in_memory()
+    with pytest.raises(ZeroDivisionError, match="mine") as caught:
+        compile_in(place, stoppers=[stopper])
+    assert caught.value.program is not None  # type: ignore[attr-defined]
+    assert kinds(place)[-1] == "left"
+    assert "left" not in kinds(place)[:-1]
+    with pytest.raises(ZeroDivisionError, match="mine"):  # now while the past is taken in
+        compile_in(place, stoppers=[stopper])
+    assert kinds(place)[-1] == "left"
+
+
+async def test_a_cancelled_worker_leaves_room_for_another_one() -> None:
+    place, begun = in_memory(), asyncio.Event()
+
+    async def score(call: Any) -> Any:
+        begun.set()
+        await asyncio.sleep(30)
+        return TASK.scorer(call)
+
+    models = {"prompt_model": ScriptedLM(TASK.proposer), "task_model": ScriptedLM(score)}
+    data = {"trainset": TASK.trainset(NUM_TRAIN), "valset": TASK.valset(NUM_VAL)}
+    teleprompter = OPROTeleprompter(metric=TASK.metric, **models, **OPTIONS, **place)
+    task = asyncio.create_task(teleprompter.acompile(TASK.student(), **data))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while kinds(place)[-1] != "left":
+        await asyncio.sleep(0.05)
+    found = await asyncio.to_thread(compile_in, place, num_candidates=5)
+    assert found.opro_result.stop_reason == "num_rounds"
 
 
 # -- a worker that only seems dead -------------------------------------------------------------------

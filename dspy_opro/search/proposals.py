@@ -169,7 +169,10 @@ class Proposals:
     def _recombined(self, num_fresh: int) -> Candidate | None:
         """One more candidate, out of what is known, where another trial may be made."""
         plan, recombine = self._rules.plan, self._rules.recombine
-        has_room = plan.num_trials is None or len(self._tried.ids) - 1 + num_fresh < plan.num_trials
+        has_room = True
+        if plan.num_trials is not None:
+            num_later = max(0, plan.num_trials - self._number * plan.num_candidates)
+            has_room = len(self._tried.ids) - 1 + num_fresh + num_later < plan.num_trials
         if recombine is None or not self._rules.recombines or not has_room:
             return None
         texts = recombine(self._view.trajectory, plan.seed + self._number)

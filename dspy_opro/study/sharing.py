@@ -148,7 +148,7 @@ class SharedStore(OptunaStore):
 
     @property
     def has_post(self) -> bool:
-        return bool(self._outbox)
+        return bool(self._outbox or self._sending)
 
     # -- with the storage, on a thread that may wait -----------------------------------------------
 

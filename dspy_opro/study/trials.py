@@ -150,7 +150,7 @@ class TrialBoard:
         for callback in self._callbacks:
             try:
                 callback(self.study, frozen)
-            except Exception:  # the run is worth more than what somebody draws of it
+            except BaseException:  # also a sys.exit(): the run is worth more than what somebody draws of it
                 logger.warning(
                     "A callback failed on trial %d; the run goes on.", frozen.number, exc_info=True
                 )

@@ -10,10 +10,11 @@ from typing import Any
 
 import dspy
 
-# DSPy 3.0 to 3.4 mark images, audio and files so in a text, and make parts of a message of them again.
+# DSPy 3.0 to 3.4 mark images, audio and files so in a text, and make parts of a message of them again. Within stands
+# JSON, in 3.0.0 the repr of a list.
 _MEDIA = re.compile(r"<<CUSTOM-TYPE-START-IDENTIFIER>>.*?<<CUSTOM-TYPE-END-IDENTIFIER>>", re.DOTALL)
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_KIND = re.compile(r'\\*"type\\*":\s*\\*"(?:input_)?(\w+?)(?:_url)?\\*"')
+_KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\*["']""")
 
 
 def fields(example: Any) -> dict[str, Any]:

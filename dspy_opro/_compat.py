@@ -180,7 +180,7 @@ def _without_keys(state: Any) -> Any:
 
 
 def _without_key(state: Any) -> Any:
-    """An LM's state without its secrets; of them DSPy itself leaves out the `api_key`, from 3.0.1 on."""
+    """An LM's state without its secrets; DSPy itself leaves out the `api_key` alone, and 3.0.0 not even that."""
     return {k: v for k, v in state.items() if not _SECRET.search(k)} if isinstance(state, dict) else state
 
 

@@ -112,9 +112,8 @@ def _held(metric: Any) -> Mapping[Any, Any]:
         methods = [metric]
     else:
         held = dict(getattr(metric, "__dict__", {}))
-        methods = [
-            m for m in vars(type(metric)).values() if inspect.isfunction(m) and m.__name__ != "__init__"
-        ]
+        members = inspect.getmembers(type(metric), inspect.isfunction)
+        methods = [method for name, method in members if name != "__init__"]
     steps = (step for method in methods for step in dis.get_instructions(method))
     stored = {step.argval for step in steps if step.opname in ("STORE_DEREF", "STORE_ATTR")}
     return {name: value for name, value in held.items() if name not in stored}

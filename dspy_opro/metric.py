@@ -38,7 +38,7 @@ class Metric:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._call = function.acall if is_async_only(function) else function  # type: ignore[attr-defined]
+        self._call = getattr(function, "acall", function) if is_async_only(function) else function
         self._num_extra = max(0, _num_required(function) - 2)
         self._takes_trace = _takes_three(function)
 

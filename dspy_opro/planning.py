@@ -28,7 +28,7 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
         num_val: Validation examples.
 
     Raises:
-        ValueError: The pruner is none, or `max_metric_calls` is not enough for the student.
+        ValueError: `max_metric_calls` is not enough for the student.
     """
     num_train = _num_train(config, num_train)
     pruner = _pruner(config.pruner, config.block_size, num_train)

@@ -5,6 +5,7 @@ A storage that fails is tried again while the run goes on; what queued up meanwh
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -77,7 +78,7 @@ class Recorder:
                     return
                 answers, self._queue, self._due = self._queue, [], False
             if answers and not self.is_lost:
-                self._until_it_works(lambda answers=answers: self._record(answers))  # type: ignore[misc]
+                self._until_it_works(functools.partial(self._record, answers))
             if not self.is_lost:
                 self._until_it_works(self._draw)
 

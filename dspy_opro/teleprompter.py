@@ -267,8 +267,10 @@ async def _optimize(setup: Setup) -> Any:
     try:
         await setup.run.run()
     except Exception as error:
+        raised: Any = error
+        program = setup.best_program()
         with contextlib.suppress(AttributeError):  # an exception may refuse attributes
-            error.program = setup.best_program()  # type: ignore[attr-defined]
+            raised.program = program
         raise
     finally:
         setup.close()

@@ -53,6 +53,10 @@ class Judge:
         return self(example, prediction)
 
 
+class Inherited(Judge):
+    """Counts where its parent does."""
+
+
 class JudgeModule(dspy.Module):
     def __init__(self, instructions: str) -> None:
         super().__init__()
@@ -88,7 +92,7 @@ def test_the_same_metric_made_again_is_the_same(make: Callable[[], Any]) -> None
 
 def test_what_a_metric_counts_is_no_part_of_it() -> None:
     metric, _ = counting()
-    judge = Judge(0.5)
+    judge = Inherited(0.5)
     before = of(metric), of(judge)
     metric(None, None)
     judge(None, dspy.Prediction(value=1))

@@ -23,11 +23,11 @@ import dspy
 from dspy.clients.base_lm import GLOBAL_HISTORY
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.racing import Halving
+from dspy_opro.search.pruners import Halving
 from dspy_opro.search import Search
 from dspy_opro.testing import LMCall, ScriptedLM
-from dspy_opro.trajectory import Candidate, Outcome
-from dspy_opro.work import Ask, Plan, Proposal
+from dspy_opro.search.trajectory import Candidate, Outcome
+from dspy_opro.search.tasks import ProposalTask, Plan, Proposal
 
 _numbers = count()
 
@@ -143,7 +143,7 @@ def drive(search: Search) -> tuple[int, float]:
     """Answer all work on the spot. Every output is a text of its own, so that keeping them would show."""
     num_scored, start, numbers = 0, time.process_time(), count(1)
     while (work := search.next()) is not None:
-        if isinstance(work, Ask):
+        if isinstance(work, ProposalTask):
             search.tell_proposal(work, Proposal({name: f"{next(numbers)}" for name in work.predictors}))
         else:
             positions = range(work.start, work.stop)

@@ -15,11 +15,11 @@ from typing import Any
 
 from simulation import PROPOSER_LATENCY, SCORER_LATENCY
 
-from dspy_opro.config import make_config
+from dspy_opro.config.arguments import make_config
 from dspy_opro.setup import Setup, set_up
 from dspy_opro.testing import Latency, ScriptedLM, VocabularyTask
-from dspy_opro.trajectory import Outcome
-from dspy_opro.work import Ask, Block, Work
+from dspy_opro.search.trajectory import Outcome
+from dspy_opro.search.tasks import ProposalTask, ScoringTask, Task
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def rehearse(
     values = {"metric": task.metric, "trainset": task.trainset(num_examples), "prompt_model": proposer}
     values |= {"task_model": ScriptedLM(task.scorer), "seed": seed, "display_progress": False, "auto": None}
     setup = set_up(make_config({**values, **options}), task.student(), is_async=False)
-    latencies = {Ask: proposer_latency, Block: scorer_latency}
+    latencies = {ProposalTask: proposer_latency, ScoringTask: scorer_latency}
     clock = _Clock(setup, task, latencies, num_threads, seed)
     asyncio.run(clock.run())
     best = setup.search.trajectory.best.candidate
     return Rehearsal(
-        scorer_calls=clock.num_done[Block],
-        proposer_calls=clock.num_done[Ask],
+        scorer_calls=clock.num_done[ScoringTask],
+        proposer_calls=clock.num_done[ProposalTask],
         wall_seconds=clock.now,
         utilization=clock.busy_seconds / (num_threads * clock.now),
         quality=task.quality(next(iter(best.instructions.values()))),
@@ -78,12 +78,12 @@ class _Clock:
     ) -> None:
         self._setup, self._task, self._latencies = setup, task, latencies
         self._num_threads, self._draws = num_threads, random.Random(seed)
-        self._waiting: list[tuple[tuple[bool, int, int], Work, int]] = []  # (urgency, round, number)
-        self._flying: list[tuple[tuple[float, int], Work, int]] = []  # (end, number)
+        self._waiting: list[tuple[tuple[bool, int, int], Task, int]] = []  # (urgency, round, number)
+        self._flying: list[tuple[tuple[float, int], Task, int]] = []  # (end, number)
         self._results: dict[int, dict[int, Outcome]] = {}  # id(block) -> position -> outcome
         self._count = 0
         self.now = self.busy_seconds = 0.0
-        self.num_done: dict[type, int] = {Ask: 0, Block: 0}
+        self.num_done: dict[type, int] = {ProposalTask: 0, ScoringTask: 0}
 
     async def run(self) -> None:
         """To the end of the search."""
@@ -94,7 +94,7 @@ class _Clock:
                 return
             (self.now, _), work, position = heapq.heappop(self._flying)
             self.num_done[type(work)] += 1
-            if isinstance(work, Ask):
+            if isinstance(work, ProposalTask):
                 proposal, _ = await self._setup.executor.propose(work)
                 self._setup.search.tell_proposal(work, proposal)
             else:
@@ -102,9 +102,9 @@ class _Clock:
 
     def _pull(self) -> None:
         while (work := self._setup.search.next()) is not None:
-            for position in range(1) if isinstance(work, Ask) else range(work.start, work.stop):
+            for position in range(1) if isinstance(work, ProposalTask) else range(work.start, work.stop):
                 self._count += 1
-                order = (isinstance(work, Block), work.round, self._count)
+                order = (isinstance(work, ScoringTask), work.round, self._count)
                 heapq.heappush(self._waiting, (order, work, position))
 
     def _start(self) -> None:
@@ -116,7 +116,7 @@ class _Clock:
             self._count += 1
             heapq.heappush(self._flying, ((self.now + seconds, self._count), work, position))
 
-    def _tell(self, block: Block, position: int) -> None:
+    def _tell(self, block: ScoringTask, position: int) -> None:
         (instruction,) = block.candidate.instructions.values()
         item = f"{block.split}-{self._setup.inputs.orders[block.split][position]}"
         right = self._task.is_right(instruction, item)

@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.proposer import REQUESTS
+from dspy_opro.proposers.opro import REQUESTS
 from dspy_opro.testing import LMCall, ScriptedLM
 
 PAGE = Path(__file__).with_name("meta-prompt.md")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .failures import TooManyErrors
-from .metric import MetricError
-from .protocols import Exemplar, ProposalRequest, Pruner, Stopper
-from .racing import Halving
-from .result import OPROResult
-from .stopping import RunState, Usage
+from .programs.metric import MetricError
+from .proposers.meta_prompt import Exemplar, ProposalRequest
+from .reporting.result import OPROResult
+from .runner.failures import TooManyErrors
+from .search.pruners import Halving, Pruner
+from .search.stoppers import RunState, Stopper
+from .search.trajectory import Candidate, Trajectory, Trial, Usage
 from .teleprompter import OPRO, OPROTeleprompter
-from .trajectory import Candidate, Trajectory, Trial
 
 __version__ = "0.1.0"
 

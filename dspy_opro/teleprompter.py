@@ -1,23 +1,18 @@
-"""`OPROTeleprompter`: propose, race, record, stop. A newcomer reads `compile` and knows where everything lives."""
+"""`OPROTeleprompter`: its arguments, `compile` and `acompile`."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import dspy
-from anyio.from_thread import start_blocking_portal
 from dspy.teleprompt import Teleprompter
 
-from ._compat import with_compile_callbacks
-from .config import Auto, make_config
-from .interrupts import graceful_interrupts
-from .keywords import BuiltinKeywords, CompileKeywords, named
-from .migration import FIELDS, for_this_call, given, translate
-from .serialization import from_json, to_json
-from .setup import Setup, set_up
+from .config.arguments import make_config
+from .config.keywords import FIELDS, Arguments, for_this_call, given, shows_arguments, translate
+from .config.serialization import from_json, to_json
+from .programs.compat import with_compile_callbacks
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -67,7 +62,8 @@ class OPROTeleprompter(Teleprompter):
         lag: Rounds that may be undecided when the next one's proposals are asked for: more overlaps rounds (faster);
             0 lets every proposal see all earlier results (better per call). Default: a quarter of the rounds there
             can be, rounded down, 3 at most; "paper" 0.
-        block_size: Examples in the unit of work that is recorded, 16.
+        minibatch_size: Examples that every candidate of a round is scored on before the first of them are dropped;
+            with an Optuna pruner the examples between two of its decisions, 16. Default: 4, and fewer for few examples.
         seed: Same seed, data and answers: same trials.
         max_bootstrapped_demos, max_labeled_demos: Demos per predictor at most. Above 0, demo sets made by DSPy's
             BootstrapFewShot race together with the instructions; by default the student keeps its demos.
@@ -82,6 +78,8 @@ class OPROTeleprompter(Teleprompter):
         verbose: Whether to log every candidate.
         display_progress: Whether to show the progress line.
         num_threads: LM calls in flight at most; default `dspy.settings.num_threads`.
+        executor: Any `concurrent.futures.Executor`, in whose processes the examples are scored. `docs/scaling.md` says
+            what travels there. By default they are scored in threads of this process.
         max_errors: Failed examples, of the whole run in this process, that end it. Default: no fixed number; the run
             ends when not one example succeeded in the last rounds.
         failure_score: What a failed example counts.
@@ -100,60 +98,15 @@ class OPROTeleprompter(Teleprompter):
         >>> teleprompter = OPROTeleprompter(metric=exact, auto="light", num_threads=16)
     """
 
-    @named(BuiltinKeywords)
+    @shows_arguments
     def __init__(
         self,
         metric: Callable[..., Any] | None = None,
         *positional: NoReturn,
-        prompt_model: Any = None,
-        task_model: Any = None,
-        proposer: Any = None,
         trainset: Sequence[Any] | None = None,
         valset: Sequence[Any] | None = None,
-        name: str | None = None,
-        description: str | None = None,
-        auto: Auto | None = "light",
-        num_rounds: int | None = None,
-        num_candidates: int | None = None,
-        num_trials: int | None = None,
-        k_best: int | None = None,
-        num_exemplars: int = 3,
-        init_temperature: float = 1.0,
-        max_train_examples: int | None = None,
-        patience: int | None = None,
-        min_delta: float = 0.0,
-        stop_at_score: float | None = None,
-        max_metric_calls: int | None = None,
-        max_full_evals: int | None = None,
-        max_tokens: int | None = None,
-        max_cost: float | None = None,
-        timeout_seconds: float | None = None,
-        stoppers: Sequence[Callable[..., Any]] = (),
-        pruner: Any = "auto",
-        predictor_strategy: Literal["all", "round_robin", "joint"] = "all",
-        lag: int | None = None,
-        block_size: int = 16,
-        seed: int = 0,
-        max_bootstrapped_demos: int | None = None,
-        max_labeled_demos: int | None = None,
-        max_rounds: int = 1,
-        metric_threshold: float | None = None,
-        teacher_settings: Mapping[str, Any] | None = None,
-        storage: Any = None,
-        study_name: str | None = None,
-        log_dir: str | Path | None = None,
-        callbacks: Sequence[Callable[[Any, Any], None]] = (),
-        track_stats: bool = True,
-        verbose: bool = False,
-        display_progress: bool = True,
-        num_threads: int | None = None,
-        max_errors: int | None = None,
-        failure_score: float = 0.0,
-        provide_traceback: bool | None = None,
-        example_timeout_seconds: float | None = None,
-        **keywords: Unpack[BuiltinKeywords],
+        **arguments: Unpack[Arguments],
     ) -> None:
-        values = {k: v for k, v in given(locals()).items() if not _is_default(k, v)}
         super().__init__()
         if isinstance(metric, dspy.BaseLM):
             raise TypeError(
@@ -161,9 +114,12 @@ class OPROTeleprompter(Teleprompter):
             )
         if positional:
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
-        self.config = make_config(values | translate(keywords, values, type(self).__name__))
+        values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
+        ours = given(values)
+        builtin = {name: value for name, value in values.items() if name not in FIELDS}
+        self.config = make_config(ours | translate(builtin, ours, type(self).__name__))
 
-    @named(CompileKeywords)
+    @shows_arguments
     def compile(
         self,
         student: Any,
@@ -172,7 +128,7 @@ class OPROTeleprompter(Teleprompter):
         *,
         teacher: Any = None,
         valset: Sequence[Any] | None = None,
-        **keywords: Unpack[CompileKeywords],
+        **arguments: Unpack[Arguments],
     ) -> Any:
         """Return a copy of the student with better instructions.
 
@@ -203,12 +159,15 @@ class OPROTeleprompter(Teleprompter):
             scored in full.
         """
         data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
-        setup = set_up(for_this_call(self.config, {**data, **keywords}), student, is_async=False)
-        with graceful_interrupts(setup.run.request_stop), start_blocking_portal() as portal:
-            return setup.reporter.wait(portal.start_task_soon(_optimize, setup))
+        from .compile import (  # Optuna, which it needs, takes longer to import than all else here
+            Job,
+            optimize,
+        )
+
+        return optimize(Job(for_this_call(self.config, {**data, **arguments}), student))
 
     @with_compile_callbacks
-    @named(CompileKeywords)
+    @shows_arguments
     async def acompile(
         self,
         student: Any,
@@ -217,13 +176,14 @@ class OPROTeleprompter(Teleprompter):
         *,
         teacher: Any = None,
         valset: Sequence[Any] | None = None,
-        **keywords: Unpack[CompileKeywords],
+        **arguments: Unpack[Arguments],
     ) -> Any:
         """`compile` for a running loop; programs with an `aforward` of their own are awaited in it."""
         data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
-        setup = set_up(for_this_call(self.config, {**data, **keywords}), student, is_async=True)
-        with graceful_interrupts(setup.run.request_stop):
-            return await _optimize(setup)
+        from .compile import Job, optimize_in_thread
+
+        config = for_this_call(self.config, {**data, **arguments})
+        return await optimize_in_thread(Job(config, student, asyncio.get_running_loop()))
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments and their values; a copy."""
@@ -254,24 +214,3 @@ class OPROTeleprompter(Teleprompter):
 
 
 OPRO = OPROTeleprompter
-
-
-def _is_default(name: str, value: Any) -> bool:
-    """Whether an argument has the value that it has when it is not given; two equal floats are two objects."""
-    default = FIELDS[name].default
-    return value is default or (isinstance(value, float) and isinstance(default, float) and value == default)
-
-
-async def _optimize(setup: Setup) -> Any:
-    """Run the search, build the program; whatever ends the run, the best so far is kept."""
-    try:
-        await setup.run.run()
-    except Exception as error:
-        raised: Any = error
-        program = setup.best_program()
-        with contextlib.suppress(AttributeError):  # an exception may refuse attributes
-            raised.program = program
-        raise
-    finally:
-        setup.close()
-    return setup.best_program()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.completion import CompletionProposer
+from dspy_opro.proposers.completion import CompletionProposer
 
 DATA = Path(__file__).parent / "data" / "reviews.jsonl"
 

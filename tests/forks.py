@@ -72,7 +72,7 @@ def _read(terminal: int, written: list[bytes]) -> None:
 
 
 def _serve() -> None:
-    import dspy_opro.progress  # noqa: F401  # what takes the time
+    import dspy_opro.reporting.progress  # noqa: F401  # what takes the time
 
     for line in sys.stdin:
         code, stdout, stderr = json.loads(line)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dspy_opro.result import OPROResult
-from dspy_opro.stopping import Usage
-from dspy_opro.trajectory import Candidate, State, Trajectory, Trial, mean
-from dspy_opro.work import Failure
+from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.trajectory import Usage
+from dspy_opro.search.trajectory import Candidate, State, Trajectory, Trial, mean
+from dspy_opro.search.tasks import Failure
 
 
 def trial(

@@ -10,7 +10,7 @@ import dspy
 import pytest
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.completion import CompletionProposer
+from dspy_opro.proposers.completion import CompletionProposer
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "quickstart.py"
 

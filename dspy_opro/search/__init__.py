@@ -1,10 +1,10 @@
-"""The search as a state machine: `next()` hands out work, `tell_...()` takes results, nothing here waits.
+"""OPRO itself as a state machine: `next_tasks()` hands out tasks, `tell()` takes results, `events()` reports.
 
-It knows nothing of threads, clocks, DSPy or storages. What it does depends on the results alone and not
-on the order in which they arrive: decisions are taken at fixed checkpoints, in a fixed order.
+It knows nothing of threads, clocks, DSPy or storages. What it does depends on the results alone and not on the order
+in which they arrive: it decides at fixed checkpoints, in a fixed order.
 
-`search.py` moves everything on. A round's life: `proposals.py` until its candidates are known, `round.py` while they
-race. `overlap.py` says when the next one opens, `worklist.py` holds work and outcomes, `rules.py` what never changes.
+`search.py` moves everything on. `proposals.py` fills a round with candidates, `round.py` lets them race, `pruners.py`
+says who leaves the race. `tasks.py` and `trajectory.py` have the values, `shared.py` what the rounds share.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""From a round's asks to its candidates: slots fill in any order, and are read in theirs."""
+"""From a round's proposals to its candidates. Slots are filled in any order and read in their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dspy_opro.trajectory import Candidate
-from dspy_opro.work import Ask, Proposal, View, rng
-
-from .rules import Rules
-from .worklist import Worklist
+from .shared import Rules, Tried, Worklist
+from .tasks import Proposal, ProposalTask, View, rng
+from .trajectory import Candidate
 
 
 @dataclass(frozen=True)
@@ -24,26 +22,8 @@ class Opening:
     """Examples that it may score at most."""
 
 
-@dataclass
-class Tried:
-    """What was tried in all rounds, so that nothing is tried twice."""
-
-    ids: set[str]
-    """Of the candidates of every round that is known, the student included."""
-    demo_sets: dict[int, Mapping[str, str]] = field(default_factory=dict)
-    """Number of a demo set -> predictor name -> its demos, as text."""
-
-
-def rewrite(base: Candidate, round: int, texts: Mapping[str, str], demo_set: int | None) -> Candidate | None:
-    """The base with new texts; None where they change nothing."""
-    changed = {name: texts[name] for name, old in base.instructions.items() if texts.get(name, old) != old}
-    if not changed:
-        return None
-    return Candidate({**base.instructions, **changed}, round, base.id, tuple(changed), demo_set)
-
-
-class Proposals:
-    """The proposals of one round, until all its candidates are known."""
+class ProposalSlots:
+    """The slots of one round, until all its candidates are known."""
 
     def __init__(self, opening: Opening, rules: Rules, tried: Tried, worklist: Worklist) -> None:
         self._number = opening.number
@@ -53,7 +33,7 @@ class Proposals:
         self._tried = tried
         self._worklist = worklist
         self._wave = 0
-        self._num_waiting = 0  # asks of this wave without an answer
+        self._num_waiting = 0  # tasks of this wave without a result
         self._texts: dict[int, dict[str, str]] = {}  # slot -> predictor -> accepted text
         self._demos: dict[int, Mapping[str, str]] = {}  # slot -> predictor -> its demos, as text
         self._early: dict[int, Candidate | None] = {}  # slot -> what is scored before all are known
@@ -74,23 +54,23 @@ class Proposals:
         names = tuple(self._rules.student.instructions)
         for slot in slots:
             if self._number == 1 and self._wave == 0 and slot < self._rules.plan.num_demo_sets:
-                self._hand_out(Ask(1, slot, 0, names, self._view, is_for_demos=True))
+                self._hand_out(ProposalTask(1, slot, 0, names, self._view, is_for_demos=True))
                 continue
-            for predictors in self._rules.calls(self._number, slot):
-                self._hand_out(Ask(self._number, slot, self._wave, predictors, self._view))
+            for predictors in self._rules.rewrites(self._number, slot):
+                self._hand_out(ProposalTask(self._number, slot, self._wave, predictors, self._view))
 
-    def _hand_out(self, ask: Ask) -> None:
+    def _hand_out(self, task: ProposalTask) -> None:
         self._num_waiting += 1
-        self._worklist.ask(ask)
+        self._worklist.ask(task)
 
-    def tell(self, ask: Ask, proposal: Proposal) -> None:
-        if ask.is_for_demos:
-            self._demos[ask.slot] = proposal.texts
+    def tell(self, task: ProposalTask, proposal: Proposal) -> None:
+        if task.is_for_demos:
+            self._demos[task.slot] = proposal.texts
         else:
-            self._texts.setdefault(ask.slot, {}).update(proposal.texts)
-        self._problems.extend((ask.slot, problem) for problem in proposal.problems)
+            self._texts.setdefault(task.slot, {}).update(proposal.texts)
+        self._problems.extend((task.slot, problem) for problem in proposal.problems)
         if proposal.error is not None:
-            self._problems.append((ask.slot, proposal.error))
+            self._problems.append((task.slot, proposal.error))
             self._num_errors += 1
         self._num_waiting -= 1
 
@@ -100,7 +80,7 @@ class Proposals:
         Every candidate is scored on them, so nothing is scored that would not be, only earlier.
         """
         for slot, texts in self._texts.items():
-            asked = (name for names in self._rules.calls(self._number, slot) for name in names)
+            asked = (name for names in self._rules.rewrites(self._number, slot) for name in names)
             if slot in self._early or not all(name in texts for name in asked):
                 continue
             candidate = self._early[slot] = self._rewritten(slot)
@@ -125,7 +105,7 @@ class Proposals:
         return list(fresh.values())
 
     def make_do(self, is_measured: Callable[[Candidate], bool]) -> list[Candidate]:
-        """The round's candidates where others are missing and won't come: those that are measured already."""
+        """The round's candidates after the run has ended: those that are measured already."""
         early = (candidate for _, candidate in sorted(self._early.items()) if candidate is not None)
         fresh = {c.id: c for c in early if c.id not in self._tried.ids and is_measured(c)}
         self._tried.ids.update(fresh)
@@ -148,7 +128,19 @@ class Proposals:
         return fresh, unused
 
     def _rewritten(self, slot: int) -> Candidate | None:
-        return rewrite(self._view.base, self._number, self._texts.get(slot, {}), self._demo_set(slot))
+        return self._rewrite(self._texts.get(slot, {}), self._demo_set(slot))
+
+    def _rewrite(self, texts: Mapping[str, str], demo_set: int | None) -> Candidate | None:
+        """The base with new texts; None where they change nothing."""
+        base = self._view.base
+        changed = {
+            name: texts[name] for name, old in base.instructions.items() if texts.get(name, old) != old
+        }
+        if not changed:
+            return None
+        instructions = {**base.instructions, **changed}
+        demos = None if demo_set is None else self._tried.demo_sets[demo_set]
+        return Candidate(instructions, self._number, base.id, tuple(changed), demo_set, demos)
 
     def _demo_set(self, slot: int) -> int | None:
         """The demos that a slot's new text is tried with: every other time not the base's, but any set's."""
@@ -164,7 +156,7 @@ class Proposals:
         if not demos or any(demos == known for number, known in demo_sets.items() if number != slot):
             return None
         demo_sets[slot] = demos
-        return Candidate(base.instructions, self._number, base.id, (), slot)
+        return Candidate(base.instructions, self._number, base.id, (), slot, demos)
 
     def _recombined(self, num_fresh: int) -> Candidate | None:
         """One more candidate, out of what is known, where another trial may be made."""
@@ -176,4 +168,4 @@ class Proposals:
         if recombine is None or not self._rules.recombines or not has_room:
             return None
         texts = recombine(self._view.trajectory, plan.seed + self._number)
-        return rewrite(self._view.base, self._number, texts or {}, self._view.base.demo_set)
+        return self._rewrite(texts or {}, self._view.base.demo_set)

@@ -1,19 +1,22 @@
-"""One round's life: its proposals become candidates, the candidates race, and each race ends in a trial.
+"""One round: its proposals become candidates, the candidates race, and each race ends in a trial.
 
-A round looks at nothing of the others but what they were when it opened, so that they may race at the same time.
+A round looks at the other rounds only as they were when it opened, so rounds may race at the same time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 
-from dspy_opro.racing import Race
-from dspy_opro.trajectory import Candidate, Trajectory, Trial, mean, paired_difference, to_array
-from dspy_opro.work import Event, Finished, Proposed, Reported, View
+from .proposals import Opening, ProposalSlots
+from .pruners import Race
+from .shared import Rules, Worklist
+from .tasks import CandidatesProposed, Event, TrialFinished, TrialReported, View
+from .trajectory import Candidate, Trajectory, Trial, mean, paired_difference, to_array
 
-from .proposals import Opening, Proposals
-from .rules import Rules
-from .worklist import Worklist
+MAX_FAILURES = 5
+"""Failed examples of a trial that are told with it."""
 
 
 def compared_with(view: View, trajectory: Trajectory) -> Trial:
@@ -27,7 +30,7 @@ def compared_with(view: View, trajectory: Trajectory) -> Trial:
 class Round:
     """A round under way."""
 
-    def __init__(self, opening: Opening, proposals: Proposals, rules: Rules, worklist: Worklist) -> None:
+    def __init__(self, opening: Opening, proposals: ProposalSlots, rules: Rules, worklist: Worklist) -> None:
         self.number = opening.number
         self.view = opening.view
         self.reserved = opening.reserved
@@ -56,7 +59,7 @@ class Round:
             return ()
         self._is_shown = True
         problems = self.proposals.problems
-        events += [Proposed(self.number, tuple(self.candidates), problems), *self._events]
+        events += [CandidatesProposed(self.number, tuple(self.candidates), problems), *self._events]
         self._events = events
         return problems
 
@@ -114,7 +117,7 @@ class Round:
         race = self._seen(reference)
         for candidate in self.alive.values():
             reward = reference.reward + race.difference(candidate.id)
-            self._events.append(Reported(candidate, race.num_scored, reward))
+            self._events.append(TrialReported(candidate, race.num_scored, reward))
         for id_, reason in self._rules.pruner.drop(race).items():
             if race.num_scored < race.num_examples:
                 candidate = self.alive.pop(id_)
@@ -162,8 +165,11 @@ class Round:
         return [self.trials[c.id] for c in self.candidates or () if c.id in self.trials]
 
     def _finish(self, trial: Trial) -> None:
+        subscores = self._worklist.subscores(trial.candidate)
+        trial = replace(trial, subscores=subscores, usage=self._worklist.usage(trial.candidate))
         self.trials[trial.id] = trial
-        self._events.append(Finished(trial))
+        failures = tuple(islice(self._worklist.failures(trial.candidate), MAX_FAILURES))
+        self._events.append(TrialFinished(trial, failures))
 
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""

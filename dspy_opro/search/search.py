@@ -1,19 +1,27 @@
-"""The search as a whole: results come in, every decision that they allow is taken, work and events go out."""
+"""The search as a whole: results come in, the search takes every decision that they allow, tasks and events go out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from dspy_opro.racing import Pruner
-from dspy_opro.stopping import RunState, Usage
-from dspy_opro.trajectory import Candidate, Outcome, Trajectory
-from dspy_opro.work import Ask, Block, Decided, Event, Plan, Proposal, View, Work
-
-from .overlap import Overlap
-from .proposals import Opening, Proposals, Tried
+from .proposals import Opening, ProposalSlots
+from .pruners import Pruner
 from .round import Round
-from .rules import Recombine, Rules
-from .worklist import Worklist
+from .shared import Recombine, Rules, Tried, Worklist
+from .stoppers import RunState, Stopper, first_reason
+from .tasks import (
+    Event,
+    Failure,
+    Plan,
+    Proposal,
+    ProposalTask,
+    RoundDecided,
+    Task,
+    TaskResult,
+    View,
+)
+from .trajectory import Candidate, Outcome, Trajectory, Usage
 
 
 class Search:
@@ -24,10 +32,16 @@ class Search:
         student: Candidate number zero.
         pruner: Who leaves a race, and when.
         recombine: Gives one more candidate's instructions out of the trajectory, or None.
+        stoppers: Asked after every decided round, in this order. The first reason ends the search.
     """
 
     def __init__(
-        self, plan: Plan, student: Candidate, pruner: Pruner, recombine: Recombine | None = None
+        self,
+        plan: Plan,
+        student: Candidate,
+        pruner: Pruner,
+        recombine: Recombine | None = None,
+        stoppers: Sequence[Stopper] = (),
     ) -> None:
         self.plan = plan
         self.student = student
@@ -35,13 +49,18 @@ class Search:
         self.trajectory = Trajectory()
         self.best_scores: list[float] = []
         self.stop_reason: str | None = None
-        self.stop_rule: Callable[[RunState], str | None] = lambda state: None
-        """Called after every decided round; a reason ends the search."""
         self.problems: list[str] = []
         """Why proposals were not used."""
+        self.usage = Usage()
+        """What the results told so far cost."""
+        self.seconds = 0.0
+        """How long the run had been at work when the search was told the last result, over all its processes."""
+        self.failures: list[Failure] = []
+        """Failed examples, by position in the race's order; in the order in which they were told."""
+        self._stoppers = stoppers
         self._rules = Rules(plan, student, pruner, recombine)
         self._tried = Tried({student.id})
-        self._worklist = Worklist(plan.block_size)
+        self._worklist = Worklist()
         self._events: list[Event] = []
         self._is_cut_short = False
         self._rounds: list[Round] = []  # undecided ones, in order
@@ -53,24 +72,36 @@ class Search:
             first.validate(student)
         self._open_rounds()
 
-    # -- the outside: next, tell, events ---------------------------------------------------------
+    # -- the outside: next_tasks, tell, events ---------------------------------------------------
 
-    def next(self) -> Work | None:
-        """The most urgent piece of work, or None while everything open waits for results."""
-        return self._worklist.next()
+    def next_tasks(self) -> list[Task]:
+        """The tasks that came up since the last call, in the order in which they came up."""
+        return self._worklist.next_tasks()
 
-    def tell_proposal(self, ask: Ask, proposal: Proposal) -> None:
-        """The answer to an `Ask`."""
-        current = next((r for r in self._rounds if r.number == ask.round), None)
+    def tell(self, task: Task, result: TaskResult) -> None:
+        """Take in what a task gave, and take every decision that it allows.
+
+        Raises:
+            Exception: What a stopper or a pruner raises.
+        """
+        self.usage += result.usage
+        self.seconds = max(self.seconds, result.seconds)
+        if isinstance(task, ProposalTask):
+            assert isinstance(result.content, Proposal)
+            self._tell_proposal(task, result.content)
+            return
+        assert isinstance(result.content, Outcome)
+        if result.content.error is not None:
+            self.failures.append(Failure(task.candidate.id, task.split, task.position, result.content.error))
+        if self._worklist.tell(task, result.content, result.usage) and not self.done:
+            self._advance()
+
+    def _tell_proposal(self, task: ProposalTask, proposal: Proposal) -> None:
+        current = next((r for r in self._rounds if r.number == task.round), None)
         if self.done or current is None:
             return
-        current.proposals.tell(ask, proposal)
+        current.proposals.tell(task, proposal)
         self._advance()
-
-    def tell_block(self, block: Block, outcomes: Sequence[Outcome]) -> None:
-        """The outcomes of a block, in the order of its positions."""
-        if self._worklist.tell(block, outcomes) and not self.done:
-            self._advance()
 
     def events(self) -> list[Event]:
         """What happened since the last call."""
@@ -81,11 +112,6 @@ class Search:
     @property
     def done(self) -> bool:
         return self.stop_reason is not None
-
-    @property
-    def demo_sets(self) -> dict[int, Mapping[str, str]]:
-        """Number of a demo set -> predictor name -> its demos, as text."""
-        return self._tried.demo_sets
 
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
@@ -138,7 +164,7 @@ class Search:
             self._begin(opening).proposals.ask(range(opening.num_slots))
 
     def _begin(self, opening: Opening) -> Round:
-        proposals = Proposals(opening, self._rules, self._tried, self._worklist)
+        proposals = ProposalSlots(opening, self._rules, self._tried, self._worklist)
         opened = Round(opening, proposals, self._rules, self._worklist)
         self._rounds.append(opened)
         self._overlap.add(opened)
@@ -176,13 +202,14 @@ class Search:
         self._rounds.pop(0)
         view = View(self.trajectory, incumbent, tuple(self._worklist.outcomes(incumbent)))
         self._overlap.decide(current, view)
-        self._events.append(Decided(current.number, self.trajectory.best, self.best_scores[-1]))
+        self._events.append(RoundDecided(current.number, self.trajectory.best, self.best_scores[-1]))
         self._go_on(current)
 
     def _go_on(self, last: Round) -> None:
         """After a round's end: open what may be opened, or end where nothing can follow."""
-        state = RunState(last.number, self.trajectory, tuple(self.best_scores), Usage(), 0.0)
-        reason = self.stop_rule(state)
+        scores = tuple(self.best_scores)
+        state = RunState(last.number, self.trajectory, scores, self.usage, self.seconds)
+        reason = first_reason(self._stoppers, state)
         if reason is not None:
             self._end(reason)
         elif self.plan.num_rounds is not None and last.number >= self.plan.num_rounds:
@@ -202,3 +229,89 @@ class Search:
     def _end(self, reason: str) -> None:
         self.stop_reason = reason
         self._worklist.clear()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was known when a round was decided, whatever has come in since."""
+
+    view: View
+    num_calls: int
+    """Examples that the rounds up to it scored."""
+    is_empty: bool
+    """Whether the round had no candidates."""
+
+
+class Overlap:
+    """When the next round opens, how large it is, and what its proposals see.
+
+    A round builds on the decision `lag` rounds before its predecessor, and on what the rounds in between stood at
+    when each was one checkpoint further than the next. It never builds on what else happens to be known:
+    docs/decisions/0006-lag.md says why.
+    """
+
+    def __init__(self, rules: Rules, before_any: View) -> None:
+        self._rules = rules
+        self._next = 0
+        self._rounds: dict[int, Round] = {}  # number -> round, decided or not
+        self._decisions = {-1: Decision(before_any, 0, False)}  # number of a round -> its decision
+        self._as_of = -1  # the decision that the next round builds on
+
+    def open(self) -> Opening | None:
+        """What the next round is given, or None where its proposals may not be asked for yet."""
+        plan = self._rules.plan
+        while plan.num_rounds is None or self._next <= plan.num_rounds:
+            number = self._next
+            # Of many rounds the first need not wait for the student's score.
+            blind = number == 1 and plan.lag > 1
+            self._as_of = max(self._as_of, number - 1 - plan.lag, -1 if blind else 0)
+            between = range(self._as_of + 1, number)
+            standings = [self._rounds[before].standing(self._num_passed(before)) for before in between]
+            decision = self._decisions.get(self._as_of)
+            if decision is None or None in standings:
+                return None
+            size = 0 if decision.is_empty else self._affordable(decision, between)
+            if size:
+                view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
+                if trials:
+                    view = replace(view, trajectory=view.trajectory.add(*trials))
+                return Opening(number, view, size, self._rules.most_calls(size))
+            if not between:
+                return None
+            self._as_of += 1  # the next decision may give back funds, or have candidates
+        return None
+
+    def add(self, opened: Round) -> None:
+        self._rounds[opened.number] = opened
+        self._next = opened.number + 1
+
+    def decide(self, decided: Round, view: View) -> None:
+        """Keep what later rounds build on once this one is decided, and nothing older than they may look at."""
+        num_calls = self._decisions[decided.number - 1].num_calls + decided.scheduled
+        self._decisions[decided.number] = Decision(view, num_calls, not decided.candidates)
+        self._decisions.pop(decided.number - self._rules.plan.lag - 2, None)
+        self._rounds.pop(decided.number - self._rules.plan.lag - 2, None)
+
+    def _num_passed(self, number: int) -> int:
+        """The checkpoints of a round that the next one to open knows of.
+
+        With a lag of 1 proposals are asked for while the tail of the race before runs; with more while others are
+        still being written.
+        """
+        return self._next - number - (self._rules.plan.lag > 1)
+
+    def _affordable(self, decision: Decision, between: Sequence[int]) -> int:
+        """How many candidates the next round can have; 0 for none now."""
+        wanted, limit = self._rules.most_candidates(self._next), self._rules.plan.max_metric_calls
+        if limit is None:
+            return wanted
+        left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
+        if between:  # they hold funds that they may give back: a round smaller than half can wait for them
+            smallest = (wanted + 1) // 2
+        elif self._rules.plan.lag and self._next > 1:
+            # The last funds that came back: a small round alone would wait for each of its stragglers.
+            smallest = wanted
+        else:
+            smallest = 1
+        sizes = range(wanted, smallest - 1, -1)
+        return next((size for size in sizes if self._rules.most_calls(size) <= left), 0)

@@ -10,7 +10,7 @@ import dspy
 import pytest
 from dspy.adapters.baml_adapter import BAMLAdapter
 
-from dspy_opro._compat import sampling_lm
+from dspy_opro.programs.compat import sampling_lm
 from dspy_opro.testing import Fault, LMCall, ScriptedLM, SimulatedModel, SimulatedServer
 from dspy_opro.testing.calls import render
 from tests.conformance.programs import CASES, QA

@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_opro._compat import task_text
+from dspy_opro.programs.compat import task_text
 from tests.conformance.programs import CASES, QA, Case, search
 from tests.conformance.world import (
     MAGIC,
@@ -109,8 +109,8 @@ def test_the_tool_list_of_react_stays_word_for_word() -> None:
 def test_a_written_text_is_read_back(case: Case, text: str) -> None:
     if case.since > VERSION:
         pytest.skip("not there yet")
-    from dspy_opro._compat import canonical
-    from dspy_opro.program import Program
+    from dspy_opro.programs.compat import canonical
+    from dspy_opro.programs.program import Program
 
     student = Program(case.make())
     candidate = student.candidate

@@ -13,7 +13,7 @@ import pytest
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro._compat import HAS_COMPILE_CALLBACKS
+from dspy_opro.programs.compat import HAS_COMPILE_CALLBACKS
 from dspy_opro.testing import SimulatedServer
 from tests.conformance.programs import QA
 from tests.conformance.world import VERSION, answer, metric, scripted, teleprompter, trainset

@@ -28,7 +28,7 @@ from dspy_opro import (
     Usage,
 )
 from dspy_opro.local import LocalLM
-from dspy_opro.racing import Race
+from dspy_opro.search.pruners import Race
 from dspy_opro.testing import LMCall, ScriptedLM, SimulatedModel, SimulatedServer
 
 

@@ -1,0 +1,344 @@
+"""One compile call from start to end: propose, evaluate, record, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import dspy
+
+from .config.arguments import OPROConfig, paper
+from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
+from .config.preflight import Inputs, check
+from .config.readable import readable
+from .programs.awaiting import EventLoop
+from .programs.compat import defines, model_name
+from .programs.evaluator import ONE_EXAMPLE, Evaluator
+from .programs.program import is_async_only
+from .proposers.cleaning import InstructionRules
+from .proposers.demos import DemoWriter
+from .proposers.meta_prompt import MetaPrompt
+from .proposers.opro import OPROProposer, PaperProposer
+from .proposers.reflective import adapt
+from .proposers.writer import InstructionWriter
+from .reporting.attach import attach
+from .reporting.evaluations import EvaluationCallbacks
+from .reporting.progress import Progress, announce
+from .reporting.result import OPROResult
+from .reporting.run_directory import RunDirectory
+from .runner.budget import Budget, Ledger
+from .runner.failures import FailureLimit, FirstExamples
+from .runner.interrupts import interrupts
+from .runner.remote import RemoteEvaluator
+from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+from .search.trajectory import Outcome
+from .storage.fingerprint import fingerprint
+from .storage.run_storage import RunStorage, open_run
+
+
+def optimize(job: Job) -> Any:
+    """Run the search and build the best program. Whatever ends the run, the best program so far is kept.
+
+    Raises:
+        Exception: What ended the run. Its `program` is the best one so far.
+    """
+    queue = job.queue
+    try:
+        queue.replay()  # what earlier processes measured is not paid for again
+        with interrupts(queue.stop), WorkerPool(queue, job.perform, job.num_threads) as workers:
+            for event in queue.events():  # waits; None at least twice a second
+                workers.refill()
+                job.report(event)
+    except Exception as error:
+        raised: Any = error
+        with contextlib.suppress(AttributeError):  # an exception may refuse attributes
+            raised.program = job.best_program()
+        raise
+    finally:
+        job.close()
+    return job.best_program()
+
+
+async def optimize_in_thread(job: Job) -> Any:
+    """`optimize` beside the caller's event loop; a program with an `aforward` of its own is awaited on that loop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():  # cancelled
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = context.run(optimize, job)
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="dspy_opro compile", daemon=True).start()
+    try:
+        with interrupts(job.queue.stop):
+            return await future
+    finally:
+        job.queue.close()  # the caller may have been cancelled
+
+
+class Job:
+    """One compile call: what it works on, how its tasks are performed, and what is told of its events.
+
+    Args:
+        config: The arguments.
+        student: The program.
+        loop: The caller's event loop in `acompile`.
+
+    Raises:
+        ValueError: A dataset, the program or a setting can't be used. Nothing was spent.
+        TypeError: Something is not of the type it must be. Nothing was spent.
+        RuntimeError: Another process uses `log_dir`. Nothing was spent.
+    """
+
+    def __init__(
+        self, config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        self._started = time.monotonic()
+        self.inputs = inputs = check(config, student)
+        self.config = config = inputs.config
+        with ExitStack() as on_error:
+            self._open(inputs, config, loop, on_error)
+            on_error.pop_all()
+
+    def _open(
+        self, inputs: Inputs, config: OPROConfig, loop: asyncio.AbstractEventLoop | None, on_error: ExitStack
+    ) -> None:
+        train, program = inputs.splits["train"], inputs.program
+        self.ledger = Ledger()
+        self._loop = EventLoop(loop)
+        on_error.callback(self._loop.close)
+        self.evaluator = _evaluator(inputs, self._loop, is_async=loop is not None)
+        self._remote = _remote(inputs, self.ledger)
+        self.writer = _writer(inputs, self._loop)
+        self._demo_writer = _demo_writer(inputs)
+        self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
+        search = make_search(config, program.candidate, len(train), len(inputs.splits["val"]))
+        self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
+        if self._directory is not None:
+            on_error.callback(self._directory.close)
+        self.storage = _storage(inputs)
+        if self._directory is not None:  # only now it is known to be this run's
+            self._directory.write_config(readable(config))
+        if config.display_progress or config.verbose:
+            announce(forecast(config.auto, search, config.bounds))
+        self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+        on_error.callback(self._progress.close)
+        self.num_threads = config.num_threads or dspy.settings.num_threads
+        self.queue = TaskQueue(
+            search,
+            self.storage,
+            self.ledger,
+            Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+            FailureLimit(config.max_errors, dspy.settings.max_errors),
+            FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+            self.num_threads,
+            _time_limit(config),
+        )
+
+    def perform(self, task: Task) -> TaskResult:
+        """Do a task, in a worker thread."""
+        if not isinstance(task, ScoringTask):
+            writer = self._demo_writer if task.is_for_demos else self.writer
+            return writer.write(task, self.ledger.add)
+        if self._remote is not None:
+            return self._remote.evaluate(task)
+        example = self.inputs.splits[task.split][task.position]
+        call_id = self._evaluations.call_id(task.candidate)
+        result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
+        self._evaluations.keep(task, prediction, result)
+        return result
+
+    def report(self, event: Event | None) -> None:
+        """Tell of an event, in the calling thread: trials, callbacks, progress, the best program."""
+        if event is not None:
+            self.storage.trials.show(event)
+        elif self.storage.outage.is_under_way:
+            self.storage.trials.write()
+        if isinstance(event, TrialFinished):
+            candidate, splits = event.trial.candidate, self.inputs.splits
+            self._evaluations.finished(event.trial, lambda: self.evaluator.build(candidate), splits)
+            self.evaluator.forget(candidate)
+        elif isinstance(event, RoundDecided):
+            self._decided(event)
+        self._progress.show(event, self.ledger.usage)
+        if self.storage.study.is_stopped:
+            self.queue.stop("callback")
+        if self._directory is not None:
+            if self._directory.take_stop():
+                self.queue.stop("stop_file")
+            self._save_best(self._directory)
+
+    def _decided(self, event: RoundDecided) -> None:
+        if event.round == 0:
+            warn_of_percent(self.config.stop_at_score, event.best)
+            warn_without_prices(self.config.max_cost, self.ledger.usage)
+        if self._directory is not None:
+            self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
+
+    def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
+        trajectory = self.queue.search.trajectory
+        if len(trajectory):
+            best, build = trajectory.best.candidate, self.inputs.program.build
+            directory.write_best(best.id, lambda path: build(best).save(path), wait)
+
+    def close(self) -> None:
+        """Write what is left, and leave nothing open."""
+        reason = self.queue.search.stop_reason or "error"
+        self.storage.close(reason)
+        self._progress.close()
+        self._loop.close()
+        if self._directory is not None:
+            self._save_best(self._directory, wait=True)
+            self._directory.log("ended: %s", reason)
+            self._directory.close()
+
+    def best_program(self) -> Any:
+        """The best program so far, with what the run found attached."""
+        result, program = self.result(), self.inputs.program
+        best = result.best.candidate if len(result.trajectory) else program.candidate
+        built = program.build(best)
+        attach(built, result, program.build, self.config.track_stats)
+        return built
+
+    def result(self) -> OPROResult:
+        """What the run found so far."""
+        search, orders = self.queue.search, self.inputs.orders
+        failures = sorted(search.failures, key=lambda f: (f.candidate, f.split, f.example))
+        return OPROResult(
+            trajectory=search.trajectory,
+            curve=tuple(search.best_scores),
+            stop_reason=search.stop_reason or "error",
+            usage=self.ledger.usage,
+            seconds=time.monotonic() - self._started,
+            failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
+            num_failures=len(failures),
+            selected_on="valset" if search.plan.num_val else "trainset",
+            config=readable(self.config),
+            study_name=self.storage.study.study_name,
+            problems=tuple(search.problems),
+        )
+
+
+# -- the parts of a job --------------------------------------------------------------------------
+
+
+def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
+    config, student = inputs.config, inputs.program.student
+    return Evaluator(
+        inputs.program,
+        inputs.metric,
+        loop,
+        config.task_model,
+        config.failure_score,
+        is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
+        timeout_seconds=config.example_timeout_seconds,
+        provide_traceback=_provide_traceback(config),
+    )
+
+
+def _provide_traceback(config: OPROConfig) -> bool:
+    given = config.provide_traceback
+    return bool(dspy.settings.provide_traceback if given is None else given)
+
+
+def _remote(inputs: Inputs, ledger: Ledger) -> RemoteEvaluator | None:
+    config = inputs.config
+    if config.executor is None:
+        return None
+    return RemoteEvaluator(
+        config.executor,
+        inputs.program.student,
+        inputs.metric.function,
+        inputs.splits,
+        config.task_model,
+        config.failure_score,
+        _provide_traceback(config),
+        ledger,
+    )
+
+
+def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
+    config, program, train = inputs.config, inputs.program, inputs.splits["train"]
+    is_paper = paper(config)
+    proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    return InstructionWriter(
+        proposer if config.proposer is None else adapt(config.proposer),
+        inputs.prompt_model,
+        config.init_temperature,
+        program,
+        MetaPrompt(program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper),
+        InstructionRules.of(program, train, is_paper),
+        loop,
+    )
+
+
+def _demo_writer(inputs: Inputs) -> DemoWriter:
+    """Makes demos out of the examples that candidates are not scored on, where those are enough."""
+    config = inputs.config
+    most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
+    scored = set(inputs.orders["train"])
+    others = [example for index, example in enumerate(inputs.trainset) if index not in scored]
+    return DemoWriter(
+        program=inputs.program,
+        metric=inputs.metric,
+        trainset=others if len(others) >= 2 * (most + labeled) else inputs.splits["train"],
+        max_bootstrapped_demos=most,
+        max_labeled_demos=labeled,
+        max_rounds=config.max_rounds,
+        metric_threshold=config.metric_threshold,
+        max_errors=config.max_errors,
+        teacher=inputs.teacher,
+        teacher_settings=config.teacher_settings,
+        seed=config.seed,
+        task_model=config.task_model,
+    )
+
+
+def _storage(inputs: Inputs) -> RunStorage:
+    config = inputs.config
+    return open_run(
+        config.storage,
+        config.study_name or config.name,
+        config.log_dir,
+        fingerprint(
+            inputs.program.student,
+            inputs.splits["train"],
+            inputs.splits["val"],
+            inputs.metric.function,
+            task_model=model_name(config.task_model or dspy.settings.lm),
+            failure_score=config.failure_score,
+            seed=config.seed,
+        ),
+        config.callbacks,
+    )
+
+
+def _time_limit(config: OPROConfig) -> TimeLimit | None:
+    seconds = config.example_timeout_seconds
+    if seconds is None:
+        return None
+    error = TimeoutError(f"no score within example_timeout_seconds={seconds:g}")
+    outcome = Outcome(config.failure_score, error=f"TimeoutError: {error}")
+    return TimeLimit(seconds, TaskResult(outcome, ONE_EXAMPLE, error=error))

@@ -1,0 +1,271 @@
+"""`OPROConfig`: every value of a run, checked once, when the teleprompter is made."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .sizes import PAPER_CANDIDATES, usual_candidates
+
+Auto = Literal["light", "medium", "heavy", "paper"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100},
+    "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300},
+    "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000},
+    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the
+    # paper and opt/optimize_instructions.py of its code; one step after the other, everything in full.
+    "paper": {"num_rounds": 200, "num_candidates": PAPER_CANDIDATES, "k_best": 20, "lag": 0, "pruner": None},
+}
+"""Preset -> the values it gives; an explicit value overrides."""
+
+
+BOUNDS = (
+    "num_rounds", "num_trials", "patience", "stop_at_score", "max_metric_calls", "max_full_evals", "max_tokens",
+    "max_cost", "timeout_seconds",
+)  # fmt: skip
+"""Arguments each of which ends a run by itself."""
+
+MEANT: Mapping[str, str] = {
+    "lm": "prompt_model",
+    "optimizer_lm": "prompt_model",
+    "scorer_lm": "task_model",
+    "max_iterations": "num_rounds",
+    "num_iterations": "num_rounds",
+}
+"""Name that is spelt like nothing here -> the argument that it stands for."""
+
+
+class OPROConfig(BaseModel):
+    """The values of a run. `OPROTeleprompter` documents them; None means "the preset's" unless it says otherwise."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    metric: Callable[..., Any] | None = None
+    prompt_model: Any = None
+    task_model: Any = None
+    proposer: Any = None
+    trainset: Sequence[Any] | None = None
+    valset: Sequence[Any] | None = None
+    name: str | None = None
+    description: str | None = None
+
+    auto: Auto | None = "light"
+    num_rounds: int | None = Field(default=None, ge=1)
+    num_candidates: int | None = Field(default=None, ge=1)
+    num_trials: int | None = Field(default=None, ge=1)
+    k_best: int | None = Field(default=None, ge=1)
+    num_exemplars: int = Field(default=3, ge=0)
+    init_temperature: float = Field(default=1.0, ge=0.0)
+    max_train_examples: int | None = Field(default=None, ge=1)
+
+    patience: int | None = Field(default=None, ge=1)
+    min_delta: float = Field(default=0.0, ge=0.0)
+    stop_at_score: float | None = None
+    max_metric_calls: int | None = Field(default=None, ge=1)
+    max_full_evals: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_cost: float | None = Field(default=None, gt=0.0)
+    timeout_seconds: float | None = Field(default=None, gt=0.0)
+    stoppers: Sequence[Callable[..., Any]] = ()
+
+    pruner: Any = "auto"
+    predictor_strategy: Literal["all", "round_robin", "joint"] = "all"
+    lag: int | None = Field(default=None, ge=0)
+    minibatch_size: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+    max_bootstrapped_demos: int | None = Field(default=None, ge=0)
+    max_labeled_demos: int | None = Field(default=None, ge=0)
+    max_rounds: int = Field(default=1, ge=1)
+    metric_threshold: float | None = None
+    teacher: Any = None
+    teacher_settings: Mapping[str, Any] | None = None
+
+    storage: Any = None
+    study_name: str | None = None
+    log_dir: str | Path | None = None
+    callbacks: Sequence[Callable[[Any, Any], None]] = ()
+    track_stats: bool = True
+    verbose: bool = False
+    display_progress: bool = True
+
+    num_threads: int | None = Field(default=None, ge=1)
+    executor: Any = None
+    max_errors: int | None = Field(default=None, ge=1)
+    failure_score: float = 0.0
+    provide_traceback: bool | None = None
+    example_timeout_seconds: float | None = Field(default=None, gt=0.0)
+
+    @field_validator("prompt_model", "task_model", mode="before")
+    @classmethod
+    def _model(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str):
+            name = info.field_name
+            raise TypeError(f"{name} must be a dspy.LM, but is {value!r}. Write {name}=dspy.LM(...).")
+        return value
+
+    @field_validator("pruner", "proposer", mode="before")
+    @classmethod
+    def _instance(cls, value: Any) -> Any:
+        if isinstance(value, type):
+            name = value.__name__
+            raise ValueError(f"must be an instance, but is the class {name}. Write {name}().")
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _a_pruner(cls, value: Any) -> Any:
+        is_known = value is None or (isinstance(value, str) and value == "auto")
+        if not (is_known or hasattr(value, "prune") or hasattr(value, "drop")):
+            raise ValueError(
+                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.'
+            )
+        return value
+
+    @field_validator("executor")
+    @classmethod
+    def _an_executor(cls, value: Any) -> Any:
+        if value is not None and not callable(getattr(value, "submit", None)):
+            raise ValueError(f"must be a concurrent.futures.Executor, but got {value!r}.")
+        return value
+
+    @field_validator("metric", "proposer", "stoppers", "callbacks", mode="before")
+    @classmethod
+    def _callable(cls, value: Any, info: Any) -> Any:
+        if info.field_name in ("metric", "proposer"):
+            if value is not None and not callable(value):
+                is_data = info.field_name == "metric" and isinstance(value, (list, tuple))
+                hint = " The third argument of compile is metric; write valset=..." if is_data else ""
+                raise ValueError(f"must be callable, but got {reprlib.repr(value)}.{hint}")
+            return value
+        if value is None or callable(value):
+            return [] if value is None else [value]
+        items = list(value) if isinstance(value, Iterable) else [value]
+        for item in items:
+            if not callable(item):
+                raise ValueError(f"must hold callables, but got {item!r}.")
+        return items
+
+    @field_validator("trainset", "valset", mode="before")
+    @classmethod
+    def _sequence(cls, value: Any) -> Any:
+        if value is not None and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
+            raise ValueError(f"must be a list of dspy.Example, but got {reprlib.repr(value)}.")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OPROConfig:
+        if self.max_metric_calls is not None and self.max_full_evals is not None:
+            raise ValueError("max_metric_calls and max_full_evals both limit the examples; give one of them.")
+        if self.auto == "paper" and self.predictor_strategy == "joint" and self.proposer is None:
+            raise ValueError(
+                'predictor_strategy="joint" needs another proposer: the paper\'s writes one text at a time.'
+            )
+        return self
+
+    @property
+    def bounds(self) -> list[str]:
+        """Names of the arguments that are given and each of which may end the run."""
+        given = [name for name in BOUNDS if getattr(self, name) is not None]
+        return [*given, "stoppers"] if self.stoppers else given
+
+    def resolve(self) -> OPROConfig:
+        """The same with every None that a preset or a common default fills filled.
+
+        Raises:
+            ValueError: Nothing would ever end the run. MIPROv2's scripts name the bound in `compile` only, so this is
+                not looked at before.
+        """
+        if self.auto is None and not self.bounds:
+            raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
+        if self.num_trials is not None:
+            if not paper(self):
+                given["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)
+            rounds = math.ceil(self.num_trials / (self.num_candidates or given["num_candidates"]))
+            given["num_rounds"] = rounds
+            values["num_rounds"] = min(rounds, self.num_rounds or rounds)
+        for name, value in given.items():
+            if name not in self.model_fields_set or (values[name] is None and name != "pruner"):
+                values[name] = value
+        return OPROConfig.model_construct(_fields_set=self.model_fields_set, **values)
+
+
+def make_config(values: Mapping[str, Any]) -> OPROConfig:
+    """An `OPROConfig`, with errors that name argument, rule and value.
+
+    Raises:
+        ValueError: A value is out of range or of the wrong type.
+    """
+    try:
+        return OPROConfig(**values)
+    except ValidationError as error:
+        # Of a union of types there is an error for each; the last one is told.
+        sentences = {e["loc"][:1]: _sentence(dict(e)) for e in error.errors()}
+        raise ValueError("\n".join(sentences.values())) from None
+
+
+_RULES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:g}",
+    "greater_than": lambda ctx: f"must be above {ctx['gt']:g}",
+    "literal_error": lambda ctx: f"must be one of {ctx['expected']}",
+    "int_type": lambda ctx: "must be a whole number",
+    "int_parsing": lambda ctx: "must be a whole number",
+    "int_from_float": lambda ctx: "must be a whole number",
+    "float_type": lambda ctx: "must be a number",
+    "float_parsing": lambda ctx: "must be a number",
+    "finite_number": lambda ctx: "must be a finite number",
+    "bool_type": lambda ctx: "must be True or False",
+    "bool_parsing": lambda ctx: "must be True or False",
+    "string_type": lambda ctx: "must be a text",
+    "path_type": lambda ctx: "must be a path",
+    "is_instance_of": lambda ctx: f"must be a {ctx['class']}",
+}
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    rule = _RULES.get(error["type"])
+    if rule is not None:
+        return f"{name} {rule(error.get('ctx', {}))}, but got {error['input']!r}."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{name} {message}".strip()
+    return f"{name}: {message}, but got {error['input']!r}."
+
+
+def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
+    """The error for a misspelt argument; it names the nearest known one, of equally near ones our own."""
+    known = list(known)
+    own = [argument for argument in known if argument in OPROConfig.model_fields]
+    tries = (known, 0.85), (own, 0.5), (known, 0.5)  # a letter or two; more, but ours; more
+    near = [MEANT[name]] if MEANT.get(name) in known else []
+    near += [hit for names, cutoff in tries for hit in difflib.get_close_matches(name, names, 1, cutoff)]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return TypeError(f"{where} got an unexpected keyword argument {name!r}.{hint}")
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` that points at the first line outside this package and what may wrap it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _WRAPPERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+_WRAPPERS = frozenset({"dspy_opro", "dspy", "mlflow", "functools", "contextlib"})
+
+
+def paper(config: OPROConfig) -> bool:
+    """Whether the run follows the paper to the letter."""
+    return cast("str | None", config.auto) == "paper"

@@ -1,0 +1,166 @@
+"""The plan of a run: sizes, pruner and stoppers follow from the arguments and the sizes of the data alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dspy_opro.search import Search
+from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
+from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
+from dspy_opro.search.tasks import Plan
+from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage.optuna_pruner import OptunaPruner
+from dspy_opro.storage.recombination import recombine
+
+from .arguments import OPROConfig, paper
+from .sizes import PAPER_CANDIDATES, affordable_examples, usual_candidates, usual_first, usual_lag
+
+logger = logging.getLogger("dspy_opro")
+
+
+def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val: int) -> Search:
+    """The search that the arguments ask for.
+
+    Args:
+        config: The arguments, resolved.
+        student: Candidate number zero.
+        num_train: Train examples that candidates may be scored on.
+        num_val: Validation examples.
+
+    Raises:
+        ValueError: `max_metric_calls` is not enough for the student.
+    """
+    num_train = _num_train(config, num_train)
+    pruner = _pruner(config, num_train)
+    max_metric_calls = _max_metric_calls(config, num_train, num_val)
+
+    def most_rounds(num_candidates: int) -> float:
+        if max_metric_calls is None:
+            return math.inf if config.num_rounds is None else config.num_rounds
+        per_round = pruner.most_calls(num_train, num_candidates) + num_val
+        affordable = (max_metric_calls - num_train - num_val) // per_round
+        return min(affordable, config.num_rounds or affordable)
+
+    num_candidates = config.num_candidates
+    if num_candidates is None:
+        is_chosen = config.num_rounds is not None  # so that it means what it says
+        num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
+    plan = Plan(
+        num_train=num_train,
+        num_val=num_val,
+        num_rounds=config.num_rounds,
+        num_candidates=num_candidates,
+        num_trials=config.num_trials,
+        num_demo_sets=_num_demo_sets(config, num_candidates),
+        predictor_strategy=config.predictor_strategy,
+        max_metric_calls=max_metric_calls,
+        lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
+        seed=config.seed,
+    )
+    return Search(plan, student, pruner, recombine, make_stoppers(config))
+
+
+def _num_train(config: OPROConfig, num_train: int) -> int:
+    """Train examples of a full score: the first ones in race order, so that more budget makes use of what is scored."""
+    is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
+    is_raced_our_way = config.pruner == "auto" and config.minibatch_size is None
+    if config.max_metric_calls is None or not is_raced_our_way or is_chosen or paper(config):
+        return num_train
+    return min(num_train, affordable_examples(config.max_metric_calls))
+
+
+def _pruner(config: OPROConfig, num_train: int) -> Pruner:
+    pruner: Any = config.pruner
+    if pruner is None:
+        return ScoreAll()
+    if isinstance(pruner, str) and pruner == "auto":
+        return Halving(first=config.minibatch_size or usual_first(num_train))
+    if hasattr(pruner, "prune"):  # optuna.pruners.BasePruner
+        return OptunaPruner(pruner, config.minibatch_size or 16)
+    chosen: Pruner = pruner
+    return chosen
+
+
+def _max_metric_calls(config: OPROConfig, num_train: int, num_val: int) -> int | None:
+    least = num_train + num_val
+    if config.max_full_evals is not None:
+        return config.max_full_evals * least
+    if config.max_metric_calls is not None and config.max_metric_calls < least:
+        raise ValueError(
+            f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
+            f"validation examples, but got {config.max_metric_calls}. Give fewer examples or max_train_examples."
+        )
+    return config.max_metric_calls
+
+
+def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
+    """Half of the first round's candidates, where demos are wanted."""
+    if not (config.max_bootstrapped_demos or config.max_labeled_demos):
+        return 0
+    return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
+
+
+def make_stoppers(config: OPROConfig) -> list[Stopper]:
+    """What is asked after every round, in this order."""
+    stoppers: list[Stopper] = []
+    if config.stop_at_score is not None:
+        stoppers.append(StopAtScore(config.stop_at_score))
+    if config.patience is not None:
+        stoppers.append(Patience(config.patience, config.min_delta))
+    return [*stoppers, *config.stoppers]
+
+
+def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:
+    """BootstrapFewShotWithRandomSearch has `stop_at_score` in percent; here it is in the metric's own scale."""
+    if stop_at_score is not None and stop_at_score > 1.0 and all(0.0 <= s <= 1.0 for s in student.scores):
+        logger.warning(
+            "stop_at_score=%g may never be reached: it is in the metric's own scale, and the student's scores lie "
+            "within [0, 1]. Write %g for %g percent.",
+            *(stop_at_score, stop_at_score / 100, stop_at_score),
+        )
+
+
+def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
+    """A limit in dollars is none where nobody knows what a call costs."""
+    if max_cost is not None and spent.tokens and not spent.cost:
+        logger.warning(
+            "max_cost=%g can't be kept: no price is known for the LM that the program calls. Give max_tokens.",
+            max_cost,
+        )
+
+
+def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> str:
+    """What a run can spend at most, in words.
+
+    Args:
+        auto: The preset.
+        search: The search, before its start.
+        bounds: Names of the arguments that may end the run.
+    """
+    plan, size = search.plan, search.plan.num_candidates
+    limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
+    if plan.num_rounds is None:
+        most = "" if plan.max_metric_calls is None else f", at most {plan.max_metric_calls:,} examples scored"
+        end = " or ".join(limits) or "a limit"
+        return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
+    num_predictors = len(search.student.instructions)
+    num_slots = min(plan.num_rounds * size, plan.num_trials or plan.num_rounds * size)
+    full, rest = divmod(num_slots, size)
+    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
+    examples += search.most_calls(rest) if rest else 0
+    if plan.max_metric_calls is not None:
+        examples = min(examples, plan.max_metric_calls)
+    # With several predictors a round has one candidate more, out of known texts; see `Rules.recombines`.
+    num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
+    proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)
+    text = (
+        f"OPRO (auto={auto!r}): at most {num_slots + num_mixed:,} candidates in {plan.num_rounds} rounds, "
+        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} where all are "
+        "rejected)."
+    )
+    if not isinstance(search.pruner, ScoreAll):
+        text += " The race usually takes far fewer examples."
+    return f"{text} May end earlier by {' or '.join(limits)}." if limits else text

@@ -1,0 +1,146 @@
+"""All input is checked before anything is made: an error here has cost nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from dspy_opro.programs.metric import Metric
+from dspy_opro.programs.program import Program, check_examples, same_inputs
+from dspy_opro.search.tasks import rng
+
+from .arguments import OPROConfig, warn
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run works on, checked."""
+
+    config: OPROConfig
+    """Resolved."""
+    metric: Metric
+    program: Program
+    """The student."""
+    teacher: dspy.Module | None
+    """Who bootstraps demos, where it is not the student."""
+    prompt_model: Any
+    """The optimizer LM."""
+    trainset: Sequence[Any]
+    """As it was given."""
+    splits: Mapping[str, Sequence[Any]]
+    """Split -> examples by position in the race."""
+    orders: Mapping[str, Sequence[int]]
+    """Split -> index into the given dataset, by position in the race."""
+
+
+def check(config: OPROConfig, student: Any) -> Inputs:
+    """Look at every input of a `compile` call.
+
+    Raises:
+        ValueError: A dataset, the program or a setting can't be used.
+        TypeError: Something is not of the type it must be.
+    """
+    _look_over(config)
+    config = config.resolve()
+    if not isinstance(student, dspy.Module):
+        raise TypeError(f"student must be a dspy.Module, but is {_kind(student)}.")
+    metric, trainset = config.metric, config.trainset
+    if metric is None:
+        raise _missing("metric")
+    if trainset is None:
+        raise _missing("trainset")
+    _check_data(trainset, config.valset)
+    program = Program(student)
+    teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
+    trainset, valset = list(trainset), list(config.valset or ())
+    order = list(range(len(trainset)))
+    rng(config.seed, "order").shuffle(order)
+    order = order[: config.max_train_examples]
+    splits = {"train": [trainset[i] for i in order], "val": valset}
+    orders = {"train": order, "val": range(len(valset))}
+    return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders)
+
+
+def _kind(value: Any) -> str:
+    """What is there in place of an instance of the right type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: pass an instance, {value.__name__}(...)"
+    return type(value).__name__
+
+
+def _missing(name: str) -> ValueError:
+    return ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
+
+
+def _look_over(config: OPROConfig) -> None:
+    """Warn of what does not go together."""
+    if config.num_trials is not None and config.auto is not None and "auto" in config.model_fields_set:
+        warn(f"num_trials={config.num_trials} takes the place of the rounds of auto={config.auto!r}.")
+    if not config.max_bootstrapped_demos:
+        for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
+            if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
+                warn(
+                    f"{name} is not used: it is for bootstrapping demos, and max_bootstrapped_demos is not above 0."
+                )
+
+
+def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
+    """Who bootstraps the demos, of several the first; checks that its demos fit the student."""
+    teacher = config.teacher
+    if isinstance(teacher, (list, tuple)):
+        teacher = teacher[0] if teacher else None
+    if teacher is None or not config.max_bootstrapped_demos:
+        return None
+    if not isinstance(teacher, dspy.Module):
+        raise TypeError(f"teacher must be a dspy.Module, but is {_kind(teacher)}.")
+    fields = [
+        {name: list(p.signature.fields) for name, p in m.named_predictors()}
+        for m in (teacher, program.student)
+    ]
+    if fields[0] != fields[1]:
+        raise ValueError(
+            f"teacher must have the student's predictors and fields {fields[1]}, but has {fields[0]}."
+        )
+    return teacher
+
+
+def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
+    check_examples(trainset, "trainset")
+    if valset is None:
+        return
+    if not len(valset):
+        warn("valset is empty: the trainset decides early stopping and the result.")
+        return
+    check_examples(valset, "valset")
+    shared = same_inputs(trainset, valset)
+    if shared:
+        warn(
+            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example: "
+            "the validation score will flatter instructions that fit the trainset."
+        )
+
+
+def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
+    """The optimizer LM; checks that the program has one too."""
+    for name in ("prompt_model", "task_model"):
+        lm = getattr(config, name)
+        if lm is not None and not isinstance(lm, dspy.BaseLM):
+            raise TypeError(f"{name} must be a dspy.LM, but is {lm!r}. Write {name}=dspy.LM(...).")
+    default = dspy.settings.lm
+    if default is None and config.task_model is None:
+        bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
+        if bare:
+            predictors = f"predictor{'s' * (len(bare) > 1)} {', '.join(map(repr, bare))}"
+            raise ValueError(
+                f"No LM is configured for the program ({predictors}). Call dspy.configure(lm=dspy.LM(...)) or pass "
+                "task_model."
+            )
+    prompt_model = config.prompt_model or default or config.task_model
+    if prompt_model is None:
+        raise ValueError(
+            "No LM is configured for the proposals. Pass prompt_model or call dspy.configure(lm=...)."
+        )
+    return prompt_model

@@ -1,0 +1,86 @@
+"""Awaits what programs, metrics and proposers return, from worker threads, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class EventLoop:
+    """One event loop for all awaitables of a run: the caller's, or one in a daemon thread of its own.
+
+    Clients of providers belong to the loop that first used them, so one run has one loop.
+
+    Args:
+        loop: The caller's loop. None starts one of our own when it is first needed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
+        self._is_own = loop is None
+        self._lock = threading.Lock()
+        self._waiting: set[Future[Any]] = set()
+        self._is_closed = False
+
+    def resolve(self, value: Awaitable[T] | T, timeout_seconds: float | None = None) -> T:
+        """The value. An awaitable is awaited on the loop, in the context of the calling thread.
+
+        Raises:
+            TimeoutError: It took longer than `timeout_seconds`; it is cancelled then.
+        """
+        if not inspect.isawaitable(value):
+            return value
+        future = self._start(value)
+        try:
+            result: T = future.result(timeout_seconds)
+        except FutureTimeoutError:
+            if future.done():  # raised by the awaitable itself
+                raise
+            future.cancel()
+            raise TimeoutError(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
+        except CancelledError as error:
+            raise RuntimeError("CancelledError: the call was cancelled from within.") from error
+        finally:
+            self._waiting.discard(future)
+        return result
+
+    def _start(self, value: Awaitable[T]) -> Future[T]:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="dspy_opro loop", daemon=True).start()
+            future = asyncio.run_coroutine_threadsafe(_guarded(value), self._loop)
+            self._waiting.add(future)
+            if self._is_closed:
+                future.cancel()
+        return future
+
+    def close(self) -> None:
+        """Cancel what is still awaited, and end a loop of our own."""
+        with self._lock:
+            self._is_closed = True
+            for future in tuple(self._waiting):
+                future.cancel()
+            if self._is_own and self._loop is not None:
+                loop = self._loop
+                loop.call_soon_threadsafe(lambda: loop.call_soon(loop.stop))
+
+
+async def _guarded(value: Awaitable[T]) -> T:
+    """A KeyboardInterrupt or SystemExit of a program must not end the loop."""
+    try:
+        return await value
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        raise as_exception(error) from error
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What a call raised, as an error like any other."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

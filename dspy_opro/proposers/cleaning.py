@@ -1,0 +1,107 @@
+"""From what an optimizer LM wrote to an instruction, or to the reason why it can't be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dspy_opro.programs.program import Program
+from dspy_opro.programs.values import fields, shown
+
+_THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
+_FENCE = re.compile(r"\A```(?:[^\n`]*\n)?((?:(?!```).)*?)\n?```\Z", re.DOTALL)
+_BLOCK = re.compile(r"\A```(?:[^\n`]*\n)?(.*?)\n?```", re.DOTALL)
+_TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
+_NAME = (
+    r"(?:my |the |an? )?(?:(?:new|improved|proposed|better|revised|updated|final) )*"
+    r"(?:instructions?|prompt|text)(?: text)?"
+)
+_LABEL = re.compile(
+    r"\A(?:(?:sure|certainly|of course|okay|ok)[,.!:]*\s+)?"
+    rf"(?:\*\*|#+\s*)?(?:{_NAME}|here(?:'s| is) {_NAME}(?: for [^\n:]*)?)"
+    r"\s*(?:\*\*)?:(?:\*\*)?\s*(?=\S)"
+    rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
+_PLACEHOLDER = re.compile(r"(?<!\{)\{[A-Za-z_][A-Za-z0-9_]*\}(?!\})")
+_WORD = re.compile(r"\w+")
+
+
+def clean(text: str) -> str:
+    """The instruction within an answer: without thoughts, fences, tags, labels and quotes around it."""
+    text = text.strip()
+    while True:
+        before = text
+        text = _THINK.sub("", text).strip()
+        for pattern, group in ((_FENCE, 1), (_TAGGED, 2)):
+            match = pattern.match(text)
+            if match:
+                text = match.group(group).strip()
+        labelled, text = text, _LABEL.sub("", text, count=1).strip()
+        block = _BLOCK.match(text) if text != labelled else None
+        if block and text.count("```") == 2:  # a comment follows
+            text = block.group(1).strip()
+        if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
+            inner = text[1:-1]
+            if text[0] not in inner and text[-1] not in inner:  # one pair around the whole
+                text = inner.strip()
+        if text == before:
+            return text
+
+
+def placeholders(text: str) -> frozenset[str]:
+    """The `{names}` in a text; doubled braces are none."""
+    return frozenset(_PLACEHOLDER.findall(text))
+
+
+@dataclass(frozen=True)
+class InstructionRules:
+    """What a usable instruction keeps to."""
+
+    max_length: int = 4000
+    """Characters."""
+    quotes: Collection[int] = frozenset()
+    """Hashes of the data's n-grams, see `ngrams`."""
+    ngram: int = 8
+    """Words in a row that count as a quotation."""
+
+    @classmethod
+    def of(cls, program: Program, trainset: Sequence[Any], is_paper: bool) -> InstructionRules:
+        """The rules for a program's instructions, and for the data that the meta-prompt may show."""
+        # The beginning of each field is enough to notice a quotation, and keeps long documents out of memory.
+        texts = (shown(value)[:2000] for example in trainset for value in fields(example).values())
+        instructions = [own.text for own in program.texts.values()]
+        longest = max(map(len, instructions))
+        # The paper's code drops texts above 500 characters; a student's own text may be longer.
+        max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
+        quotes = frozenset(ngrams(texts, cls.ngram)) - set(ngrams(instructions, cls.ngram))
+        return cls(max_length, quotes)
+
+    def problem(self, text: str, original: str) -> str | None:
+        """Why `text` can't take the place of `original`, or None."""
+        if not text:
+            return "empty"
+        if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
+            return "truncated"
+        if len(text) > self.max_length:
+            return "overlong"
+        lost = placeholders(original) - placeholders(text)
+        if lost:
+            return f"loses placeholder {', '.join(sorted(lost))}"
+        if self.quotes:
+            own = set(ngrams([original], self.ngram))
+            if any(gram in self.quotes and gram not in own for gram in ngrams([text], self.ngram)):
+                return "quotes the data"
+        return None
+
+
+def ngrams(texts: Iterable[str], n: int) -> Iterable[int]:
+    """Hashes of every run of `n` words, case and punctuation aside."""
+    for text in texts:
+        words = _WORD.findall(text.lower())
+        for start in range(len(words) - n + 1):
+            yield hash(tuple(words[start : start + n]))

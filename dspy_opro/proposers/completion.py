@@ -1,0 +1,127 @@
+"""A proposer for models that continue text: small ones, and those without tuning on instructions.
+
+Three forms in turn. `refine` is the paper's for pre-trained models (arXiv 2309.03409, section 5.1): a list of scored
+texts in ascending order, which the model continues with the next, better one. Where the answers can be listed,
+`explore` has it continue guidelines for telling them apart, and `extend` adds a guideline to the best text so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import dspy
+
+from dspy_opro.programs.program import Fields
+from dspy_opro.search.tasks import rng
+
+from .cleaning import clean
+from .meta_prompt import ProposalRequest
+
+# Tasks like those that programs have, none of them the user's. A small model takes from them what an instruction is:
+# (input, answers, instructions from worse to better).
+_OTHER_TASKS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
+    (
+        "email",
+        ("spam", "wanted"),
+        (
+            "Decide whether the email is spam or wanted mail.",
+            "Answer spam if the email tries to sell something to a stranger, and wanted if not.",
+        ),
+    ),
+    (
+        "sentence",
+        ("correct", "wrong"),
+        (
+            "Check the grammar of the sentence: is it correct or wrong?",
+            "Look at verbs and word order. A sentence with a mistake is wrong, all others are correct.",
+        ),
+    ),
+    (
+        "headline",
+        ("sport", "politics", "business"),
+        (
+            "Say what the headline is about: sport, politics or business.",
+            "Choose business for companies, politics for governments, sport for games and players.",
+        ),
+    ),
+    (
+        "question",
+        ("easy", "hard"),
+        (
+            "Mark the question as easy or hard.",
+            "Would a child know the answer? Then the question is easy, else it is hard.",
+        ),
+    ),
+)
+
+
+class CompletionProposer(dspy.Module):
+    """Lets the optimizer LM continue a text in which the next thing is a better instruction.
+
+    Args:
+        max_tokens: The most tokens of one instruction; it ends with its line.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> from dspy_opro.completion import CompletionProposer
+        >>> def metric(example, prediction):
+        ...     return example.label == prediction.label
+        >>> teleprompter = OPROTeleprompter(metric=metric, proposer=CompletionProposer())
+    """
+
+    def __init__(self, max_tokens: int = 60) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+
+    def forward(self, request: ProposalRequest) -> Any:
+        prompt, begin = self.prompt(request)
+        lm = dspy.settings.lm.copy(model_type="text", max_tokens=self.max_tokens, stop=["\n"])
+        (answer, *_) = lm(prompt)
+        text = clean((answer if isinstance(answer, str) else answer["text"]) or "")
+        return dspy.Prediction(instruction=f"{begin}{text}" if text else "")
+
+    def prompt(self, request: ProposalRequest) -> tuple[str, str]:
+        """The text to continue, and what of it belongs to the instruction."""
+        (name,) = request.predictors
+        generator = rng(request.seed, "completion")
+        fields, current = request.fields[name], request.current[name].strip()
+        inputs, answers = " and ".join(fields.inputs), _answers(fields, generator)
+        if fields.choices and request.style == "explore":
+            begin = f"Answer {answers[0]} if"
+            return f"Guidelines for labelling a {inputs} as {' or '.join(answers)}:\n- {begin}", f"{begin} "
+        if fields.choices and request.style == "extend":
+            begin = f"{current.rstrip('.')}. Answer {answers[0]} if"
+            return f"Guidelines for labelling a {inputs} as {' or '.join(answers)}:\n- {begin}", f"{begin} "
+        scored = [(text, score) for text, score in request.scored_instructions[name] if score is not None]
+        return _list(inputs, answers, scored[-4:], generator), ""
+
+
+def _answers(fields: Fields, generator: Random) -> Sequence[str]:
+    """The answers that the step may give, in any order: a model that favours the first should not always."""
+    named = [name for name in fields.outputs if name in fields.choices]
+    if not named:
+        return fields.outputs
+    choices = fields.choices[named[-1]]
+    return generator.sample(choices, len(choices))
+
+
+def _list(inputs: str, answers: Sequence[str], scored: Sequence[tuple[str, int]], generator: Random) -> str:
+    """The paper's list of scored texts, after lists of the same kind for other tasks."""
+    blocks = []
+    for other, labels, texts in generator.sample(_OTHER_TASKS, 3):
+        low = generator.randint(40, 60)
+        scores = [low, *(generator.randint(low + 20, 96) for _ in texts[1:])]
+        shown = generator.sample(labels, len(labels))
+        blocks.append(_block(other, shown, list(zip(texts, scores, strict=True))))
+    best = scored[-1][1] if scored else 50
+    return "\n".join(
+        [*blocks, _block(inputs, answers, scored) + f"instruction (score {min(99, best + 10)}):"]
+    )
+
+
+def _block(inputs: str, answers: Sequence[str], scored: Sequence[tuple[str, int]]) -> str:
+    lines = [f"input: {inputs}", f"answers: {', '.join(answers)}"]
+    lines += [f"instruction (score {score}): {' '.join(text.split())}" for text, score in scored]
+    return "\n".join(lines) + "\n"

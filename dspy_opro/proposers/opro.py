@@ -1,0 +1,165 @@
+"""The optimizer LM's side: the meta-prompt, and from its answers to usable instructions.
+
+A proposer is any `dspy.Module` whose call `proposer(request=ProposalRequest)` returns a `dspy.Prediction` with
+`instruction` (a str, or for several predictors at once a dict name -> str).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+
+from .cleaning import clean
+from .meta_prompt import Exemplar, ProposalRequest, verdict
+
+
+class ProposeInstruction(dspy.Signature):
+    """Write the instruction for one step of a language model program.
+
+    You see instructions that were tried, in ascending order of their scores from 0 to 100 (higher is better, the
+    best comes last), and examples of what the program did with the best one. Find out what separates good
+    instructions from bad ones and what goes wrong in the examples. The new instruction must be concise,
+    effective and generally applicable to inputs that you have not seen: never quote or list the examples. Keep
+    every placeholder in {curly braces}. Answer with the text of the instruction alone.
+    """
+
+    role: str = dspy.InputField(desc="the step that the instruction is for, and its fields")
+    scored_instructions: str = dspy.InputField(desc="instructions tried so far with their scores, best last")
+    examples: str = dspy.InputField(desc="what the program did with the best instruction")
+    request: str = dspy.InputField(desc="what to write now")
+    instruction: str = dspy.OutputField(desc="the new instruction, nothing else")
+
+
+class ProposeInstructions(dspy.Signature):
+    """Write the instructions for all steps of a language model program, so that they work well together.
+
+    You see instructions that were tried, in ascending order of their scores from 0 to 100 (higher is better, the
+    best comes last), and examples of what the program did with the best ones. The new instructions must be
+    concise, effective and generally applicable to inputs that you have not seen: never quote or list the
+    examples. Keep every placeholder in {curly braces}. Answer with one instruction for every step name.
+    """
+
+    role: str = dspy.InputField(desc="the steps and their fields")
+    scored_instructions: str = dspy.InputField(desc="instructions tried so far with their scores, best last")
+    examples: str = dspy.InputField(desc="what the program did with the best instructions")
+    request: str = dspy.InputField(desc="what to write now")
+    instruction: dict[str, str] = dspy.OutputField(desc="step name -> its new instruction")
+
+
+REQUESTS: Mapping[str, str] = {
+    "explore": "Write a new instruction that is different from all the ones above and has a score as high as possible.",
+    "refine": "Rewrite the best instruction: keep what makes it work, and mend what goes wrong in the examples.",
+    "extend": (
+        "Write one or two sentences that are added at the end of the best instruction, to mend what goes wrong "
+        "in the examples. Answer with these sentences alone."
+    ),
+}
+"""Style of a request -> its words. `extend` answers are appended to the best instruction."""
+
+
+class OPROProposer(dspy.Module):
+    """The default proposer: OPRO's meta-prompt (arXiv 2309.03409, section 4.2) with requests of three styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.propose = dspy.Predict(ProposeInstruction)
+        self.propose_all = dspy.Predict(ProposeInstructions)
+
+    def forward(self, request: ProposalRequest) -> Any:
+        answer = self._predictor(request)(**_fields(request))
+        return dspy.Prediction(instruction=_extended(request, answer.instruction))
+
+    async def aforward(self, request: ProposalRequest) -> Any:
+        answer = await self._predictor(request).acall(**_fields(request))
+        return dspy.Prediction(instruction=_extended(request, answer.instruction))
+
+    def _predictor(self, request: ProposalRequest) -> Any:
+        return self.propose if len(request.predictors) == 1 else self.propose_all
+
+
+def _fields(request: ProposalRequest) -> dict[str, str]:
+    return {
+        "role": request.role,
+        "scored_instructions": "\n\n".join(
+            scored_text(request.scored_instructions[name], name if len(request.predictors) > 1 else "")
+            for name in request.predictors
+        ),
+        "examples": "\n\n".join(exemplar_text(e) for e in request.exemplars) or "(none)",
+        "request": REQUESTS[request.style],
+    }
+
+
+def _extended(request: ProposalRequest, answer: Any) -> Any:
+    """For the style `extend` of a single predictor: the best instruction with the answer after it."""
+    if request.style != "extend" or not isinstance(answer, str) or not answer.strip():
+        return answer
+    (name,) = request.predictors
+    return f"{request.current[name].rstrip()} {clean(answer)}"
+
+
+def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str:
+    """Scored instructions as the paper writes them, one `text:` and `score:` each."""
+    head = f"Step {step}:\n" if step else ""
+    return head + "\n\n".join(
+        f"text:\n{text}\nscore:\n{'not scored yet' if score is None else score}" for text, score in scored
+    )
+
+
+def exemplar_text(exemplar: Exemplar) -> str:
+    """One exemplar as `input`, `output`, `expected`, result and feedback."""
+    lines = [f"input:\n{exemplar.inputs}"]
+    if exemplar.prediction:
+        lines.append(f"output:\n{exemplar.prediction}")
+    if exemplar.expected:
+        lines.append(f"expected:\n{exemplar.expected}")
+    if exemplar.outcome is not None:
+        lines.append(f"result:\n{verdict(exemplar.outcome, *exemplar.score_range)}")
+        if exemplar.outcome.feedback:
+            lines.append(f"feedback:\n{exemplar.outcome.feedback}")
+    return "\n".join(lines)
+
+
+class PaperProposer(dspy.Module):
+    """The paper's meta-prompt to the letter (section 4.2, Figure 3), for instructions that stand before the input.
+
+    Only the threshold below which the paper's code leaves texts out is missing: the paper does not have it, and
+    a task on which all scores are low would be shown nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.propose = dspy.Predict("meta_prompt -> instruction")
+        self.propose.signature = self.propose.signature.with_instructions("Answer with the new text alone.")
+
+    def forward(self, request: ProposalRequest) -> Any:
+        answer = self.propose(meta_prompt=self.meta_prompt(request))
+        return dspy.Prediction(instruction=answer.instruction)
+
+    async def aforward(self, request: ProposalRequest) -> Any:
+        answer = await self.propose.acall(meta_prompt=self.meta_prompt(request))
+        return dspy.Prediction(instruction=answer.instruction)
+
+    def meta_prompt(self, request: ProposalRequest) -> str:
+        """The text that the optimizer LM gets, without the adapter's words around it."""
+        (name,) = request.predictors
+        scored = "\n\n".join(
+            f"text:\n{text}\nscore:\n{score}"
+            for text, score in request.scored_instructions[name]
+            if score is not None
+        )
+        exemplars = "\n\n".join(
+            f"input:\n<INS>\n{e.inputs}\noutput:\n{e.expected}" for e in request.exemplars
+        )
+        return (
+            "I have some texts along with their corresponding scores. The texts are arranged in ascending order "
+            "based on their scores, where higher scores indicate better quality.\n\n"
+            f"{scored}\n\n"
+            "The following exemplars show how to apply your text: you replace <INS> in each input with your text, "
+            "then read the input and give an output. We say your output is wrong if your output is different from "
+            "the given output, and we say your output is correct if they are the same.\n\n"
+            f"{exemplars}\n\n"
+            "Write your new text that is different from the old ones and has a score as high as possible. Write "
+            "the text in square brackets."
+        )

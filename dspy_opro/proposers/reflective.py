@@ -1,0 +1,58 @@
+"""GEPA's kind of instruction proposer as one of ours: the same function, asked with what our meta-prompt shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .meta_prompt import Exemplar, ProposalRequest
+
+ARGUMENTS = ("candidate", "reflective_dataset", "components_to_update")
+
+
+def adapt(proposer: Any) -> Any:
+    """A proposer that takes `request=`.
+
+    Args:
+        proposer: One that does, or GEPA's `ProposalFn`, which is called with `candidate` (predictor name -> text),
+            `reflective_dataset` (name -> examples with Inputs, Generated Outputs and Feedback) and
+            `components_to_update` (names) and returns name -> new text.
+    """
+    return ReflectiveProposer(proposer) if _takes_a_dataset(proposer) else proposer
+
+
+class ReflectiveProposer:
+    """Calls a `ProposalFn` for a request."""
+
+    def __init__(self, function: Callable[..., Mapping[str, str]]) -> None:
+        self.function = function
+
+    def __call__(self, request: ProposalRequest) -> dict[str, str]:
+        examples = [_example(exemplar) for exemplar in request.exemplars]
+        new = self.function(
+            candidate=dict(request.current),
+            reflective_dataset={name: list(examples) for name in request.predictors},
+            components_to_update=list(request.predictors),
+        )
+        return {name: text for name, text in new.items() if name in request.predictors}
+
+
+def _takes_a_dataset(proposer: Any) -> bool:
+    target = getattr(type(proposer), "forward", proposer)  # a module's own call takes anything
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+    return all(name in parameters for name in ARGUMENTS)
+
+
+def _example(exemplar: Exemplar) -> dict[str, Any]:
+    outcome = exemplar.outcome
+    said = "" if outcome is None else outcome.error or outcome.feedback
+    feedback = [said, f"Score: {outcome.score:g}" if outcome else "", f"Expected: {exemplar.expected}"]
+    return {
+        "Inputs": dict(exemplar.input_fields),
+        "Generated Outputs": exemplar.prediction,
+        "Feedback": "\n".join(line for line in feedback if line),
+    }

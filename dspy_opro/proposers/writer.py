@@ -1,0 +1,112 @@
+"""One call of the proposer: it gives a usable text, or the reason why there is none. A failing LM is no error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dspy
+
+from dspy_opro.programs.awaiting import EventLoop
+from dspy_opro.programs.compat import canonical, refuses_temperature, sampling_lm, without_temperature
+from dspy_opro.programs.evaluator import in_brief
+from dspy_opro.programs.metering import metered
+from dspy_opro.programs.program import Program, is_async_only
+from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
+from dspy_opro.search.trajectory import Usage
+
+from .cleaning import InstructionRules, clean
+from .meta_prompt import MetaPrompt, ProposalRequest
+
+logger = logging.getLogger("dspy_opro")
+
+
+class InstructionWriter:
+    """Asks a proposer, and cleans and checks what it answers.
+
+    Args:
+        proposer: See `opro.py`.
+        prompt_model: The optimizer LM.
+        temperature: Its sampling temperature.
+        program: The student.
+        meta_prompt: Makes the requests.
+        rules: What a usable instruction keeps to.
+        loop: Awaits async proposers.
+    """
+
+    def __init__(
+        self,
+        proposer: Callable[..., Any],
+        prompt_model: Any,
+        temperature: float,
+        program: Program,
+        meta_prompt: MetaPrompt,
+        rules: InstructionRules,
+        loop: EventLoop,
+    ) -> None:
+        self._proposer: Any = proposer
+        self._prompt_model = prompt_model
+        self._temperature = temperature
+        self._program = program
+        self._meta_prompt = meta_prompt
+        self._rules = rules
+        self._loop = loop
+        self._takes_no_temperature = False
+        self._num_failed = 0
+
+    def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
+        """New texts for the task's predictors; `book` is told of every LM call as it ends."""
+        request, error = self._meta_prompt.request(task), None
+        lm = sampling_lm(self._prompt_model, self._temperature, request.seed)
+        with metered("proposer", book, trace=[]) as meter:
+            try:
+                proposal = self._read(task, self._answer(request, lm))
+            except Exception as caught:
+                error = caught
+                self._warn(caught)
+                proposal = Proposal({}, error=in_brief(caught))
+        return TaskResult(proposal, meter.usage, error=error)
+
+    def _answer(self, request: ProposalRequest, lm: Any) -> Any:
+        """Ask the proposer. An LM that takes no temperature is asked without one from then on."""
+        if self._takes_no_temperature:
+            lm = without_temperature(lm)
+        with dspy.context(lm=lm):
+            try:
+                call = self._proposer.acall if is_async_only(self._proposer) else self._proposer
+                return self._loop.resolve(call(request=request))
+            except Exception as caught:
+                has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
+                if not (has_one and refuses_temperature(caught)):
+                    raise
+                logger.warning("%s is asked without a temperature: %s", lm.model, in_brief(caught))
+        self._takes_no_temperature = True
+        return self._answer(request, lm)
+
+    def _warn(self, error: Exception) -> None:
+        """Log the first failure and then every tenth: an LM that is down fails on all of them."""
+        self._num_failed += 1
+        if self._num_failed == 1:
+            logger.warning("A proposal failed: %s", in_brief(error))
+        elif self._num_failed % 10 == 0:
+            logger.warning("%d proposals failed so far, the last one: %s", self._num_failed, in_brief(error))
+
+    def _read(self, task: ProposalTask, answer: Any) -> Proposal:
+        instruction = getattr(answer, "instruction", answer)
+        if isinstance(instruction, str):
+            instruction = {task.predictors[0]: instruction}
+        if not isinstance(instruction, Mapping):
+            raise TypeError(
+                "A proposer must return a dspy.Prediction with `instruction` (a str or a dict name -> str), "
+                f"but returned {answer!r}."
+            )
+        texts, problems = {}, []
+        for name in task.predictors:
+            text = canonical(clean(str(instruction.get(name) or "")))
+            problem = self._rules.problem(text, self._program.texts[name].text)
+            if problem is None:
+                texts[name] = text
+            else:
+                problems.append(problem)
+        return Proposal(texts, tuple(problems))

@@ -1,0 +1,109 @@
+"""What hangs on the returned program: data under the names that DSPy's own optimizers use, cheap to copy.
+
+`dspy.BestOfN` and `dspy.Refine` deep-copy their program on every call, so a copy shares these values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+from dspy.predict.parameter import Parameter
+
+from dspy_opro.search.trajectory import Candidate, Trial
+
+from .result import OPROResult
+
+logger = logging.getLogger("dspy_opro")
+
+NAMES = ("opro_result", "score", "total_calls", "candidate_programs", "trial_logs")
+NUM_PROGRAMS = 20
+"""Candidate programs that are kept at most."""
+
+
+class SharedList(list[Any]):
+    """A list whose deep copy is a new list of the same items."""
+
+    def __deepcopy__(self, memo: Any) -> SharedList:
+        return SharedList(self)
+
+
+class SharedDict(dict[Any, Any]):
+    """A dict whose deep copy is a new dict of the same values."""
+
+    def __deepcopy__(self, memo: Any) -> SharedDict:
+        return SharedDict(self)
+
+
+def attach(
+    program: dspy.Module,
+    result: OPROResult,
+    build: Callable[[Candidate], dspy.Module],
+    track_stats: bool = True,
+) -> None:
+    """Hang the result on the program.
+
+    A name that the program uses itself, e.g. a predictor called `score`, stays the program's; `opro_result` has
+    all there is.
+
+    Args:
+        program: A copy of the student; what an earlier run hung on the student goes.
+        result: Becomes `program.opro_result`.
+        build: Makes a candidate's program.
+        track_stats: Whether to add `candidate_programs`, best first, and `trial_logs`.
+    """
+    taken = _taken(program)
+    values: dict[str, Any] = {
+        "opro_result": result,
+        "score": round(100 * result.best_score, 2) if result.curve else None,
+        "total_calls": result.usage.metric_calls,
+    }
+    if track_stats:
+        values["candidate_programs"] = SharedList(
+            {"score": round(100 * score, 2), "program": _bare(build(t.candidate), taken), "id": t.id}
+            for score, t in _deciding(result)[:NUM_PROGRAMS]
+        )
+        values["trial_logs"] = SharedDict(enumerate(result.to_dicts()))
+    _bare(program, taken)
+    for name, value in values.items():
+        if name in taken:
+            logger.warning("program.%s is the program's own; see program.opro_result instead.", name)
+        else:
+            setattr(program, name, value)
+
+
+def _deciding(result: OPROResult) -> list[tuple[float, Trial]]:
+    """The trials that were scored in full on the data that decides, best first: the returned program leads."""
+    trials = [t for t in result.trajectory.trials if t.state == "complete"]
+    if result.selected_on == "valset":
+        scored = [(t.valset_score, t) for t in trials if t.valset_score is not None]
+    else:
+        scored = [(t.reward, t) for t in trials]
+    return sorted(
+        scored, key=lambda pair: pair[0], reverse=True
+    )  # stable: among equals the earlier one leads
+
+
+def _taken(program: dspy.Module) -> set[str]:
+    """The names that mean something else on this program."""
+    own, attributes = type(program), vars(program)
+    optimized = (
+        "opro_result" in attributes or "candidate_programs" in attributes
+    )  # by us, or by MIPROv2 and others
+    return {
+        name
+        for name in NAMES
+        if hasattr(own, name)
+        or isinstance(attributes.get(name), (dspy.Module, Parameter))
+        or (name in attributes and not optimized)
+    }
+
+
+def _bare(program: dspy.Module, taken: set[str]) -> dspy.Module:
+    """The program without an earlier run's results."""
+    for name in NAMES:
+        if name not in taken:
+            vars(program).pop(name, None)
+    return program

@@ -1,0 +1,252 @@
+"""A run as one HTML page. Here are its figures as plain data; `report.html.jinja` has its words and its looks."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import math
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dspy_opro.search.tasks import Failure
+from dspy_opro.search.trajectory import Trial
+
+from .result import OPROResult, counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial: a row of the table and a point of the score figure."""
+
+    number: int
+    x: float
+    """Its round; the trials of one round lie side by side, less than half a round from it."""
+    trial: Trial
+    kind: str
+    """ "returned", "student", or the state of its trial."""
+    score: float
+    """An estimate stays within the range of the scores that were seen."""
+    change: float
+    """Its score less the student's."""
+    parent: Row | None
+
+    @property
+    def is_measured(self) -> bool:
+        return self.trial.state == "complete"
+
+    @property
+    def order(self) -> tuple[float, bool, float]:
+        """The best is lowest: the valset decides where there is one, and full scores come before estimates."""
+        valset = self.trial.valset_score
+        return math.inf if valset is None else -valset, not self.is_measured, -self.score
+
+
+def make_rows(result: OPROResult) -> list[Row]:
+    """The trials in the order of the search."""
+    trials, (low, high) = result.trajectory.trials, result.trajectory.score_range
+    sizes, places = Counter(t.candidate.round for t in trials), Counter[int]()
+    rows: list[Row] = []
+    by_id: dict[str, Row] = {}
+    for number, trial in enumerate(trials):
+        round_ = trial.candidate.round
+        places[round_] += 1
+        row = Row(
+            number=number,
+            x=round_ + 0.7 * (places[round_] / (sizes[round_] + 1) - 0.5),
+            trial=trial,
+            kind="returned" if trial.id == result.best.id else trial.state if number else "student",
+            score=(score := trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)),
+            change=score - result.baseline.reward,
+            parent=by_id.get(trial.candidate.parent or ""),
+        )
+        rows.append(row)
+        by_id.setdefault(trial.id, row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A plane of rounds against values, in pixels."""
+
+    num_rounds: int
+    ticks: Sequence[float]
+    """The marked values, ascending; the first and the last are the ends of the axis."""
+    width: int
+    height: int
+    left, right, top, bottom = 46, 14, 16, 34  # margins
+
+    def x(self, round_: float) -> float:
+        step = (self.width - self.left - self.right) / (self.num_rounds + 1)
+        return round(self.left + step * (round_ + 0.5), 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return round(self.height - self.bottom - (self.height - self.top - self.bottom) * share, 1)
+
+    def rounds(self) -> range:
+        """The rounds that have room for their number."""
+        room = (self.num_rounds + 1) * 34 / self.width
+        return range(0, self.num_rounds + 1, next(n for n in (1, 2, 5, 10, 20, 50, 100, 10**9) if n >= room))
+
+    def staircase(self, values: Iterable[float]) -> str:
+        """A path that holds the value of each round until the next round."""
+        first, *rest = ((self.x(r), self.y(value)) for r, value in enumerate(values))
+        return " ".join([f"M{first[0]} {first[1]}", *(f"H{x} V{y}" for x, y in rest)])
+
+
+def score_axes(result: OPROResult, rows: Sequence[Row], width: int, height: int) -> Axes:
+    """Room for the best score after each round and for every trial."""
+    scores = [*result.curve, *(row.score for row in rows)]
+    num_rounds = max(len(result.curve) - 1, *(row.trial.candidate.round for row in rows))
+    return Axes(num_rounds, ticks(min(scores), max(scores)), width, height)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Train examples scored in one round: on candidates scored in full, and on dropped ones."""
+
+    complete: int
+    dropped: int
+
+
+def effort_bars(trials: Sequence[Trial]) -> list[Bar]:
+    """A bar a round, from round 0."""
+    scored: Counter[tuple[int, bool]] = Counter()
+    for trial in trials:
+        scored[trial.candidate.round, trial.state == "complete"] += trial.num_scored
+    num_rounds = max(t.candidate.round for t in trials)
+    return [Bar(scored[r, True], scored[r, False]) for r in range(num_rounds + 1)]
+
+
+def effort_axes(bars: Sequence[Bar], width: int, height: int) -> Axes:
+    highest = max(bar.complete + bar.dropped for bar in bars)
+    return Axes(len(bars) - 1, ticks(0, highest, 3), width, height)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that enclose `low` to `high`, and 0 to 1 too where the two are one."""
+    if high - low <= max(1e-9 * abs(low), 1e-9 * abs(high), 1e-9):
+        low, high = min(low, 0.0), max(high, 1.0)
+    span = high - low
+    magnitude = 10.0 ** math.floor(math.log10(span / count))
+    step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if s * magnitude * count >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A run of words as the old and as the new text have it; white space stands before its word."""
+
+    before: str
+    after: str
+    is_same: bool = False
+
+
+def word_diff(before: str, after: str) -> list[Words]:
+    """The two texts as runs of words in reading order.
+
+    White space alone is no change: line breaks move when a model rewrites a text.
+    """
+    old, new = (re.findall(r"\s*\S+", text) for text in (before, after))
+    matcher = difflib.SequenceMatcher(
+        None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False
+    )
+    return [
+        Words("".join(old[i:j]), "".join(new[k:m]), kind == "equal")
+        for kind, i, j, k, m in matcher.get_opcodes()
+    ]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Failed examples with the same error."""
+
+    error: str
+    count: int
+    num_candidates: int
+    examples: Mapping[str, Sequence[int]]
+    """Split -> indices into the dataset as it was given."""
+
+
+def causes(failures: Sequence[Failure]) -> list[Cause]:
+    """Failures by their error, the most frequent first."""
+    found = []
+    for error, count in Counter(f.error for f in failures).most_common():
+        mine = [f for f in failures if f.error == error]
+        splits = sorted({f.split for f in mine})
+        examples = {s: sorted({f.example for f in mine if f.split == s}) for s in splits}
+        found.append(Cause(error, count, len({f.candidate for f in mine}), examples))
+    return found
+
+
+def number(value: float) -> str:
+    """A score with three decimals, a large one with fewer."""
+    text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return text.replace("-0.000", "0.000").replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign where it has one."""
+    text = number(value)
+    return f"+{text}" if value > 0 and text != "0.000" else text
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader(__package__, ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration, "counted": counted}
+TEMPLATES.globals |= {"score_axes": score_axes, "effort_axes": effort_axes, "effort_bars": effort_bars}
+TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes}
+
+
+def page(result: OPROResult) -> str:
+    """The page as text."""
+    from dspy_opro import (
+        __version__,
+    )  # the package is complete by now, and this module is not part of its start
+
+    style, script = ((files(__package__) / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    versions = {name: metadata.version(name) for name in ("dspy", "optuna")}
+    return TEMPLATES.get_template("report.html.jinja").render(
+        result=result,
+        rows=make_rows(result) if result.curve else [],
+        problems=Counter(result.problems).most_common(20),
+        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        versions={"dspy_opro": __version__, **versions, "python": platform.python_version()},
+        style=style,
+        script=script,
+        # Only this script runs and nothing is loaded, whatever a model has written into the texts.
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_report(result: OPROResult, path: str | os.PathLike[str]) -> None:
+    """Write the page; it loads nothing from anywhere. Directories on the way to the file are made."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # A model may answer half of a surrogate pair, which UTF-8 can't hold.
+    file.write_text(page(result), encoding="utf-8", errors="replace")

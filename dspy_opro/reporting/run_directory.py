@@ -1,0 +1,139 @@
+"""A run's directory: the best program so far, the settings, a log, and a file named `stop` to end the run.
+
+A file is there in full or not at all; one that cannot be written is said once and never ends a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("dspy_opro")
+
+BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "lock"
+
+
+class RunDirectory:
+    """The files in `log_dir`.
+
+    Args:
+        path: The directory; made where it is missing.
+
+    Raises:
+        ValueError: There can't be such a directory.
+        RuntimeError: Another process uses the directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"log_dir {str(self.path)!r} can't be made: {error}.") from error
+        self._lock = self._take_lock()
+        self._handler = _LogFile(self.path / LOG, encoding="utf-8", delay=True)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+        logger.addHandler(self._handler)
+        self._complaints: set[str] = set()
+        self._best = ""  # what `best.json` holds
+        self._saving: threading.Thread | None = None
+
+    def _take_lock(self) -> IO[str] | None:
+        if fcntl is None:
+            return None
+        lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read() or "unknown"
+            lock.close()
+            raise RuntimeError(
+                f"log_dir {str(self.path)!r} is in use by process {holder}. Wait for it, or use another "
+                "log_dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        return lock
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """`config.json`: the settings of the latest process."""
+        text = json.dumps(config, indent=2, default=repr) + "\n"
+        self._replace(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_best(self, name: str, save: Callable[[Path], object], wait: bool = False) -> None:
+        """`best.json`, in the background, unless it holds this program already or is being written.
+
+        Args:
+            name: Tells programs apart.
+            save: Writes the program to a path that ends in `.json`.
+            wait: Whether to return once it is written.
+        """
+        if wait and self._saving is not None:
+            self._saving.join()
+        if name == self._best or (self._saving is not None and self._saving.is_alive()):
+            return
+        self._best = name
+        self._saving = threading.Thread(
+            target=self._replace, args=(BEST, save), name="dspy_opro best", daemon=True
+        )
+        self._saving.start()
+        if wait:
+            self._saving.join()
+
+    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
+        part = self.path / f".{os.getpid()}.{name}"
+        try:
+            write(part)
+            part.replace(self.path / name)
+        except Exception as error:
+            part.unlink(missing_ok=True)
+            self._best = "" if name == BEST else self._best  # tried again
+            self._complain(name, error)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        if name not in self._complaints:
+            self._complaints.add(name)
+            words = f"{type(error).__name__}: {error}"
+            logger.warning("%s cannot be written; the run goes on: %s", self.path / name, words)
+
+    def take_stop(self) -> bool:
+        """Whether somebody has made a file `stop`; it is removed, so that the next process goes on."""
+        stop = self.path / STOP
+        try:
+            stop.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return stop.exists()
+        return True
+
+    def log(self, message: str, *values: object) -> None:
+        """A line in `run.log`."""
+        record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, values, None)
+        self._handler.handle(record)
+
+    def close(self) -> None:
+        logger.removeHandler(self._handler)
+        self._handler.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk is not worth a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass

@@ -1,0 +1,405 @@
+"""The task queue holds all shared state of a run; worker threads pull tasks from it, and one thread sees its events.
+
+A worker takes a task, performs it, and hands the result back: under one lock the result goes into the log, the search
+is told, and what follows is queued. Then the worker waits until its result is kept, and takes the next task.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from dspy_opro.programs.awaiting import as_exception
+from dspy_opro.search import Search
+from dspy_opro.search.tasks import (
+    Event,
+    RoundDecided,
+    ScoringTask,
+    Task,
+    TaskResult,
+    TrialFinished,
+    task_key,
+    urgency,
+)
+
+from .budget import Budget, Ledger
+from .failures import FailureLimit, FirstExamples, TooManyErrors
+
+if TYPE_CHECKING:
+    from dspy_opro.storage.run_storage import RunStorage
+
+TICK_SECONDS = 0.5
+
+
+@dataclass
+class _Call:
+    """A task in flight."""
+
+    task: Task
+    started: float
+    is_timed_out: bool = False
+    """Whether it counts as failed already. It still occupies its place."""
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long one example may take.
+
+    A call can't be cut from outside. After `seconds` its example counts as failed, after twice as long its worker is
+    left behind and another one takes the place, as long as no more than `num_threads` are left behind.
+    """
+
+    seconds: float
+    failed: TaskResult
+    """What an example gives that took longer."""
+
+
+class TaskQueue:
+    """Tasks in order of urgency, the calls in flight, and the events of the search.
+
+    Args:
+        search: Says what is to be done next.
+        storage: Remembers results.
+        ledger: Counts what is spent.
+        budget: Limits that are checked before every call.
+        failures: Ends the run when too much fails.
+        first: Passes the first result of a new run. None for a run that is resumed.
+        num_threads: Calls in flight at most.
+        time_limit: For each example.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        storage: RunStorage,
+        ledger: Ledger,
+        budget: Budget,
+        failures: FailureLimit,
+        first: FirstExamples | None,
+        num_threads: int,
+        time_limit: TimeLimit | None = None,
+    ) -> None:
+        self.search = search
+        self._storage = storage
+        self._ledger = ledger
+        self._budget = budget
+        self._failures = failures
+        self._first = first
+        self._num_threads = num_threads
+        self._time_limit = time_limit
+        self._changed = threading.Condition()
+        self._numbers = count()
+        self._waiting: list[tuple[tuple[bool, int], int, Task]] = []  # heap: urgency, number, task
+        self._in_flight: dict[str, _Call] = {}  # task key -> its call
+        self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
+        self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
+        self._known: dict[
+            str, TaskResult
+        ] = {}  # task key -> recorded result of a task that is not handed out yet
+        self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
+        self._wish: str | None = None  # why somebody wants the run to end
+        self._error: Exception | None = None
+        self._is_closed = False
+        self._started = time.monotonic()
+        self._seconds_before = 0.0  # how long earlier processes were at work
+        self.num_replaced = 0
+        """Workers that were left behind with a call that hangs."""
+
+    # -- the past --------------------------------------------------------------------------------
+
+    def replay(self) -> None:
+        """Tell the search what earlier processes recorded, in the order of the log: it decides as it did then."""
+        with self._changed:
+            opened = {task_key(task): task for task in self._unanswered()}
+            for key, result in self._storage.results():
+                self._ledger.add(result.usage)
+                task = opened.pop(key, None)
+                if task is None:
+                    self._known[key] = result
+                elif not self.search.done:
+                    self.search.tell(task, result)
+                    opened |= {task_key(new): new for new in self._unanswered()}
+            self._seconds_before = self.search.seconds
+            for task in opened.values():
+                self._push(task)
+            self._emit()
+
+    # -- worker threads --------------------------------------------------------------------------
+
+    def take(self) -> Task | None:
+        """The most urgent task. Waits for one; None once the run is over."""
+        with self._changed:
+            while not self._may_not_start():
+                if self._waiting and not (self._first is not None and self._num_running()):
+                    task = self._pop()
+                    self._in_flight[task_key(task)] = _Call(task, time.monotonic())
+                    return task
+                self._changed.wait()
+            return None
+
+    def finish(self, task: Task, result: TaskResult) -> bool:
+        """Hand a result back. Returns once it is kept.
+
+        Returns:
+            Whether this worker goes on: False where another one has taken its place.
+        """
+        key = task_key(task)
+        with self._changed:
+            call = self._in_flight.pop(key, None)
+            if call is None or self._is_closed:
+                self._left_behind.discard(key)
+                return False
+            try:
+                if not call.is_timed_out:
+                    self._accept(task, replace(result, seconds=self._seconds()))
+            except Exception as error:
+                self._fail(error)
+            if self.search.done:
+                self._events.put(None)
+        self._storage.log.write()
+        return True
+
+    def fail(self, error: Exception, task: Task) -> None:
+        """A task can't be performed: the run ends with this error."""
+        with self._changed:
+            self._in_flight.pop(task_key(task), None)
+            if not self._is_closed:
+                self._fail(error)
+
+    # -- the calling thread ----------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """End the run gracefully: no call is started any more, running calls are waited for.
+
+        It takes no lock, so that a signal handler may call it.
+        """
+        self._wish = reason
+        self._events.put(None)
+
+    def events(self) -> Iterator[Event | None]:
+        """What happens, in order, until the run is over; None at least twice a second.
+
+        Raises:
+            Exception: The error that ended the run.
+        """
+        is_over = False
+        while not is_over:
+            with self._changed:
+                self._look_at_the_clock()
+                is_over = self._is_over()
+                if is_over:
+                    self._wind_up()
+                pause = self._pause()
+            while not self._events.empty():
+                yield self._events.get()
+            if not is_over:
+                if self._storage.outage.is_under_way:
+                    self._storage.log.write()
+                try:
+                    yield self._events.get(timeout=pause)
+                except Empty:
+                    yield None
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Nobody waits for the workers any more."""
+        with self._changed:
+            self._is_closed = True
+            self.search.stop("interrupted")
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    # -- under the lock --------------------------------------------------------------------------
+
+    def _may_not_start(self) -> bool:
+        """Whether no call may be started any more."""
+        if not self.search.done:
+            reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
+            if reason is not None:
+                self._stop(reason)
+        return self.search.done
+
+    def _stop(self, reason: str) -> None:
+        self.search.stop(reason)
+        self._waiting.clear()
+        self._events.put(None)
+        self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        if not self.search.done:
+            self._error = error
+            self._stop("error")
+
+    def _push(self, task: Task) -> None:
+        heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
+        self._changed.notify()
+
+    def _pop(self) -> Task:
+        if self._first is None:
+            return heapq.heappop(self._waiting)[2]
+        # The student's first examples come before anything else, one after the other.
+        first = min(
+            entry
+            for entry in self._waiting
+            if isinstance(entry[2], ScoringTask) and entry[2].round == 0 and entry[2].split == "train"
+        )
+        self._waiting.remove(first)
+        heapq.heapify(self._waiting)
+        return first[2]
+
+    def _accept(self, task: Task, result: TaskResult) -> None:
+        """A result has come in. Those of a new run are kept only once an example has passed."""
+        if self._first is None:
+            self._tell(task, result)
+            return
+        self._first_results.append((task, result))
+        if self._first.passes(result):
+            self._first = None
+            for earlier in self._first_results:
+                self._tell(*earlier)
+            self._first_results.clear()
+        self._changed.notify_all()
+
+    def _tell(self, task: Task, result: TaskResult) -> None:
+        """Log, tell the search, queue what follows: in this order for every result, so that a replay decides alike."""
+        self._storage.log.add(task, result)
+        self._failures.count(task, result)
+        self.search.tell(task, result)
+        for new in self._unanswered():
+            self._push(new)
+        if self.search.done:
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._emit()
+
+    def _unanswered(self) -> Iterator[Task]:
+        """The search's new tasks. Those whose result is known already are told at once."""
+        while tasks := self.search.next_tasks():
+            for task in tasks:
+                known = self._known.pop(task_key(task), None)
+                if known is None:
+                    yield task
+                else:
+                    self.search.tell(task, known)
+
+    def _emit(self) -> None:
+        events = self.search.events()
+        for event in events:
+            self._events.put(event)
+        for event in events:
+            if isinstance(event, TrialFinished):
+                self._failures.finished(event)
+            elif isinstance(event, RoundDecided):
+                self._failures.decided(event)
+
+    def _seconds_here(self) -> float:
+        return time.monotonic() - self._started
+
+    def _seconds(self) -> float:
+        return round(self._seconds_before + self._seconds_here(), 3)
+
+    def _look_at_the_clock(self) -> None:
+        if self._storage.outage.is_lost:
+            self._wish = self._wish or "storage_lost"
+        self._may_not_start()
+        if self._time_limit is None:
+            return
+        now = time.monotonic()
+        for key, call in list(self._in_flight.items()):
+            seconds = now - call.started
+            if not isinstance(call.task, ScoringTask) or seconds < self._time_limit.seconds:
+                continue
+            if not call.is_timed_out:
+                call.is_timed_out = True
+                try:
+                    self._accept(call.task, replace(self._time_limit.failed, seconds=self._seconds()))
+                except Exception as error:
+                    self._fail(error)
+            elif seconds >= 2 * self._time_limit.seconds and len(self._left_behind) < self._num_threads:
+                del self._in_flight[key]
+                self._left_behind.add(key)
+                self.num_replaced += 1
+        calls = self._in_flight.values()
+        oldest_start = now - 3 * self._time_limit.seconds
+        if len(calls) >= self._num_threads and all(c.started < oldest_start for c in calls):
+            hung = len(calls) + len(self._left_behind)
+            self._fail(TooManyErrors(f"{hung} examples hang, and no thread is left for others."))
+
+    def _pause(self) -> float:
+        """Seconds until the calling thread should look at the clock again."""
+        ends = [self._started + (self._budget.timeout_seconds or float("inf"))]
+        if self._time_limit is not None:
+            limit = self._time_limit.seconds
+            ends += [c.started + (2 if c.is_timed_out else 1) * limit for c in self._in_flight.values()]
+        return max(0.01, min(TICK_SECONDS, min(ends) - time.monotonic()))
+
+    def _is_over(self) -> bool:
+        """Whether nothing is waited for any more. A timeout and an error leave running calls behind."""
+        if not self.search.done:
+            return False
+        is_urgent = self._error is not None or self.search.stop_reason == "timeout_seconds"
+        timeout = self._budget.timeout_seconds
+        is_late = timeout is not None and self._seconds_here() >= timeout
+        return is_urgent or is_late or not self._num_running()
+
+    def _num_running(self) -> int:
+        """Calls in flight that are waited for."""
+        return sum(not call.is_timed_out for call in self._in_flight.values())
+
+    def _wind_up(self) -> None:
+        """The last decisions: what is scored in full counts."""
+        self._is_closed = True
+        self.search.salvage()
+        for event in self.search.events():
+            self._events.put(event)
+
+
+class WorkerPool:
+    """Worker threads, as many as there may be calls in flight.
+
+    They are daemon threads: a call that hangs holds up neither the run nor the end of the process.
+
+    Args:
+        queue: Where they take their tasks.
+        perform: Does a task.
+        num_threads: How many there are.
+    """
+
+    def __init__(self, queue: TaskQueue, perform: Callable[[Task], TaskResult], num_threads: int) -> None:
+        self._queue = queue
+        self._perform = perform
+        self._num_threads = num_threads
+        self._num_started = 0
+        self._context = contextvars.copy_context()
+
+    def __enter__(self) -> WorkerPool:
+        self.refill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.close()
+
+    def refill(self) -> None:
+        """Start a worker for each place without one: at first for all, later for those that were left behind."""
+        while self._num_started < self._num_threads + self._queue.num_replaced:
+            self._num_started += 1
+            threading.Thread(target=self._work, name="dspy_opro worker", daemon=True).start()
+
+    def _work(self) -> None:
+        while (task := self._queue.take()) is not None:
+            try:
+                # Each call sees a copy of the context that the caller of `compile` had.
+                result = self._context.copy().run(self._perform, task)
+            except BaseException as error:
+                self._queue.fail(as_exception(error), task)
+                return
+            if not self._queue.finish(task, result):
+                return

@@ -1,0 +1,149 @@
+"""Pruners: they say at which checkpoints a race compares its candidates, and which of them leave it there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from .trajectory import paired_difference
+
+
+@dataclass(frozen=True)
+class Race:
+    """A round's race at a checkpoint: every candidate still in it has scores for the same prefix."""
+
+    incumbent: Sequence[float]
+    """The incumbent's scores on all train examples, in race order."""
+    scores: Mapping[str, Sequence[float]]
+    """Candidate id -> its scores so far, in the order of proposal."""
+    num_started: int
+    """Candidates at the start of the race."""
+    bounded: bool
+    """Whether all scores seen lie within [0, 1]."""
+
+    @property
+    def num_scored(self) -> int:
+        return len(next(iter(self.scores.values())))
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.incumbent)
+
+    def difference(self, candidate: str) -> float:
+        return paired_difference(self.scores[candidate], self.incumbent)
+
+
+class Pruner(Protocol):
+    """Decides at fixed checkpoints who leaves the race. Own ones: see `Halving` for an example.
+
+    One that has `independent = True` decides by the race it is given alone; then rounds race at the same time.
+    """
+
+    def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+        """Numbers of examples after which `drop` is asked, ascending, the last one `num_examples`."""
+
+    def drop(self, race: Race) -> Mapping[str, str]:
+        """Candidate id -> the reason why it leaves now."""
+
+    def most_calls(self, num_examples: int, num_candidates: int) -> int:
+        """An upper bound on the examples that one round scores."""
+
+
+def cannot_win(scores: Sequence[float], incumbent: Sequence[float]) -> bool:
+    """Whether perfect answers to the rest would still not lift the sum above the incumbent's.
+
+    Exact for scores within [0, 1]: the remaining examples give at most 1 each. `math.fsum` rounds once and
+    is monotone, like the `mean` that decides who wins, so that rounding never drops a winner.
+    """
+    missing = len(incumbent) - len(scores)
+    return math.fsum([*scores, missing]) <= math.fsum(incumbent)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving on paired differences to the incumbent, with the exact bound on top.
+
+    Karnin et al., "Almost Optimal Exploration in Multi-Armed Bandits" (ICML 2013), on examples shared by
+    all candidates, so that the easy and the hard ones cancel in the difference.
+
+    Args:
+        first: Examples that every candidate is scored on before the first decision, at least 1.
+        keep: Share of the candidates that goes on after a checkpoint, in (0, 1).
+        slack: A candidate leaves once its mean paired difference is below `-slack` standard errors.
+    """
+
+    first: int = 4
+    keep: float = 0.5
+    slack: float = 0.0
+    independent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.first < 1:
+            raise ValueError(f"first must be at least 1, but got {self.first}.")
+        if not 0.0 < self.keep < 1.0:
+            raise ValueError(f"keep must lie between 0 and 1, but got {self.keep}.")
+        if not self.slack >= 0.0:
+            raise ValueError(f"slack must be at least 0, but got {self.slack}.")
+
+    def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+        ends = [min(self.first, num_examples)]
+        while ends[-1] < num_examples:
+            ends.append(min(2 * ends[-1], num_examples))
+        if len(ends) > 1 and ends[-1] - ends[-2] < ends[-2] // 2:  # no sliver of a last block
+            del ends[-2]
+        return ends
+
+    def drop(self, race: Race) -> Mapping[str, str]:
+        dropped = {}
+        if race.bounded:
+            for candidate, scores in race.scores.items():
+                if cannot_win(scores, race.incumbent):
+                    dropped[candidate] = "cannot win any more"
+        if race.num_scored == race.num_examples:
+            return dropped
+        alive = [c for c in race.scores if c not in dropped]
+        alive.sort(key=race.difference, reverse=True)  # stable: among equals the earlier proposal leads
+        places = self._places(race)
+        for rank, candidate in enumerate(alive):
+            if rank >= places:
+                dropped[candidate] = f"ranked {rank + 1} of {len(alive)} after {race.num_scored} examples"
+            elif self._behind(race, candidate):
+                dropped[candidate] = f"behind the incumbent after {race.num_scored} examples"
+        return dropped
+
+    def _places(self, race: Race) -> int:
+        """How many go on after this checkpoint: a function of its index, whoever left before."""
+        ends = self.checkpoints(race.num_examples, race.num_started)
+        return max(1, math.ceil(race.num_started * self.keep ** (list(ends).index(race.num_scored) + 1)))
+
+    def _behind(self, race: Race, candidate: str) -> bool:
+        differences = [s - r for s, r in zip(race.scores[candidate], race.incumbent, strict=False)]
+        count = len(differences)
+        average = sum(differences) / count
+        variance = sum((d - average) ** 2 for d in differences) / max(1, count - 1)
+        return average < -self.slack * math.sqrt(variance / count)
+
+    def most_calls(self, num_examples: int, num_candidates: int) -> int:
+        calls, done = 0, 0
+        for index, end in enumerate(self.checkpoints(num_examples, num_candidates)):
+            calls += max(1, math.ceil(num_candidates * self.keep**index)) * (end - done)
+            done = end
+        return calls
+
+
+@dataclass(frozen=True)
+class ScoreAll:
+    """Every candidate is scored on every example (`pruner=None`, and the paper)."""
+
+    independent: ClassVar[bool] = True
+
+    def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+        return [num_examples]
+
+    def drop(self, race: Race) -> Mapping[str, str]:
+        return {}
+
+    def most_calls(self, num_examples: int, num_candidates: int) -> int:
+        return num_examples * num_candidates

@@ -1,0 +1,153 @@
+"""What the rounds of a search share: its rules, what was tried already, and the outcomes of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .pruners import Pruner
+from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
+from .trajectory import Candidate, Outcome, Trajectory, Usage, mean
+
+Recombine = Callable[[Trajectory, int], "Mapping[str, str] | None"]
+"""Gives one more candidate's instructions out of the trajectory and a seed, or None."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What never changes in a search: its arguments, and the answers that follow from them alone."""
+
+    plan: Plan
+    student: Candidate
+    pruner: Pruner
+    recombine: Recombine | None = None
+
+    @property
+    def recombines(self) -> bool:
+        """Whether a round may have one candidate more than it has slots."""
+        return self.recombine is not None and len(self.student.instructions) > 1
+
+    def rewrites(self, round: int, slot: int) -> Iterator[tuple[str, ...]]:
+        """The calls of the proposer that one candidate takes: the predictors that each of them rewrites."""
+        names = tuple(self.student.instructions)
+        if self.plan.predictor_strategy == "joint":
+            yield names
+        elif self.plan.predictor_strategy == "round_robin":
+            yield (names[(round - 1) % len(names)],)
+        elif slot % 2 == 0:  # every other candidate rewrites all predictors,
+            yield from ((name,) for name in names)
+        else:  # the others rewrite one predictor each in turn, so that a gain can be traced to it
+            yield (names[(slot // 2 + round) % len(names)],)
+
+    def checkpoints(self, num_candidates: int) -> list[int]:
+        """The numbers of examples after which a round of so many candidates decides who leaves."""
+        last = self.plan.num_train
+        ends = list(self.pruner.checkpoints(last, max(1, num_candidates)))
+        if ends != sorted({*ends, last}) or ends[0] < 1 or ends[-1] != last:
+            raise ValueError(
+                f"A pruner's checkpoints must ascend from at least 1 and end with all {last} examples, "
+                f"but {type(self.pruner).__name__} gave {ends}."
+            )
+        return ends
+
+    def most_calls(self, num_slots: int) -> int:
+        """Examples that a round of so many proposed candidates scores at most."""
+        num_candidates = num_slots + self.recombines
+        return self.pruner.most_calls(self.plan.num_train, num_candidates) + self.plan.num_val
+
+    def most_candidates(self, round: int) -> int:
+        """How many candidates a round may propose as far as the number of trials goes."""
+        size, limit = self.plan.num_candidates, self.plan.num_trials
+        return size if limit is None else max(0, min(size, limit - (round - 1) * size))
+
+
+@dataclass
+class Tried:
+    """What was tried in all rounds, so that nothing is tried twice."""
+
+    ids: set[str]
+    """Of the candidates of every round that is known, the student included."""
+    demo_sets: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """Number of a demo set -> predictor name -> its demos, as JSON text."""
+
+
+class Worklist:
+    """Tasks that nobody took yet, and the outcomes of every candidate that is not forgotten.
+
+    No example of a candidate is handed out twice.
+    """
+
+    def __init__(self) -> None:
+        self._new: list[Task] = []
+        self._outcomes: dict[tuple[str, Split], list[Outcome | None]] = {}  # by position; None until told
+        self._usages: dict[tuple[str, Split], dict[int, Usage]] = {}  # position -> what the example cost
+        self._missing: dict[tuple[str, Split], int] = {}  # examples handed out and not yet told
+
+    def next_tasks(self) -> list[Task]:
+        tasks, self._new = self._new, []
+        return tasks
+
+    def clear(self) -> None:
+        self._new.clear()
+
+    def ask(self, task: ProposalTask) -> None:
+        self._new.append(task)
+
+    def score(self, candidate: Candidate, round: int, split: Split, stop: int) -> None:
+        """Hand out what is still missing of a candidate's first `stop` examples."""
+        key = (candidate.id, split)
+        outcomes = self._outcomes.setdefault(key, [])
+        start = len(outcomes)
+        outcomes.extend([None] * (stop - start))
+        self._missing[key] = self._missing.get(key, 0) + len(outcomes) - start
+        self._new.extend(ScoringTask(candidate, round, split, position) for position in range(start, stop))
+
+    def tell(self, task: ScoringTask, outcome: Outcome, usage: Usage) -> bool:
+        """Take in an outcome.
+
+        Returns:
+            Whether a decision may follow: all that was handed out of this candidate and split is told.
+        """
+        key = (task.candidate.id, task.split)
+        if key not in self._outcomes:  # the candidate is forgotten
+            return False
+        self._outcomes[key][task.position] = outcome
+        self._usages.setdefault(key, {})[task.position] = usage
+        self._missing[key] -= 1
+        return self._missing[key] == 0
+
+    def is_complete(self, candidate: Candidate, split: Split = "train") -> bool:
+        """Whether all that was handed out is told."""
+        return self._missing.get((candidate.id, split), 0) == 0
+
+    def outcomes(self, candidate: Candidate, split: Split = "train") -> Sequence[Outcome | None]:
+        """By position; none where nothing was handed out yet."""
+        return self._outcomes.get((candidate.id, split), ())
+
+    def scores(self, candidate: Candidate, split: Split = "train") -> list[float]:
+        return [o.score for o in self._outcomes[candidate.id, split] if o is not None]
+
+    def usage(self, candidate: Candidate) -> Usage:
+        """What all its examples cost, added in a fixed order."""
+        both = (self._usages.get((candidate.id, split), {}) for split in ("train", "val"))
+        return sum((usages[position] for usages in both for position in sorted(usages)), Usage())
+
+    def failures(self, candidate: Candidate) -> Iterator[Failure]:
+        """Its failed examples, by position in the race's order."""
+        for split in ("train", "val"):
+            for position, outcome in enumerate(self.outcomes(candidate, split)):
+                if outcome is not None and outcome.error is not None:
+                    yield Failure(candidate.id, split, position, outcome.error)
+
+    def subscores(self, candidate: Candidate) -> dict[str, float]:
+        """Name -> mean over the train examples that have it."""
+        values: dict[str, list[float]] = {}
+        for outcome in self.outcomes(candidate):
+            for name, value in ((outcome and outcome.subscores) or {}).items():
+                values.setdefault(name, []).append(value)
+        return {name: mean(numbers) for name, numbers in values.items()}
+
+    def forget(self, candidate: Candidate) -> None:
+        for split in ("train", "val"):
+            for kept in (self._outcomes, self._usages, self._missing):
+                kept.pop((candidate.id, split), None)

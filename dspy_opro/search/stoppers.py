@@ -1,0 +1,67 @@
+"""Stoppers: each looks at the state of a run after every round, and answers with a reason to stop or with None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .trajectory import Trajectory, Usage
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a stopper sees."""
+
+    round: int
+    """The last round that was decided; 0 is the student's own score."""
+    trajectory: Trajectory
+    best_scores: Sequence[float]
+    """Best score after each round so far, from round 0: on the valset where there is one."""
+    usage: Usage
+    seconds: float
+    """Wall time of this run so far."""
+
+    @property
+    def best_score(self) -> float:
+        return self.best_scores[-1]
+
+
+Stopper = Callable[[RunState], "str | None"]
+"""Answers with the reason to stop (shown as `stop_reason`), or None to go on."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Ends after `patience` rounds in a row that did not lift the best score by more than `min_delta`."""
+
+    patience: int
+    min_delta: float = 0.0
+
+    def __call__(self, state: RunState) -> str | None:
+        mark, last_gain = state.best_scores[0], 0
+        for number, score in enumerate(state.best_scores):
+            if score > mark + self.min_delta:
+                mark, last_gain = score, number
+        return "patience" if state.round - last_gain >= self.patience else None
+
+
+@dataclass(frozen=True)
+class StopAtScore:
+    score: float
+
+    def __call__(self, state: RunState) -> str | None:
+        return "stop_at_score" if state.best_score >= self.score else None
+
+
+def first_reason(stoppers: Sequence[Stopper], state: RunState) -> str | None:
+    """The first stopper's reason, in their order; TypeError where one answers with anything else."""
+    for stopper in stoppers:
+        answer: object = stopper(state)
+        if answer is None or answer is False:
+            continue
+        if answer is True:
+            return getattr(stopper, "__name__", type(stopper).__name__)
+        if not isinstance(answer, str):
+            raise TypeError(f"A stopper must return a reason or None, but {stopper!r} returned {answer!r}.")
+        return answer
+    return None

@@ -1,0 +1,171 @@
+"""What goes in and out of a search: its plan, tasks, results and events. All are frozen values.
+
+So results mean the same in whatever order they arrive.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
+
+Split = Literal["train", "val"]
+Strategy = Literal["all", "round_robin", "joint"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes and limits of a search."""
+
+    num_train: int
+    num_val: int = 0
+    num_rounds: int | None = None
+    num_candidates: int = 8
+    num_trials: int | None = None
+    """Candidates in all, without the student. The last round has what is left."""
+    num_demo_sets: int = 0
+    """Candidates of the first round that have the student's instructions and demos of their own."""
+    predictor_strategy: Strategy = "all"
+    max_metric_calls: int | None = None
+    lag: int = 2
+    """Rounds that may be undecided when the next one asks for its proposals."""
+    max_waves: int = 3
+    """How often a round asks for proposals, the first time included, before it goes on with fewer."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """What the search knew when a round asked for its proposals."""
+
+    trajectory: Trajectory
+    base: Candidate
+    outcomes: Sequence[Outcome | None]
+    """The base's outcomes by position in the race's order; None where it is not scored yet."""
+
+
+@dataclass(frozen=True)
+class ProposalTask:
+    """One call of the proposer."""
+
+    round: int
+    slot: int
+    wave: int
+    predictors: tuple[str, ...]
+    """Names of the predictors that this call rewrites."""
+    view: View = field(repr=False)
+    is_for_demos: bool = False
+    """Whether it asks for a set of demos. Its proposal then has demos in place of texts."""
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """One example of one candidate."""
+
+    candidate: Candidate
+    round: int
+    split: Split
+    position: int
+    """Position of the example in the race's order."""
+
+
+Task = ProposalTask | ScoringTask
+
+
+def task_key(task: Task) -> str:
+    """The name of a task. Equal tasks have equal names, in this process and in every other."""
+    if isinstance(task, ScoringTask):
+        return f"score/{task.candidate.id}/{task.split}/{task.position}"
+    what = "/demos" if task.is_for_demos else ",".join(task.predictors)
+    return f"propose/{task.round}/{task.slot}/{task.wave}/{what}"
+
+
+def urgency(task: Task) -> tuple[bool, int]:
+    """Tasks are done in ascending order of this: proposals first, then older rounds."""
+    return isinstance(task, ScoringTask), task.round
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a `ProposalTask` gave, cleaned and checked."""
+
+    texts: Mapping[str, str]
+    """Predictor name -> usable text."""
+    problems: tuple[str, ...] = ()
+    """Why texts were not usable, one entry each."""
+    error: str | None = None
+    """The cause, where the call itself failed."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task gave."""
+
+    content: Proposal | Outcome
+    """The proposal of a `ProposalTask`, the outcome of a `ScoringTask`."""
+    usage: Usage = field(default=Usage())
+    seconds: float = 0.0
+    """How long the run had been at work by then, the time of its earlier processes included."""
+    error: Exception | None = field(default=None, compare=False, repr=False)
+    """What the call raised. It is not recorded."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A program error on one example, which counted as `failure_score`."""
+
+    candidate: str
+    """Id of the candidate."""
+    split: str
+    """The data it belongs to, `train` or `val`."""
+    example: int
+    """Index into the trainset or valset as it was given."""
+    error: str
+
+
+@dataclass(frozen=True)
+class CandidatesProposed:
+    """Event: a round's candidates are known, in the order of their trials."""
+
+    round: int
+    candidates: tuple[Candidate, ...]
+    dropped: tuple[str, ...]
+    """Why proposals were not used, one entry each."""
+
+
+@dataclass(frozen=True)
+class TrialReported:
+    """Event: a candidate's comparable reward after `step` examples."""
+
+    candidate: Candidate
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """Event: a candidate's race has ended."""
+
+    trial: Trial
+    failures: tuple[Failure, ...] = ()
+    """Its first failed examples, by position in the race's order."""
+
+
+@dataclass(frozen=True)
+class RoundDecided:
+    """Event: a round is over."""
+
+    round: int
+    best: Trial
+    best_score: float
+
+
+Event = CandidatesProposed | TrialReported | TrialFinished | RoundDecided
+
+
+def rng(seed: int, *parts: object) -> random.Random:
+    """A generator for one purpose, the same in every run: seeded by the run's seed and the purpose's name."""
+    return random.Random("/".join(map(str, (seed, *parts))))

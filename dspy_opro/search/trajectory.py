@@ -1,0 +1,211 @@
+"""The values of a search: usage, outcomes, candidates, trials and the trajectory. None of them ever changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from operator import add, attrgetter, sub
+from typing import Any, Literal
+
+State = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was spent. Usages can be added and subtracted."""
+
+    metric_calls: int = 0
+    """Examples scored, answered from a cache or not."""
+    scorer_calls: int = 0
+    """LM calls that the program and an LM metric made and a provider answered."""
+    proposer_calls: int = 0
+    """LM calls that the proposer made and a provider answered."""
+    cached_calls: int = 0
+    """LM calls answered from DSPy's cache. They cost nothing and count towards no budget."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    """US dollars, as far as the prices of the LMs are known."""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*map(add, _values(self), _values(other)))
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*map(sub, _values(self), _values(other)))
+
+
+_values: Callable[[Usage], tuple[Any, ...]] = attrgetter(*(f.name for f in fields(Usage)))
+"""In the order of the fields. Usages are added for every example, so this must be fast."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one example gave: a score in the metric's own scale, and what the meta-prompt shows of it."""
+
+    score: float
+    output: str = ""
+    """The prediction as short text."""
+    feedback: str = ""
+    """What the metric said beside the score."""
+    error: str | None = None
+    """The cause, where program or metric failed and `score` is the failure score."""
+    subscores: Mapping[str, float] | None = None
+    """Further numbers that the metric returned, name -> value."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One set of instructions for the whole program."""
+
+    instructions: Mapping[str, str]
+    """Predictor name -> task text."""
+    round: int = 0
+    """The round that proposed it; 0 is the student itself."""
+    parent: str | None = None
+    """Id of the candidate that it rewrites."""
+    rewritten: tuple[str, ...] = ()
+    """Names of the predictors whose text differs from the parent's."""
+    demo_set: int | None = None
+    """Index of its set of demos; None keeps the student's own."""
+    demos: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
+    """Predictor name -> the demos of that set, as JSON text."""
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 over the canonical instructions (and the demo set): equal programs have equal ids."""
+        canonical = {name: normalise(text) for name, text in self.instructions.items()}
+        content: object = canonical if self.demo_set is None else [canonical, self.demo_set]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def normalise(text: str) -> str:
+    """Text with runs of white space folded: two proposals that differ in nothing else are one."""
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate whose race has ended."""
+
+    candidate: Candidate
+    reward: float
+    """Mean train score, or where the race ended early the incumbent's mean plus the mean paired difference."""
+    num_scored: int
+    """Train examples behind `reward`."""
+    state: State = "complete"
+    reason: str = ""
+    """Why the race ended for it, in words."""
+    valset_score: float | None = None
+    num_failures: int = 0
+    scores: Sequence[float] = field(default=(), repr=False)
+    """Train scores by position in the race's order, the first `num_scored`."""
+    subscores: Mapping[str, float] = field(default_factory=dict)
+    """Name -> mean over the train examples that have it."""
+    usage: Usage = field(default=Usage(), repr=False)
+    """What scoring it cost."""
+
+    @property
+    def id(self) -> str:
+        return self.candidate.id
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Every finished trial, in order."""
+
+    trials: tuple[Trial, ...] = ()
+    score_range: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest score of any example, and at least [0, 1] where all scores lie within it."""
+    known_leaders: tuple[Trial | None, Trial | None] | None = field(default=None, repr=False, compare=False)
+    """The best fully scored trial on the trainset and the best one on the valset, where they are known already."""
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def add(self, *trials: Trial) -> Trajectory:
+        seen = [s for t in trials for s in t.scores]
+        if self.trials:
+            seen.extend(self.score_range)
+        low, high = min(seen, default=0.0), max(seen, default=1.0)
+        if low >= 0.0 and high <= 1.0:
+            low, high = 0.0, 1.0
+        # The leaders are found among the new trials alone: looking at all of them every round would be quadratic.
+        return Trajectory(self.trials + trials, (low, high), _lead(trials, *self._leaders))
+
+    @cached_property
+    def _leaders(self) -> tuple[Trial | None, Trial | None]:
+        return self.known_leaders or _lead(self.trials, None, None)
+
+    @property
+    def incumbent(self) -> Trial:
+        """The best fully scored trial on the trainset; among equals the first."""
+        incumbent, _ = self._leaders
+        if incumbent is None:
+            raise ValueError("No trial is scored in full.")
+        return incumbent
+
+    @property
+    def best(self) -> Trial:
+        """What a run returns: best on the valset where there is one, else the incumbent."""
+        return self._leaders[1] or self.incumbent
+
+    @cached_property
+    def ranked(self) -> Sequence[Trial]:
+        """The trials in ascending order of reward; among equals the later one last."""
+        return sorted(self.trials, key=lambda t: t.reward)
+
+    def top(self, k: int) -> Sequence[Trial]:
+        """The `k` best trials, ascending, so that the best comes last (OPRO, section 4.2)."""
+        return self.ranked[-k:]
+
+    def top_texts(self, predictor: str, k: int) -> list[tuple[str, float]]:
+        """The `k` best texts of one predictor, ascending; a text in several trials has its best reward."""
+        rewards: dict[str, float] = {}  # text -> reward
+        for trial in reversed(self.ranked):
+            rewards.setdefault(trial.candidate.instructions[predictor], trial.reward)
+            if len(rewards) == k:
+                break
+        return list(rewards.items())[::-1]
+
+
+def _lead(
+    trials: Iterable[Trial], on_train: Trial | None, on_val: Trial | None
+) -> tuple[Trial | None, Trial | None]:
+    """The best on the trainset and on the valset, the given ones included. Of equal trials the first counts."""
+    for trial in trials:
+        if trial.state == "complete" and (on_train is None or trial.reward > on_train.reward):
+            on_train = trial
+        if trial.valset_score is not None and (
+            on_val is None or trial.valset_score > (on_val.valset_score or 0.0)
+        ):
+            on_val = trial
+    return on_train, on_val
+
+
+def mean(values: Sequence[float]) -> float:
+    """By `fsum`: equal scores in another order have an equal mean, so that ties are ties."""
+    return math.fsum(values) / len(values)
+
+
+def paired_difference(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """Mean of `scores[i] - reference[i]` over the examples that `scores` covers."""
+    return math.fsum(s - r for s, r in zip(scores, reference, strict=False)) / len(scores)
+
+
+def to_array(values: Iterable[float]) -> array[float]:
+    return array("d", values)
+
+
+def percent(reward: float, low: float = 0.0, high: float = 1.0) -> int:
+    """A reward as an integer score from 0 to 100, the form the paper shows (section 4.2: 100 buckets)."""
+    share = (reward - low) / (high - low) if high > low else 0.0
+    return max(0, min(100, round(100 * share)))

@@ -1,0 +1,131 @@
+"""Opens Optuna's storages: the journal file of a run's directory, a URL, or a storage that the user made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL_NAME = "journal.log"
+
+
+class JournalLock(JournalFileOpenLock):
+    """A lock that dies with its process, and that leaves no torn line behind.
+
+    Optuna's own locks are files: a process killed while it holds one blocks the next for 30 seconds (5.0) or
+    for ever (4.0). And a line that a full disk or a killed process left unfinished swallows the next one,
+    so that the journal cannot be read any more (seen with 4.0 and 5.0): it is cut off, as its writer never
+    learnt that it was written.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        if fcntl is None:
+            return super().acquire()
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        cut_torn_line(self._descriptor)
+        return True
+
+    def release(self) -> None:
+        if fcntl is None:
+            super().release()
+        else:
+            os.close(self._descriptor)  # which unlocks
+
+
+def cut_torn_line(descriptor: int) -> None:
+    """Truncate a journal behind its last complete line."""
+    end = size = os.lseek(descriptor, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+def journal_storage(log_dir: str | os.PathLike[str]) -> BaseStorage:
+    """The journal file of a run's directory."""
+    directory = Path(log_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = str(directory / JOURNAL_NAME)
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalLock(path)))
+
+
+def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
+    """A study's storage and its id there.
+
+    `Study` has no public way to write all attributes at once, to report to a trial of an earlier process, or
+    to give a pruned trial a value. `BaseStorage`, which every storage implements alike in Optuna 4.0 to 5.0,
+    has.
+    """
+    return study._storage, study._study_id
+
+
+def without_password(url: Any) -> Any:
+    """A storage URL as it may be shown."""
+    if not isinstance(url, str):
+        return url
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", url)
+
+
+def opened(storage: str | BaseStorage | None) -> BaseStorage:
+    """A storage, also by its URL.
+
+    Raises:
+        ValueError: It can't be opened, however long one waits.
+    """
+    try:
+        if not isinstance(storage, (str, BaseStorage, type(None))):
+            raise TypeError(f"it is of type {type(storage).__name__}")
+        return optuna.storages.get_storage(storage)
+    except Exception as error:
+        if not _is_final(error):
+            raise
+        shown = without_password(storage)
+        cause = "" if "@" in str(error) else str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"storage {shown!r} can't be opened: {cause or type(error).__name__}. Write e.g. sqlite:///qa.db, in a "
+            "folder that is there, or postgresql://... or mysql+pymysql://..., with the driver that "
+            "'dspy-opro[postgresql]' or 'dspy-opro[mysql]' installs; or pass an Optuna storage."
+        ) from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether no later attempt can succeed: a malformed URL, a missing driver or a missing folder."""
+    is_bad_url = any(kind.__name__ == "ArgumentError" for kind in type(error).__mro__)  # SQLAlchemy's
+    is_no_folder = "unable to open database file" in str(error)  # SQLite's
+    return is_bad_url or is_no_folder or isinstance(error, (ValueError, TypeError, ImportError))
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from announcing auxiliary studies on stderr."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -1,0 +1,61 @@
+"""A storage that fails for a while: the run goes on and every later write tries again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+logger = logging.getLogger("dspy_opro")
+
+PATIENCE_SECONDS = 300.0
+"""How long a storage may fail before the run ends."""
+LAST_PATIENCE_SECONDS = 20.0
+"""How long it may fail at the end of a run."""
+
+
+class Outage:
+    """Since when a storage fails, over all writers of a run."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._lock = threading.Lock()
+        self.is_lost = False
+        """Whether it failed for longer than `PATIENCE_SECONDS`. That is final."""
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._since is not None
+
+    def failed(self, error: BaseException) -> None:
+        """A write has failed."""
+        with self._lock:
+            if self._since is None:
+                self._since = time.monotonic()
+                logger.warning("The storage fails; the run goes on and tries again: %s", in_words(error))
+            elif time.monotonic() - self._since > PATIENCE_SECONDS:
+                self._give_up(error)
+
+    def worked(self) -> None:
+        """A write has worked."""
+        if self._since is not None:
+            with self._lock:
+                self._since = None
+            logger.warning("The storage is back; nothing is missing.")
+
+    def lose(self, error: BaseException) -> None:
+        """The last attempt has failed."""
+        with self._lock:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self.is_lost:
+            self.is_lost = True
+            words = in_words(error)
+            logger.error("The storage is lost. What was measured since it failed is not kept: %s", words)
+
+
+def in_words(error: BaseException) -> str:
+    """An error with its cause, in which databases say what is wrong."""
+    cause = error.__cause__
+    return f"{type(error).__name__}: {error}" + (f" ({cause})" if cause is not None else "")

@@ -1,0 +1,182 @@
+"""The log of results: what a run measured, in the order in which the search was told.
+
+It lives in a study of its own on any Optuna storage, one finished trial per batch of results. Of all that Optuna's
+storages offer, creating a trial from a template is the one write that is atomic, ordered and final on each of them;
+and finished trials are what their caches read only once.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from dspy_opro.search.tasks import Proposal, Task, TaskResult, task_key
+from dspy_opro.search.trajectory import Outcome, Usage
+
+from .opening import storage_of
+from .outage import Outage
+
+Record = dict[str, Any]
+"""One entry of the log: plain JSON."""
+
+PART_SIZE = 30_000
+"""Characters of one attribute. MySQL's TEXT takes 64 KB, and JSON inside JSON at most doubles."""
+PATIENCE_FOR_ONE_WRITE_SECONDS = 2.0
+"""How long a worker thread waits for a slow write before it goes on with the next call."""
+TEXT_LIMIT = 1000
+"""Characters of an outcome's output, feedback and cause that are kept."""
+
+
+def clip(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Text of at most `limit` characters; where some are missing the last one is an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class ResultLog:
+    """Results are added in order, and written in batches by the threads that added them.
+
+    A thread that has added a result calls `write` and returns from it once the result is kept. So a killed process
+    loses nothing but the calls in flight. Whoever writes takes along what others have added meanwhile.
+
+    Args:
+        study: Holds the log. None keeps nothing.
+        outage: Told when a write fails or works again. While the storage fails nobody waits for it.
+    """
+
+    def __init__(self, study: optuna.Study | None, outage: Outage) -> None:
+        self._store = None if study is None else storage_of(study)
+        self._outage = outage
+        self._added: list[Record] = []  # not written yet, in order
+        self._mutex = threading.Lock()  # for `_added`, held for a moment
+        self._writing = threading.Lock()  # held during a write
+        self._entry_prefix = uuid.uuid4().hex[:12]
+        self._num_entries = 0
+        self._seen: set[str] = set()  # ids of the entries read so far
+        self._num_read = 0
+
+    def add(self, task: Task, result: TaskResult) -> None:
+        """Take in a result. It is kept once a later `write` has returned."""
+        if self._store is not None:
+            record = encode_result(task, result)
+            with self._mutex:
+                self._added.append(record)
+
+    def write(self, must_work: bool = False) -> None:
+        """Keep what was added so far; wait for whoever is writing at the moment.
+
+        Args:
+            must_work: Whether an error of the storage is raised. Otherwise the results stay for the next call.
+        """
+        if self._store is None or not self._added:
+            return
+        patience = 0.0 if self._outage.is_under_way and not must_work else PATIENCE_FOR_ONE_WRITE_SECONDS
+        if not self._writing.acquire(timeout=patience):
+            return
+        try:
+            with self._mutex:
+                batch = self._added.copy()
+            if batch:
+                self.append(*batch)
+                with self._mutex:
+                    del self._added[: len(batch)]
+                self._outage.worked()
+        except Exception as error:
+            if must_work:
+                raise
+            self._outage.failed(error)
+        finally:
+            self._writing.release()
+
+    def append(self, *records: Record) -> None:
+        """Write records as one entry: all of them are there, or none."""
+        assert self._store is not None
+        storage, study_id = self._store
+        text = json.dumps(records)
+        if len(text) <= PART_SIZE:
+            attrs: dict[str, Any] = {"records": list(records)}
+        else:
+            parts = [text[i : i + PART_SIZE] for i in range(0, len(text), PART_SIZE)]
+            attrs = {f"part{number}": part for number, part in enumerate(parts)}
+        # Written again, as after a connection that broke before the answer came, an entry counts once.
+        attrs["entry"] = f"{self._entry_prefix}#{self._num_entries}"
+        # Pruned is the finished state that needs no value.
+        entry = create_trial(state=TrialState.PRUNED, user_attrs=attrs)
+        storage.create_new_trial(study_id, template_trial=entry)
+        self._num_entries += 1
+
+    def read(self) -> list[Record]:
+        """The records that were written since the last call, own ones included, in order."""
+        if self._store is None:
+            return []
+        storage, study_id = self._store
+        entries = storage.get_all_trials(study_id, deepcopy=False)[self._num_read :]
+        self._num_read += len(entries)
+        records: list[Record] = []
+        for entry in entries:
+            if entry.user_attrs["entry"] not in self._seen:
+                self._seen.add(entry.user_attrs["entry"])
+                records += _records(entry.user_attrs)
+        return records
+
+
+def _records(attrs: Mapping[str, Any]) -> list[Record]:
+    if "records" in attrs:
+        return list(attrs["records"])
+    return list(json.loads("".join(attrs[f"part{number}"] for number in range(len(attrs) - 1))))
+
+
+def results_in(records: list[Record]) -> Iterator[tuple[str, TaskResult]]:
+    """The results among the records, in order, each with the `task_key` of its task."""
+    for record in records:
+        if "key" in record:
+            yield record["key"], decode_result(record)
+
+
+def encode_result(task: Task, result: TaskResult) -> Record:
+    """A result as a record. Texts are clipped, so that a run and its resumption show the same."""
+    content = result.content
+    record: Record = {"key": task_key(task)}
+    if isinstance(content, Outcome):
+        record["outcome"] = encode_outcome(content)
+    else:
+        record["proposal"] = {"texts": dict(content.texts)}
+        if content.problems:
+            record["proposal"]["problems"] = list(content.problems)
+        if content.error is not None:
+            record["proposal"]["error"] = content.error
+    return {**record, "usage": encode_usage(result.usage), "seconds": result.seconds}
+
+
+def decode_result(record: Mapping[str, Any]) -> TaskResult:
+    content: Proposal | Outcome
+    if "outcome" in record:
+        content = Outcome(**record["outcome"])
+    else:
+        proposal = record["proposal"]
+        content = Proposal(proposal["texts"], tuple(proposal.get("problems", ())), proposal.get("error"))
+    return TaskResult(content, Usage(**record["usage"]), record["seconds"])
+
+
+def encode_outcome(outcome: Outcome) -> Record:
+    """The fields that say something."""
+    record: Record = {"score": outcome.score}
+    for name in ("output", "feedback"):
+        if text := getattr(outcome, name):
+            record[name] = clip(text)
+    if outcome.error is not None:
+        record["error"] = clip(outcome.error)
+    if outcome.subscores is not None:
+        record["subscores"] = dict(outcome.subscores)
+    return record
+
+
+def encode_usage(usage: Usage) -> Record:
+    """The counts that are not zero."""
+    return {f.name: value for f in fields(usage) if (value := getattr(usage, f.name))}

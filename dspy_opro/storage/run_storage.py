@@ -1,0 +1,179 @@
+"""Where a run is kept: its visible study, and beside it the log of results in the study `<study_name>/log`.
+
+The log is the truth, and the study shows it. What the study lacks after a kill, the resumed run writes: it takes the
+same decisions again and finds each of their traces, or makes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
+
+from dspy_opro.search.tasks import TaskResult
+
+from . import outage
+from .opening import journal_storage, opened, quiet_optuna
+from .outage import Outage
+from .result_log import Record, ResultLog, results_in
+from .trials import RunStudy, TrialWriter
+
+FORMAT = "3"
+"""Version of the log's records."""
+
+RESUMABLE = frozenset(
+    {
+        "interrupted",
+        "error",
+        "max_tokens",
+        "max_cost",
+        "timeout_seconds",
+        "callback",
+        "stop_file",
+        "storage_lost",
+    }
+)
+"""Reasons after which the next process may go on with the trials that were under way."""
+
+
+@dataclass(frozen=True)
+class RunStorage:
+    """An open run."""
+
+    study: RunStudy
+    log: ResultLog
+    trials: TrialWriter
+    outage: Outage
+    past: Sequence[Record]
+    """The log's records when it was opened."""
+    is_kept: bool
+    """Whether the run outlives its process."""
+
+    def results(self) -> Iterator[tuple[str, TaskResult]]:
+        """The results that earlier processes left: (`task_key`, result), in the order of the log."""
+        return results_in(list(self.past))
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not any("key" in record for record in self.past)
+
+    def close(self, stop_reason: str) -> None:
+        """Write what is left and the reason why the run ended; try for `LAST_PATIENCE_SECONDS`."""
+
+        def write() -> None:
+            self.log.write(must_work=True)
+            self.trials.close(stop_reason, fail_unfinished=not self.is_kept or stop_reason not in RESUMABLE)
+
+        if self.outage.is_lost:
+            return
+        try:
+            attempts = Retrying(
+                stop=stop_after_delay(outage.LAST_PATIENCE_SECONDS), wait=wait_random(0.1, 1.0), reraise=True
+            )
+            attempts(write)
+        except Exception as error:
+            self.outage.lose(error)
+
+
+def open_run(
+    storage: str | BaseStorage | None = None,
+    study_name: str | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
+    fingerprint: Mapping[str, str] | None = None,
+    callbacks: Sequence[Callable[[Any, Any], None]] = (),
+) -> RunStorage:
+    """Open a run, or begin it.
+
+    Args:
+        storage: Any Optuna storage or URL; None keeps the run in memory, or in `log_dir` where that is given.
+        study_name: Names the run. Default with `log_dir`: `"opro"`, or that directory's name where there is
+            also a `storage`; without it a new unique name.
+        log_dir: Directory of the run's journal file.
+        fingerprint: Part of the run that gives a score its meaning -> its hash or value.
+        callbacks: Optuna's convention, called with `(study, trial)`.
+
+    Raises:
+        ValueError: The study is another run's, or was not made by dspy_opro.
+    """
+    if study_name is None and log_dir is not None:
+        study_name = "opro" if storage is None else Path(log_dir).resolve().name
+    if storage is None and log_dir is not None:
+        storage = journal_storage(log_dir)
+    # Processes that start together find a new database half made: Optuna 4.0 to 5.0 looks whether its tables are
+    # there, then makes them, and fails where another process did so in between.
+    attempts = Retrying(
+        retry=retry_if_not_exception_type((ValueError, ImportError)),
+        stop=stop_after_attempt(6),
+        wait=wait_random(0.0, 1.5),
+        reraise=True,
+    )
+    study, log_study = attempts(_open_studies, storage, study_name)
+    under_way = Outage()
+    log = ResultLog(log_study, under_way)
+    past = [] if log_study is None else _checked(study, log, dict(fingerprint or {}))
+    is_kept = log_study is not None
+    writer = TrialWriter(study, callbacks, with_notes=is_kept, outage=under_way)
+    return RunStorage(study, log, writer, under_way, past, is_kept)
+
+
+def _open_studies(
+    storage: str | BaseStorage | None, study_name: str | None
+) -> tuple[RunStudy, optuna.Study | None]:
+    """The visible study and the one of the log."""
+    with quiet_optuna():
+        kept = opened(storage)
+        made = optuna.create_study(
+            storage=kept, study_name=study_name, direction="maximize", load_if_exists=True
+        )
+        study, name = RunStudy(made.study_name, kept), f"{made.study_name}/log"
+        if storage is None:
+            return study, None
+        if study.direction != StudyDirection.MAXIMIZE:
+            raise ValueError(f"Study {study.study_name!r} must be maximized. Use another study_name.")
+        if not study.get_trials(deepcopy=False):
+            return study, optuna.create_study(storage=kept, study_name=name, load_if_exists=True)
+        try:
+            return study, optuna.load_study(study_name=name, storage=kept)
+        except KeyError:
+            raise ValueError(
+                f"Study {study.study_name!r} has trials that were not made by dspy_opro. Use another study_name."
+            ) from None
+
+
+def _checked(study: RunStudy, log: ResultLog, fingerprint: Mapping[str, str]) -> list[Record]:
+    """The log's records. A new run is stamped with its fingerprint, another one must have the same.
+
+    A log without a result is new, too: the metric or the program did not get past the first example and was changed
+    since.
+    """
+    mine = {"format": FORMAT, **fingerprint}
+    records = log.read()
+    stamps = [record["fingerprint"] for record in records if "fingerprint" in record]
+    is_new = not any("key" in record for record in records) and not _is_older(records)
+    if is_new and stamps[-1:] != [mine]:
+        log.append({"fingerprint": mine})
+        study.set_user_attr("fingerprint", mine)
+        stamps.append(mine)
+    theirs: Mapping[str, str] = stamps[-1] if stamps else {"format": "2 or older"}
+    differing = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+    if differing:
+        parts = "; ".join(f"{n} was {theirs.get(n)!r} and is now {mine.get(n)!r}" for n in differing)
+        name = study.study_name
+        raise ValueError(
+            f"Study {name!r} holds a different run: {parts}. Use another study_name or log_dir, "
+            f"or delete the studies {name!r} and '{name}/log'."
+        )
+    return records
+
+
+def _is_older(records: Sequence[Record]) -> bool:
+    """Whether the log has the records of format 2 or older, each of which had a `kind`."""
+    return any("kind" in record for record in records)

@@ -1,0 +1,350 @@
+"""Bad input gets a clear error before anything is spent: it names argument, rule and value, and the remedy."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import dspy
+import optuna
+import pytest
+
+from dspy_opro import OPRO, MetricError, TooManyErrors
+from dspy_opro.testing import LMCall, ScriptedLM
+from tests.runs import TASK, TRAINSET, metric, propose
+
+
+def answer(call: LMCall) -> Any:
+    return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+
+
+class Empty(dspy.Module):  # type: ignore[misc]
+    def forward(self, question: str) -> Any:
+        return dspy.Prediction(answer=question)
+
+
+def frozen() -> Any:
+    class Outer(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.ChainOfThought("question -> answer")
+            self.inner._compiled = True
+
+    return Outer()
+
+
+BARE = [dspy.Example(question="q", answer="a")]
+
+CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no metric": (
+        {"metric": None},
+        ValueError,
+        "metric must be given, to OPROTeleprompter(...) or to compile",
+    ),
+    "no trainset": (
+        {"trainset": None},
+        ValueError,
+        "trainset must be given, to OPROTeleprompter(...) or to comp",
+    ),
+    "empty trainset": (
+        {"trainset": []},
+        ValueError,
+        "trainset must have at least one example, but is empty.",
+    ),
+    "trainset of dicts": (
+        {"trainset": [{"question": "q"}]},
+        TypeError,
+        "trainset[0] must be a dspy.Example, but is dict.",
+    ),
+    "without inputs": (
+        {"trainset": BARE},
+        ValueError,
+        "trainset[0] does not say which fields are inputs: call .with_inputs(...) on it.",
+    ),
+    "valset without inputs": (
+        {"valset": BARE},
+        ValueError,
+        "valset[0] does not say which fields are inputs: call .with_inputs(...) on it.",
+    ),
+    "no module": ({"student": "program"}, TypeError, "student must be a dspy.Module, but is str."),
+    "a class": (
+        {"student": dspy.Predict},
+        TypeError,
+        "student must be a dspy.Module, but is the class Predict: pass an instance, Predict(...).",
+    ),
+    "no predictors": (
+        {"student": Empty()},
+        ValueError,
+        "Empty has no predictors to optimize: no dspy.Predict can",
+    ),
+    "all frozen": ({"student": frozen()}, ValueError, "are frozen (_compiled=True)."),
+    "prompt_model by name": (
+        {"prompt_model": "openai/gpt-4o"},
+        TypeError,
+        "prompt_model must be a dspy.LM, but is 'openai/gpt-4o'. Write prompt_model=dspy.LM(...).",
+    ),
+    "task_model by name": ({"task_model": "gpt"}, TypeError, "task_model must be a dspy.LM, but is 'gpt'."),
+    "metric of one argument": (
+        {"metric": lambda example: 1.0},
+        MetricError,
+        "metric must take (example, prediction, ...), but <lambda> takes 1 argument(s).",
+    ),
+    "metric with a keyword of its own": (
+        {"metric": lambda example, prediction, *, judge: 1.0},
+        MetricError,
+        "but <lambda> also needs judge.",
+    ),
+    "too small a budget": (
+        {"max_metric_calls": 11},
+        ValueError,
+        "max_metric_calls must be at least 12, to score the student on 12 train and 0 validation examples, but got 11.",
+    ),
+    "odd pruner": (
+        {"pruner": "median"},
+        ValueError,
+        "pruner must be \"auto\", None, an Optuna pruner or a dspy_opro Pruner, but got 'median'.",
+    ),
+    "nothing ends it": ({"auto": None}, ValueError, "auto=None needs at least one bound"),
+    "value out of range": ({"k_best": 0}, ValueError, "k_best must be at least 1, but got 0."),
+    "misspelt": (
+        {"num_thread": 4},
+        TypeError,
+        "unexpected keyword argument 'num_thread'. Did you mean 'num_threads'?",
+    ),
+    "another's metric place": (
+        {"metric": ScriptedLM(answer)},
+        TypeError,
+        "metric must be a function, but is an LM. Write prompt_model=... for the optimizer LM.",
+    ),
+    "proposer that is none": ({"proposer": "best"}, ValueError, "proposer must be callable, but got 'best'."),
+}
+
+
+def attempt(given: dict[str, Any], lm: Any, **more: Any) -> Any:
+    values: dict[str, Any] = {
+        "metric": metric,
+        "trainset": TRAINSET,
+        "num_rounds": 1,
+        "display_progress": False,
+    }
+    values |= {"prompt_model": lm, "task_model": lm, **more, **given}
+    student, teacher = values.pop("student", None) or TASK.student(), values.pop("teacher", None)
+    with dspy.context(lm=lm):
+        return OPRO(values.pop("metric"), **values).compile(student, teacher=teacher)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_costs_nothing_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    given, error, message = CASES[case]
+    lm = ScriptedLM(answer)
+    if "auto" in given:
+        given = {**given, "num_rounds": None}
+    with pytest.raises(error) as caught:
+        attempt(given, lm, log_dir=tmp_path / "run")
+    assert message in str(caught.value)
+    assert lm.num_calls == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_language_model_at_all() -> None:
+    with pytest.raises(
+        ValueError, match=r"No LM is configured for the program \(predictor 'self'\)\. Call dspy\.configure"
+    ):
+        attempt({}, None)
+
+
+STORAGES: dict[Any, str] = {
+    "foo": "storage 'foo' can't be opened: Could not parse",
+    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://***@host/db' can't be opened: Can't load",
+    "mysql://me:secret@host/db": "storage 'mysql://***@host/db' can't be opened: Failed to import DB access module",
+    "sqlite:////no/such/folder/qa.db": "storage 'sqlite:////no/such/folder/qa.db' can't be opened: (sqlite3.Op",
+    5: "storage 5 can't be opened: it is of type int.",
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_storage_that_cant_be_opened_is_an_error_at_once(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("waited for a storage that can't be opened")
+
+    monkeypatch.setattr("dspy_opro.storage.opening.time.sleep", sleep)
+    lm = ScriptedLM(answer)
+    with pytest.raises(ValueError, match=re.escape(STORAGES[storage])) as caught:
+        attempt({"storage": storage}, lm)
+    assert "Write e.g. sqlite:///qa.db" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert lm.num_calls == 0
+
+
+def test_a_database_that_is_just_starting_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("dspy_opro.storage.opening.time.sleep", waits.append)
+    get_storage = optuna.storages.get_storage
+
+    def starting(storage: Any) -> Any:
+        if len(waits) < 2:
+            raise RuntimeError("the database system is starting up")
+        return get_storage(storage)
+
+    monkeypatch.setattr(optuna.storages, "get_storage", starting)
+    attempt({"storage": f"sqlite:///{tmp_path / 'qa.db'}"}, ScriptedLM(answer))
+    assert len(waits) == 2
+
+
+def test_an_optimizer_lm_that_is_down_is_not_told_of_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    def down(call: LMCall) -> Any:
+        if "instruction" in call.output_fields:
+            raise RuntimeError("no such model")
+        return TASK.scorer(call)
+
+    program = attempt({"num_rounds": 2, "lag": 0}, ScriptedLM(down))
+    told = [message for message in caplog.messages if "proposal" in message]
+    assert program.opro_result.stop_reason == "proposer_failed"
+    assert len(program.opro_result.problems) == 24
+    assert [message.partition(":")[0] for message in told] == [
+        "A proposal failed",
+        "10 proposals failed so far, the last one",
+        "20 proposals failed so far, the last one",
+    ]
+    assert "no proposal was used, first problem: " in program.opro_result.summary()
+
+
+def test_a_failed_example_is_logged_without_a_number_and_the_metrics_error_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    judged: list[Any] = []
+
+    def judge(example: Any, prediction: Any) -> float:
+        judged.append(example)
+        if len(judged) == 4:
+            raise KeyError("label")
+        return metric(example, prediction)
+
+    result = attempt({"metric": judge}, ScriptedLM(answer)).opro_result
+    assert "Failed on a train example: metric raised KeyError: 'label'" in caplog.messages
+    assert TRAINSET[result.failures[0].example] is judged[3]
+
+
+def test_no_language_model_for_the_proposals() -> None:
+    student = TASK.student()
+    student.lm = ScriptedLM(answer)
+    with pytest.raises(ValueError, match=r"No LM is configured for the proposals\. Pass prompt_model"):
+        attempt({"student": student}, None)
+    assert student.lm.num_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (
+            lambda e, p: None,
+            "metric must return a number, a dspy.Prediction or a dict with 'score', but returned None",
+        ),
+        (
+            lambda e, p: "good",
+            "metric must return a number, a dspy.Prediction or a dict with 'score', but returned 'g",
+        ),
+        (lambda e, p: float("nan"), "metric must return a finite number, but returned nan."),
+        (lambda e, p: {"points": 1}, "metric returned {'points': 1}, which has no 'score'."),
+        (lambda e, p: p.missing, "metric raised AttributeError"),
+    ],
+)
+def test_a_metric_is_tried_on_one_example_first(judge: Any, message: str, tmp_path: Path) -> None:
+    lm = ScriptedLM(answer)
+    with pytest.raises(MetricError) as caught:
+        attempt({"metric": judge}, lm, log_dir=tmp_path)
+    assert message in str(caught.value)
+    assert lm.num_calls == 1
+    program = attempt({}, lm, log_dir=tmp_path)  # the metric is mended, and the run starts in the same place
+    assert program.opro_result.stop_reason == "num_rounds"
+
+
+def test_a_program_that_always_fails_is_an_error_with_the_cause() -> None:
+    class Broken(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            raise RuntimeError("no index")
+
+    with pytest.raises(TooManyErrors, match="First cause: RuntimeError: no index") as caught:
+        attempt({"student": Broken()}, ScriptedLM(answer))
+    result = caught.value.program.opro_result  # type: ignore[attr-defined]
+    assert (result.trajectory.trials, result.curve) == ((), ())
+    assert "the run ended before the student was scored" in result.summary()
+
+
+def test_shared_examples_are_a_warning() -> None:
+    lm = ScriptedLM(answer)
+    with pytest.warns(UserWarning, match="2 of 4 valset examples have the inputs of a trainset example"):
+        attempt({"valset": [*TRAINSET[:2], *TASK.valset(2)]}, lm)
+
+
+def test_an_empty_valset_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="valset is empty: the trainset decides"):
+        program = attempt({"valset": []}, ScriptedLM(answer))
+    assert program.opro_result.selected_on == "trainset"
+
+
+FITTING = "teacher must have the student's predictors and fields {'self': ['question', 'answer']}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error", "message"),
+    [
+        ("gpt-4o", TypeError, "teacher must be a dspy.Module, but is str."),
+        ([7], TypeError, "teacher must be a dspy.Module, but is int."),
+        (
+            dspy.ChainOfThought("question -> answer"),
+            ValueError,
+            f"{FITTING}, but has {{'predict': ['question', 'reasoning', 'answer']}}.",
+        ),
+        (
+            dspy.Predict("question -> reply"),
+            ValueError,
+            f"{FITTING}, but has {{'self': ['question', 'reply']}}.",
+        ),
+    ],
+)
+def test_a_teacher_whose_demos_would_not_fit(teacher: Any, error: type[Exception], message: str) -> None:
+    lm = ScriptedLM(answer)
+    with pytest.raises(error) as caught:
+        attempt({"teacher": teacher}, lm, max_bootstrapped_demos=1)
+    assert str(caught.value) == message
+    assert lm.num_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("teacher", TASK.student()),
+        ("teacher_settings", {"lm": None}),
+        ("metric_threshold", 0.5),
+        ("max_rounds", 2),
+    ],
+)
+def test_what_is_for_demos_alone_is_a_warning_without_them(name: str, value: Any) -> None:
+    with pytest.warns(UserWarning, match=f"{name} is not used: it is for bootstrapping demos"):
+        attempt({name: value}, ScriptedLM(answer))
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, True), (100.0, False)])
+def test_a_score_in_percent_that_is_never_reached_is_a_warning(
+    scale: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt({"metric": lambda e, p: scale * metric(e, p)}, ScriptedLM(answer), stop_at_score=95)
+    assert ("Write 0.95 for 95 percent" in caplog.text) is warned
+
+
+def test_good_input_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        attempt({"valset": TASK.valset(4)}, ScriptedLM(answer))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dspy_opro.config.arguments import OPROConfig, make_config
+from dspy_opro.config.plan import forecast, make_search
+from dspy_opro.search import Search
+from dspy_opro.search.trajectory import Candidate
+from dspy_opro.search.tasks import Plan
+
+STUDENT = Candidate({"self": "Answer."})
+
+
+def search(num_train: int = 60, num_val: int = 0, **options: Any) -> tuple[OPROConfig, Search]:
+    config = make_config({"metric": lambda example, prediction: 1.0, **options}).resolve()
+    return config, make_search(config, STUDENT, num_train, num_val)
+
+
+def plan(**options: Any) -> Plan:
+    return search(**options)[1].plan
+
+
+@pytest.mark.parametrize(
+    ("options", "num_candidates", "lag"),
+    [
+        ({}, 8, 2),
+        ({"auto": "medium"}, 16, 2),
+        ({"auto": "heavy"}, 32, 2),
+        ({"auto": "paper"}, 8, 0),
+        ({"auto": None, "num_rounds": 50}, 8, 3),
+        ({"auto": None, "max_metric_calls": 1200}, 8, 3),
+        ({"auto": None, "max_metric_calls": 1600}, 16, 2),
+        ({"auto": None, "max_metric_calls": 6400}, 32, 3),
+        ({"auto": None, "max_metric_calls": 100_000}, 64, 3),
+        ({"auto": None, "max_metric_calls": 1600, "num_rounds": 4}, 8, 1),
+        (
+            {"auto": None, "max_metric_calls": 1600, "num_val": 60},
+            8,
+            2,
+        ),  # each round's winner is scored on them
+        ({"auto": None, "max_metric_calls": 1600, "pruner": None}, 8, 0),
+        ({"auto": None, "max_tokens": 1_000_000}, 16, 3),
+        ({"auto": None, "max_metric_calls": 1600, "num_candidates": 5, "lag": 1}, 5, 1),
+    ],
+)
+def test_a_long_run_has_larger_rounds_and_more_of_them_at_once(
+    options: dict[str, Any], num_candidates: int, lag: int
+) -> None:
+    found = plan(**options)
+    assert (found.num_candidates, found.lag) == (num_candidates, lag)
+
+
+def test_trials_are_candidates_in_all() -> None:
+    found = plan(num_trials=20)
+    assert (found.num_trials, found.num_rounds, found.num_candidates) == (20, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"num_train": 10},
+            (
+                "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 "
+                "where all are rejected). The race usually takes far fewer examples. May end earlier by patience."
+            ),
+        ),
+        (
+            {"num_train": 10, "auto": None, "num_rounds": 2, "pruner": None},
+            (
+                "OPRO (auto=None): at most 16 candidates in 2 rounds, 170 examples scored and 16 proposals (48 "
+                "where all are rejected)."
+            ),
+        ),
+        (  # 10 + 8 * 10 + 8 * 10 + 4 * 10
+            {
+                "num_train": 10,
+                "auto": None,
+                "num_trials": 20,
+                "pruner": None,
+                "max_cost": 1,
+                "stop_at_score": 0.9,
+            },
+            (
+                "OPRO (auto=None): at most 20 candidates in 3 rounds, 210 examples scored and 20 proposals (60 "
+                "where all are rejected). May end earlier by stop_at_score or max_cost."
+            ),
+        ),
+        (
+            {"auto": None, "max_metric_calls": 1200},
+            (
+                "OPRO (auto=None): rounds of 8 candidates until max_metric_calls ends the run, at most 1,200 examples "
+                "scored."
+            ),
+        ),
+        (
+            {"auto": None, "timeout_seconds": 60, "stoppers": [lambda state: None]},
+            "OPRO (auto=None): rounds of 16 candidates until timeout_seconds or stoppers ends the run.",
+        ),
+    ],
+)
+def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, Any], text: str) -> None:
+    config, planned = search(**options)
+    assert forecast(config.auto, planned, config.bounds) == text

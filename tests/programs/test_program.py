@@ -1,0 +1,243 @@
+"""A program seen from the search: every candidate is a copy, and nothing but task texts differs in it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro.programs.program import (
+    Program,
+    check_examples,
+    describe,
+    is_async_only,
+    maybe_await,
+    output_text,
+    same_inputs,
+    shorten,
+)
+from dspy_opro.testing import ScriptedLM
+from dspy_opro.search.trajectory import Candidate
+from tests.runs import TwoSteps
+
+TOOL = dspy.Tool(
+    lambda city: "sunny", name="weather", desc="Weather of a city", args={"city": {"type": "string"}}
+)
+
+
+def student() -> Any:
+    program = TwoSteps()
+    program.note.demos = [dspy.Example(question="q", note="n")]
+    program.answer.lm = ScriptedLM(lambda call: {"answer": "a"})
+    return program
+
+
+def test_the_students_texts_are_candidate_zero() -> None:
+    assert dict(Program(student()).candidate.instructions) == {
+        "note": "Note what the item is.",
+        "answer": "Name the code of the item.",
+    }
+    assert Program(student()).candidate.round == 0
+
+
+def test_a_candidate_is_a_copy_with_other_instructions_and_nothing_else() -> None:
+    original = student()
+    built: Any = Program(original).build(Candidate({"note": "Note.", "answer": "Name the code of the item."}))
+    assert built.note.signature.instructions == "Note."
+    assert built.answer.signature is original.answer.signature
+    assert list(built.note.signature.fields) == ["question", "note"]
+    assert [(d.question, d.note) for d in built.note.demos] == [("q", "n")]
+    assert built.answer.lm is not None
+    assert built.answer.lm.model == original.answer.lm.model
+    assert original.note.signature.instructions == "Note what the item is."
+    assert [name for name, _ in built.named_predictors()] == ["note", "answer"]
+    built.note.demos.append(dspy.Example(question="more", note="more"))
+    assert len(original.note.demos) == 1
+
+
+class Locked(dspy.Module):  # type: ignore[misc]
+    """A predictor used twice, beside something that can't be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.inside = [self.first, {"lock": threading.Lock()}]
+
+
+def test_only_what_cannot_be_copied_is_shared_with_a_copy(caplog: pytest.LogCaptureFixture) -> None:
+    student = Locked()
+    copied = Program(student).build(Candidate({"first": "New."}))
+    assert copied.first is copied.inside[0] is not student.first
+    assert copied.inside[1]["lock"] is student.inside[1]["lock"]
+    assert copied.inside[1] is not student.inside[1]
+    assert student.first.signature.instructions != copied.first.signature.instructions == "New."
+    assert "deep copy" not in caplog.text  # and nobody is told of it once a candidate
+
+
+def test_a_program_with_a_deepcopy_of_its_own_is_copied_by_it() -> None:
+    class Own(Locked):
+        def deepcopy(self) -> Any:
+            copied = type(self)()
+            copied.marked = True
+            return copied
+
+    assert Program(Own()).copy().marked
+
+
+def test_a_program_that_is_its_own_copy_is_an_error() -> None:
+    class Single(Locked):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    with pytest.raises(
+        ValueError, match="Single can't be copied: its copy has other predictors or shares them"
+    ):
+        Program(Single())
+
+
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_the_own_compiled_flag_is_kept(flag: bool | None) -> None:
+    original = student()
+    if flag is None:
+        vars(original).pop("_compiled", None)
+    else:
+        original._compiled = flag
+    assert Program(original).build(Program(original).candidate)._compiled is bool(flag)
+
+
+def test_a_frozen_part_is_no_part_of_the_search() -> None:
+    class Outer(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.open = TwoSteps(), dspy.Predict("a -> b")
+            self.frozen._compiled = True
+
+    program = Program(Outer())
+    assert list(program.parts) == ["open"]
+    built: Any = program.build(Candidate({"open": "New."}))
+    assert built.frozen._compiled is True
+    assert built.frozen.note.signature.instructions == "Note what the item is."
+
+
+def test_signature_classes_that_share_a_text_are_not_mixed_up() -> None:
+    """Two predictors of one signature class: each has instructions of its own in the copy."""
+
+    class Shared(dspy.Signature):  # type: ignore[misc]
+        """Answer."""
+
+        q: str = dspy.InputField()
+        a: str = dspy.OutputField()
+
+    class Pair(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = dspy.Predict(Shared), dspy.Predict(Shared)
+
+    built: Any = Program(Pair()).build(Candidate({"one": "First.", "two": "Answer."}))
+    assert (built.one.signature.instructions, built.two.signature.instructions) == ("First.", "Answer.")
+    assert Shared.instructions == "Answer."
+
+
+def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
+    class Trip(dspy.Signature):  # type: ignore[misc]
+        """Plan the trip."""
+
+        city: str = dspy.InputField()
+        plan: str = dspy.OutputField()
+
+    program = Program(dspy.ReAct(Trip, tools=[TOOL]))
+    part = program.parts["react"]
+    assert part.text == "Plan the trip."
+    assert "weather" in part.suffix
+    assert "The program itself adds these words, which stay:" in part.role
+    built: Any = program.build(Candidate({"react": "Plan it well.", "extract.predict": "Sum up."}))
+    assert built.react.signature.instructions == f"Plan it well.{part.suffix}"
+    assert built.extract.predict.signature.instructions == "Sum up."
+    longer: Any = program.build(
+        Candidate({"react": "Plan the trip.\n\nBe brief.", "extract.predict": "Sum up."})
+    )
+    assert Program(longer).parts["react"].text == "Plan the trip.\n\nBe brief."
+
+
+class OnlyAsync(dspy.Module):  # type: ignore[misc]
+    async def aforward(self, **inputs: Any) -> Any: ...
+
+
+class OnlySync(dspy.Module):  # type: ignore[misc]
+    def forward(self, **inputs: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [(OnlyAsync(), True), (OnlySync(), False), (dspy.Predict("a -> b"), False), (lambda: None, False)],
+)
+def test_async_only(module: Any, expected: bool) -> None:
+    assert is_async_only(module) is expected
+
+
+# --- texts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [("short", 5, "short"), ("0123456789", 9, "01 ... 89"), ("", 3, "")],
+)
+def test_long_texts_are_cut_in_the_middle(text: str, limit: int, expected: str) -> None:
+    assert shorten(text, limit) == expected
+
+
+def test_values_are_named_and_cut() -> None:
+    assert describe({"a": 1, "b": "x" * 700}, limit=20).splitlines() == ["a: 1", "b: xxxxxxx ... xxxxxxx"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (dspy.Prediction(answer="a", score=1), "answer: a\nscore: 1"),
+        ("plain", "plain"),
+        (None, "None"),
+        ({"a": 1}, "a: 1"),
+    ],
+)
+def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:
+    assert output_text(prediction) == expected
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+def example(**values: Any) -> Any:
+    return dspy.Example(**values).with_inputs("q")
+
+
+@pytest.mark.parametrize(
+    ("examples", "error", "message"),
+    [
+        ([], ValueError, "trainset must have at least one example, but is empty."),
+        ([example(q=1), {"q": 1}], TypeError, r"trainset\[1\] must be a dspy.Example, but is dict."),
+        ([("q", "a")], TypeError, r"trainset\[0\] must be a dspy.Example, but is tuple."),
+        (
+            [example(q=1), dspy.Example(q=1, a=2)],
+            ValueError,
+            r"trainset\[1\] does not say which fields are inputs: call .with_inputs\(...\) on it.",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used(examples: list[Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_examples(examples, "trainset")
+
+
+def test_shared_examples_are_counted_by_their_inputs() -> None:
+    train = [example(q=n, a=n) for n in range(3)]
+    val = [example(q=1, a="other"), example(q=7, a=7), example(q=2)]
+    assert same_inputs(train, val) == 2
+
+
+async def test_values_and_awaitables() -> None:
+    async def later() -> int:
+        return 2
+
+    assert [await maybe_await(1), await maybe_await(later())] == [1, 2]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import base64
+import datetime
+import enum
+import subprocess
+import sys
+from typing import Any
+
+import dspy
+import numpy
+import pydantic
+import pytest
+
+from dspy_opro.programs.values import as_json, fields, plain, shown
+
+
+class Color(enum.Enum):
+    RED = "r"
+
+
+class Point(pydantic.BaseModel):
+    x: int
+    color: Color = Color.RED
+
+
+IMAGE = dspy.Image(url="data:image/png;base64," + base64.b64encode(bytes(range(256)) * 8).decode())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("text", "text"),
+        (Color.RED, "r"),
+        ([Color.RED, (1, 2)], ["r", (1, 2)]),
+        ({"b", "a"}, ["a", "b"]),
+        ({(0, 1): Color.RED, None: 1}, {"(0, 1)": "r", "None": 1}),
+        (Point(x=1), {"x": 1, "color": "r"}),
+        (dspy.Example(a=Point(x=1)), {"a": {"x": 1, "color": "r"}}),
+        (numpy.float32(0.5), 0.5),
+        (numpy.arange(3), [0, 1, 2]),
+        (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
+    ],
+)
+def test_values_become_what_an_adapter_shows(value: Any, expected: Any) -> None:
+    assert plain(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [IMAGE, [IMAGE], {"page": IMAGE}, dspy.Image(url="https://example.com/a.png")]
+)
+def test_an_image_is_named_and_not_sent(value: Any) -> None:
+    text = shown(value)
+    assert "<image>" in text
+    assert len(text) < 30
+
+
+def test_what_datasets_add_is_no_data() -> None:
+    assert fields(dspy.Example(question="?", dspy_uuid="4d26", dspy_split="train")) == {"question": "?"}
+
+
+def test_json_is_the_same_in_every_process() -> None:
+    program = (
+        "from dspy_opro.programs.values import as_json\n"
+        "class C: pass\n"
+        "print(as_json([{'a', 'b', 'c'}, C(), C, lambda: 0, {(1, 2): 3, None: 4}]))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] == '[["a", "b", "c"], "C", "C", "<lambda>", {"(1, 2)": 3, "None": 4}]\n'
+    assert as_json({"a": 1}) != as_json({"a": 2})

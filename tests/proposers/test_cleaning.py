@@ -1,0 +1,154 @@
+"""From an answer to an instruction: what is around it goes, what is in it stays, and what can't be used says why."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspy_opro.proposers.cleaning import Rules, clean, ngrams, placeholders
+
+TEXT = "Read the review. Answer with one word."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TEXT,
+        f"  \n{TEXT}\n\n",
+        f'"{TEXT}"',
+        f"“{TEXT}”",
+        f"'{TEXT}'",
+        f"«{TEXT}»",
+        f"`{TEXT}`",
+        f"[{TEXT}]",
+        f"```\n{TEXT}\n```",
+        f"```text\n{TEXT}\n```",
+        f"```{TEXT}```",
+        f"<INS>{TEXT}</INS>",
+        f"<TEXT>\n{TEXT}\n</TEXT>",
+        f"<instruction>{TEXT}</instruction>",
+        f"<Instructions> {TEXT} </Instructions>",
+        f"<prompt>{TEXT}</prompt>",
+        f"Instruction: {TEXT}",
+        f"New instruction:\n{TEXT}",
+        f"**Instruction:** {TEXT}",
+        f"**New Instruction**: {TEXT}",
+        f"### Improved instruction: {TEXT}",
+        f"### Instruction\n\n{TEXT}",
+        f"**Revised Prompt**\n{TEXT}",
+        f"Here is the improved instruction: {TEXT}",
+        f"Here's a better prompt:\n\n```\n{TEXT}\n```",
+        f"**Here is the instruction:**\n\n{TEXT}",
+        f"Sure! Here is the new instruction: {TEXT}",
+        f'Certainly. Here is my revised instruction:\n"{TEXT}"',
+        f"Here is a new instruction for this step:\n{TEXT}",
+        f"New text: [{TEXT}]",
+        f"<think>Shorter is better.\n```\nno\n```</think>{TEXT}",
+        f"<thinking>a</thinking>\n<think>b</think>\n{TEXT}",
+        f"```\n<think>hm</think>\n{TEXT}\n```",
+        f'Instruction: "`{TEXT}`"',
+        f"Sure! Here's the improved instruction:\n\n```text\n{TEXT}\n```\n\nIt says what matters.",
+        f"„{TEXT}“",
+        f"「{TEXT}」",
+    ],
+)
+def test_what_is_around_an_instruction_goes(answer: str) -> None:
+    assert clean(answer) == TEXT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Answer "yes" or "no"',
+        '"Yes" means it fits, otherwise answer "No"',
+        "'tis the user's text that counts, don't change it",
+        "Use `code` and `more code`",
+        "[[answer]] comes last, [[question]] first",
+        "Steps:\n1. Read.\n2. Answer.",
+        "Write the text: short and plain.",
+        "Text messages are short: answer in kind.",
+        "Prompt the user, then answer.",
+        "Here is the thing: be brief.",
+        "Explain, then run:\n```python\nprint(1)\n```\nand read the output.",
+        "```\nf(x)\n```\nis called first, then\n```\ng(x)\n```",
+        "# Role\nYou are a judge.\n# Task\nDecide.",
+        "Instructions come first, data second.",
+        "Sure answers only; otherwise say so.",
+        "Think step by step.",
+        "Reason between <think> and </think>, then answer.",
+    ],
+)
+def test_what_is_in_an_instruction_stays(text: str) -> None:
+    assert clean(text) == text
+
+
+@given(st.text(alphabet=st.sampled_from("ab :\n\"'`[]<>think/#*instruction")))
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    assert clean(clean(text)) == clean(text)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<think>", "</think>", "```", "```text\n", "\n", '"', "[", "]", "Prompt:", "a b"])
+    )
+)
+def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
+    text = clean("".join(parts))
+    assert clean(text) == text == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "original", "problem"),
+    [
+        (TEXT, "Old.", None),
+        ("", "Old.", "empty"),
+        ("<think>I wonder", "Old.", "truncated"),
+        ("the rest of a thought</think> Do it.", "Old.", "truncated"),
+        ("Open with a <think> block.", "First a <think> block, then the answer.", None),
+        ("Run this:\n```python\nprint(", "Old.", "truncated"),
+        ("x" * 4001, "Old.", "overlong"),
+        ("Greet the customer.", "Greet {name} in {language}.", "loses placeholder {language}, {name}"),
+        ("Greet {name} in {language}, please.", "Greet {name} in {language}.", None),
+        ("Write JSON like {a}.", "Write {{json}}.", None),
+    ],
+)
+def test_a_text_that_cannot_be_used_says_why(text: str, original: str, problem: str | None) -> None:
+    assert Rules().problem(text, original) == problem
+
+
+DATA = "the quick brown fox jumps over the lazy dog and sleeps"
+
+
+@pytest.mark.parametrize(
+    ("text", "original", "problem"),
+    [
+        ("For example: The quick brown fox -- jumps over the LAZY dog!", "Old.", "quotes the data"),
+        ("The quick brown fox jumps.", "Old.", None),
+        ("Do as asked.", "Old.", None),
+        # What the user's own instruction quotes may be quoted.
+        (f"Say: {DATA}", f"Speak: {DATA}", None),
+    ],
+)
+def test_quotations_of_the_data_are_dropped(text: str, original: str, problem: str | None) -> None:
+    rules = Rules(quotes=frozenset(ngrams([DATA], Rules.ngram)))
+    assert rules.problem(text, original) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a {b} c {d_1}", {"{b}", "{d_1}"}),
+        ("{{b}} {} {1} { b }", set()),
+        ("{a}{a}", {"{a}"}),
+    ],
+)
+def test_placeholders(text: str, expected: set[str]) -> None:
+    assert placeholders(text) == expected
+
+
+@given(st.text(), st.integers(1, 9))
+def test_ngrams_do_not_depend_on_case_and_punctuation(text: str, n: int) -> None:
+    noisy = text.replace(" ", " ... ")
+    assert list(ngrams([text], n)) == list(ngrams([noisy], n))
+    assert len(list(ngrams(["a b c"], n))) == max(0, 4 - n)

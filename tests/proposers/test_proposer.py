@@ -1,0 +1,185 @@
+"""The meta-prompt: instructions ascending with whole scores, exemplars with what went wrong, one request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro import Exemplar, ProposalRequest
+from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
+from dspy_opro.protocols import Fields
+from dspy_opro.testing import ScriptedLM
+from dspy_opro.search.trajectory import Outcome
+
+
+def exemplar(score: float | None = 0.0, **changes: Any) -> Exemplar:
+    outcome = None if score is None else Outcome(score, feedback="Say it shorter.")
+    values = {
+        "inputs": "question: 2 + 2",
+        "expected": "answer: 4",
+        "prediction": "answer: 5",
+        "outcome": outcome,
+    }
+    return Exemplar(**{**values, "score_range": (0.0, 1.0), **changes})
+
+
+REQUEST = ProposalRequest(
+    predictors=("step",),
+    current={"step": "Add the numbers."},
+    scored_instructions={"step": [("Guess.", 12), ("Add the numbers.", 57)]},
+    exemplars=[exemplar(0.0), exemplar(1.0, inputs="question: 1 + 1")],
+    role="- input `question` (str)\n- output `answer` (str)",
+    fields={"step": Fields(("question",), ("answer",), {})},
+    style="explore",
+    round=3,
+    slot=1,
+    wave=0,
+    seed=7,
+)
+
+
+def asked(request: ProposalRequest, answer: Any = "New.", proposer: Any = None) -> tuple[str, Any]:
+    """The prompt that the optimizer LM sees, and what becomes of its answer."""
+    lm = ScriptedLM(lambda call: {"instruction": answer})
+    with dspy.context(lm=lm):
+        result = (proposer or OPROProposer())(request=request)
+    (call,) = lm.calls
+    return call.prompt, result.instruction
+
+
+def test_the_meta_prompt_has_all_its_parts_in_order() -> None:
+    prompt, _ = asked(REQUEST)
+    parts = [
+        REQUEST.role,
+        "text:\nGuess.\nscore:\n12\n\ntext:\nAdd the numbers.\nscore:\n57",
+        "input:\nquestion: 2 + 2\noutput:\nanswer: 5\nexpected:\nanswer: 4\nresult:\nwrong\nfeedback:\nSay it shorter.",
+        "input:\nquestion: 1 + 1\noutput:\nanswer: 5\nexpected:\nanswer: 4\nresult:\ncorrect",
+        REQUESTS["explore"],
+    ]
+    places = [prompt.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("word", ["concise", "generally applicable", "never quote", "{curly braces}"])
+def test_the_request_is_for_something_that_generalises(word: str) -> None:
+    assert word in asked(REQUEST)[0]
+
+
+@pytest.mark.parametrize(
+    ("style", "answer", "expected"),
+    [
+        ("explore", "Count.", "Count."),
+        ("refine", "Count.", "Count."),
+        ("extend", "Mind the sign.", "Add the numbers. Mind the sign."),
+        ("extend", 'Addition: "Mind the sign."', 'Add the numbers. Addition: "Mind the sign."'),
+        ("extend", '"Mind the sign."', "Add the numbers. Mind the sign."),
+        ("extend", "  ", "  "),
+    ],
+)
+def test_an_extension_is_added_to_the_best_instruction(style: Any, answer: str, expected: str) -> None:
+    prompt, instruction = asked(replace(REQUEST, style=style), answer)
+    assert REQUESTS[style] in prompt
+    assert instruction.strip() == expected.strip()
+
+
+def test_all_predictors_at_once() -> None:
+    request = replace(
+        REQUEST,
+        predictors=("a", "b"),
+        current={"a": "A.", "b": "B."},
+        scored_instructions={"a": [("A.", 50)], "b": [("B.", None)]},
+    )
+    prompt, instruction = asked(request, {"a": "A2.", "b": "B2."})
+    assert instruction == {"a": "A2.", "b": "B2."}
+    assert "Step a:\ntext:\nA.\nscore:\n50\n\nStep b:\ntext:\nB.\nscore:\nnot scored yet" in prompt
+
+
+async def test_the_proposer_is_an_async_module_too() -> None:
+    lm = ScriptedLM(lambda call: {"instruction": "Mind the sign."})
+    with dspy.context(lm=lm):
+        result = await OPROProposer().acall(request=replace(REQUEST, style="extend"))
+    assert result.instruction == "Add the numbers. Mind the sign."
+
+
+def test_without_exemplars_the_prompt_says_so() -> None:
+    assert "(none)" in asked(replace(REQUEST, exemplars=[]))[0]
+
+
+def test_an_exemplar_that_was_not_run_shows_no_output_and_no_result() -> None:
+    text = exemplar_text(exemplar(None, prediction=""))
+    assert text == "input:\nquestion: 2 + 2\nexpected:\nanswer: 4"
+
+
+def test_a_failed_exemplar_shows_the_cause() -> None:
+    failed = exemplar(None, prediction="", outcome=Outcome(0.0, error="ValueError: no JSON"))
+    assert exemplar_text(failed).endswith("result:\nfailed: ValueError: no JSON")
+
+
+def test_scores_are_written_as_the_paper_writes_them() -> None:
+    assert scored_text([("a", 5), ("b", None)]) == "text:\na\nscore:\n5\n\ntext:\nb\nscore:\nnot scored yet"
+
+
+# --- the paper -------------------------------------------------------------------------------------------
+
+FIGURE_3 = """\
+I have some texts along with their corresponding scores. The texts are arranged in ascending order based on their \
+scores, where higher scores indicate better quality.
+
+text:
+Let's figure it out!
+score:
+61
+
+text:
+Let's solve the problem.
+score:
+63
+
+The following exemplars show how to apply your text: you replace <INS> in each input with your text, then read the \
+input and give an output. We say your output is wrong if your output is different from the given output, and we say \
+your output is correct if they are the same.
+
+input:
+<INS>
+question: Alannah, Beatrix, and Queen are preparing for the new school year
+output:
+answer: 140
+
+Write your new text that is different from the old ones and has a score as high as possible. Write the text in \
+square brackets."""
+"""Figure 3 of arXiv 2309.03409, with a shortened exemplar and the instruction at the place A_begin of section 5.1."""
+
+
+def paper_request(**changes: Any) -> ProposalRequest:
+    shown = Exemplar(
+        "question: Alannah, Beatrix, and Queen are preparing for the new school year",
+        "answer: 140",
+        "",
+        None,
+        (0.0, 1.0),
+    )
+    texts = [("Let's figure it out!", 61), ("Let's solve the problem.", 63)]
+    return replace(REQUEST, scored_instructions={"step": texts}, exemplars=[shown], **changes)
+
+
+def test_the_papers_meta_prompt_is_figure_3() -> None:
+    assert PaperProposer().meta_prompt(paper_request()) == FIGURE_3
+
+
+async def test_the_papers_proposer_asks_with_it() -> None:
+    prompt, instruction = asked(paper_request(), "[Think.]", PaperProposer())
+    assert FIGURE_3 in prompt
+    assert instruction == "[Think.]"
+    lm = ScriptedLM(lambda call: {"instruction": "[Think.]"})
+    with dspy.context(lm=lm):
+        assert (await PaperProposer().acall(request=paper_request())).instruction == "[Think.]"
+    assert FIGURE_3 in lm.calls[0].prompt
+
+
+def test_the_papers_prompt_leaves_out_what_has_no_score() -> None:
+    text = PaperProposer().meta_prompt(replace(REQUEST, scored_instructions={"step": [("Guess.", None)]}))
+    assert "Guess." not in text

@@ -1,0 +1,336 @@
+"""What a run spends is counted as the provider counts it, and no budget is exceeded by more than was in flight."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro import Halving, TooManyErrors, Usage
+from dspy_opro.search.pruners import usual_first
+from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, propose, serve, teleprompter
+
+FIRST_BLOCK = usual_first(len(TRAINSET))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SimulatedServer]:
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: SimulatedServer) -> SimulatedServer:
+    shared.inject()
+    shared.reset()
+    return shared
+
+
+def settle(server: SimulatedServer) -> Any:
+    """The server's counters once nothing is in flight any more."""
+    for _ in range(500):
+        stats = server.stats()
+        if stats.in_flight == 0:
+            return stats
+        time.sleep(0.01)
+    return stats
+
+
+# --- the ledger ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_threads", [16, 64])
+def test_the_ledger_is_what_the_server_counted(num_threads: int) -> None:
+    with serve(seconds=0.004) as server:
+        usage = optimize(server, student=TwoSteps(), num_threads=num_threads, patience=1).opro_result.usage
+        stats = settle(server)
+        scorer, proposer = stats["scorer"], stats["proposer"]
+        assert usage.scorer_calls == scorer.completions == scorer.requests
+        assert usage.proposer_calls == proposer.completions == proposer.requests
+        assert usage.prompt_tokens == scorer.prompt_tokens + proposer.prompt_tokens
+        assert usage.completion_tokens == scorer.completion_tokens + proposer.completion_tokens
+        assert usage.scorer_calls == 2 * usage.metric_calls
+        assert usage.cached_calls == 0
+        assert 1 < stats.max_in_flight <= num_threads
+
+
+def test_cache_hits_are_counted_apart_in_the_midst_of_a_run(server: SimulatedServer) -> None:
+    """The trainset has each item twice, and one thread, so every second call is a hit."""
+    twice = [example for example in TRAINSET[:6] for _ in (0, 1)]
+    usage = optimize(
+        server, trainset=twice, valset=None, num_threads=1, task_model=server.lm("scorer", cache=True)
+    ).opro_result.usage
+    stats = server.stats()
+    assert usage.scorer_calls == stats["scorer"].completions
+    assert usage.cached_calls == usage.metric_calls - usage.scorer_calls > 6
+    assert usage.prompt_tokens == stats["scorer"].prompt_tokens + stats["proposer"].prompt_tokens
+
+
+def test_malformed_answers_are_paid_for(server: SimulatedServer) -> None:
+    """Each of them costs a second call through JSONAdapter."""
+    server.inject(Fault("malformed_answer", probability=0.3), model="scorer")
+    result = optimize(server, num_rounds=1, failure_score=0.0).opro_result
+    stats = server.stats()
+    assert stats["scorer"].faults["malformed_answer"] > 3
+    assert result.usage.scorer_calls == stats["scorer"].completions > result.usage.metric_calls
+    assert result.num_failures > 0
+    assert all("AdapterParseError" in failure.error for failure in result.failures)
+    first = result.failures[0]
+    assert first.split in ("train", "val")
+    assert first.candidate in {trial.id for trial in result.trajectory.trials}
+
+
+def test_retries_are_the_language_models_own(server: SimulatedServer) -> None:
+    server.inject(Fault("status", status=429, count=3), Fault("status", status=500, count=3))
+    result = optimize(
+        server,
+        num_rounds=1,
+        num_threads=2,
+        task_model=server.lm("scorer", num_retries=8),
+        prompt_model=server.lm("proposer", num_retries=8),
+    ).opro_result
+    stats = server.stats()
+    assert result.num_failures == 0
+    assert stats["scorer"].faults == stats["proposer"].faults == {"status": 6}
+    assert result.usage.scorer_calls == stats["scorer"].completions == stats["scorer"].requests - 6
+    assert result.usage.proposer_calls == stats["proposer"].completions == stats["proposer"].requests - 6
+
+
+def test_costs_are_those_of_the_price_list() -> None:
+    """litellm's list of prices, as it is installed, knows the name."""
+    with serve(**{"gpt-4o-mini": SimulatedModel(TASK.scorer)}) as server:
+        usage = optimize(server, num_rounds=1, task_model=server.lm("gpt-4o-mini")).opro_result.usage
+        stats = server.stats()["gpt-4o-mini"]
+        expected = 0.15e-6 * stats.prompt_tokens + 0.60e-6 * stats.completion_tokens
+        assert usage.cost == pytest.approx(expected)
+
+
+# --- budgets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_max_tokens(server: SimulatedServer, num_threads: int) -> None:
+    """A call of the scorer has fewer than 150 tokens, one of the proposer fewer than 1,000."""
+    program = optimize(server, auto=None, num_rounds=None, max_tokens=6000, num_threads=num_threads)
+    result = program.opro_result
+    assert result.stop_reason == "max_tokens"
+    assert 6000 <= result.usage.tokens <= 6000 + 1000 * num_threads
+    stats = settle(server)
+    assert result.usage.tokens == sum(m.prompt_tokens + m.completion_tokens for m in stats.models.values())
+
+
+def test_max_cost() -> None:
+    with serve(**{"gpt-4o-mini": SimulatedModel(TASK.scorer)}) as server:
+        result = optimize(
+            server,
+            auto=None,
+            num_rounds=None,
+            max_cost=0.001,
+            num_threads=2,
+            task_model=server.lm("gpt-4o-mini"),
+        ).opro_result
+    assert result.stop_reason == "max_cost"
+    assert 0.001 <= result.usage.cost < 0.0011
+
+
+def test_max_cost_without_prices_is_said(server: SimulatedServer, caplog: pytest.LogCaptureFixture) -> None:
+    optimize(server, num_rounds=1, max_cost=0.001)
+    assert "max_cost=0.001 can't be kept: no price is known" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [20, 57, 120])
+def test_max_metric_calls(server: SimulatedServer, budget: int) -> None:
+    result = optimize(server, auto=None, num_rounds=None, max_metric_calls=budget).opro_result
+    assert result.stop_reason == "max_metric_calls"
+    assert result.usage.metric_calls <= budget
+    assert result.usage.scorer_calls == server.stats()["scorer"].completions
+
+
+def test_max_metric_calls_holds_with_several_predictors(server: SimulatedServer) -> None:
+    result = optimize(server, TwoSteps(), auto=None, num_rounds=None, max_metric_calls=150).opro_result
+    assert result.usage.metric_calls <= 150
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "num_rounds"),
+    [
+        ({"stop_at_score": 0.0}, "stop_at_score", 0),
+        ({"stoppers": [lambda state: "enough" if state.round == 1 else None]}, "enough", 1),
+        ({"patience": 1, "min_delta": 2.0}, "patience", 1),
+        ({"num_rounds": 2}, "num_rounds", 2),
+    ],
+)
+def test_the_result_says_what_ended_the_run(
+    server: SimulatedServer, values: dict[str, Any], reason: str, num_rounds: int
+) -> None:
+    result = optimize(server, **values).opro_result
+    assert result.stop_reason == reason
+    assert len(result.curve) == num_rounds + 1
+
+
+def test_a_stopper_sees_what_was_spent(server: SimulatedServer) -> None:
+    seen: list[Usage] = []
+    result = optimize(server, stoppers=[lambda state: seen.append(state.usage)]).opro_result
+    assert [usage.metric_calls for usage in seen] == sorted(usage.metric_calls for usage in seen)
+    assert 0 < seen[0].scorer_calls <= seen[-1].scorer_calls <= result.usage.scorer_calls
+
+
+def test_a_preset_says_beforehand_what_it_spends_at_most(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = optimize(server, display_progress=True, pruner=None)
+    said = capsys.readouterr().out
+    most = len(TRAINSET) + len(VALSET) + 2 * (4 * len(TRAINSET) + len(VALSET))
+    assert f"at most 8 candidates in 2 rounds, {most} examples scored and 8 proposals" in said
+    assert program.opro_result.usage.metric_calls <= most
+
+
+# --- time ------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_hangs_is_cut_by_the_time_of_an_example(server: SimulatedServer) -> None:
+    server.inject(Fault("hang", contains="item train-3?"), model="scorer")
+    started = time.monotonic()
+    result = optimize(
+        server, num_rounds=1, num_candidates=2, valset=None, example_timeout_seconds=1.0
+    ).opro_result
+    assert time.monotonic() - started < 30
+    assert result.stop_reason == "num_rounds"
+    assert {failure.example for failure in result.failures} == {3}
+    assert all("example_timeout_seconds=1" in failure.error for failure in result.failures)
+
+
+@pytest.mark.parametrize("model", ["scorer", "proposer"])
+def test_connections_that_hang_are_cut_by_the_time_of_the_run(server: SimulatedServer, model: str) -> None:
+    server.inject(Fault("hang"), model=model)
+    started = time.monotonic()
+    result = optimize(server, timeout_seconds=1.5, num_threads=16).opro_result
+    assert time.monotonic() - started < 30
+    assert result.stop_reason == "timeout_seconds"
+    assert len(result.trajectory) == (0 if model == "scorer" else 1)
+
+
+async def test_acompile_is_cut_too(server: SimulatedServer) -> None:
+    server.inject(Fault("hang"), model="scorer")
+    program = await teleprompter(server, timeout_seconds=1.0).acompile(TASK.student(), trainset=TRAINSET)
+    assert program.opro_result.stop_reason == "timeout_seconds"
+    assert program.signature.instructions == TASK.student().signature.instructions
+
+
+SCRIPT = """
+import sys, time
+import dspy
+from dspy_opro import OPRO
+from dspy_opro.testing import VocabularyTask
+
+task = VocabularyTask(seed=1)
+lm, other = (
+    dspy.LM(f"openai/{name}", api_base=sys.argv[1], api_key="unused", cache=False) for name in ("scorer", "proposer")
+)
+other("Hello.")  # LiteLLM imports at its first call; a thread that is left in the middle of it blocks the exit
+program = OPRO(task.metric, prompt_model=lm, task_model=lm, timeout_seconds=1.0, display_progress=False).compile(
+    task.student(), trainset=task.trainset(8))
+print(program.opro_result.stop_reason, flush=True)
+print(time.time(), flush=True)
+"""
+
+
+def test_a_script_ends_at_once_whatever_hangs(server: SimulatedServer) -> None:
+    """No thread that waits for a hung connection keeps the interpreter."""
+    server.inject(Fault("hang"), model="scorer")
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, server.api_base],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    ended = time.time()
+    assert run.returncode == 0, run.stderr
+    reason, last_line = run.stdout.split()
+    assert reason == "timeout_seconds"
+    assert ended - float(last_line) < 10
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+def test_a_broken_metric_costs_one_call_at_most(server: SimulatedServer) -> None:
+    for value in (None, "good", math.nan):
+        server.reset()
+        with pytest.raises(TypeError, match="metric must return a"):
+            optimize(server, metric=lambda e, p, value=value: value)
+        assert server.stats().requests == 1
+
+
+def test_max_errors_ends_the_run_at_once_with_cause_and_program(server: SimulatedServer) -> None:
+    server.inject(Fault("malformed_json", probability=0.5), model="scorer")
+    lm = server.lm("scorer", num_retries=0)
+    with pytest.raises(TooManyErrors, match=r"failed on 5 examples \(max_errors=5\)\. First cause") as caught:
+        optimize(server, trainset=TASK.trainset(200), max_errors=5, task_model=lm)
+    assert caught.value.__cause__ is not None
+    program = caught.value.program  # type: ignore[attr-defined]
+    assert program.opro_result.stop_reason == "error"
+    assert program.opro_result.usage.metric_calls < 100
+    with dspy.context(lm=server.lm("scorer")):
+        server.inject()
+        assert "code" in program(question=TRAINSET[0].question).answer
+
+
+def test_two_candidates_that_break_the_format_do_not_end_a_run() -> None:
+    """All their examples fail, with one thread one after the other; the other candidates are fine."""
+
+    def scorer(call: Any) -> Any:
+        return (
+            "no fields here"
+            if "variant 0" in call.prompt or "variant 1" in call.prompt
+            else TASK.scorer(call)
+        )
+
+    def proposer(call: Any) -> Any:
+        return propose(call)
+
+    class Variants(dspy.Module):  # type: ignore[misc]
+        def forward(self, request: Any) -> Any:
+            return dspy.Prediction(instruction=f"variant {request.slot} of round {request.round}")
+
+    with serve(scorer=SimulatedModel(scorer), proposer=SimulatedModel(proposer)) as server:
+        for num_threads in (1, 16):
+            result = optimize(server, proposer=Variants(), num_threads=num_threads, num_rounds=1).opro_result
+            assert result.stop_reason == "num_rounds"
+            assert result.num_failures == 2 * FIRST_BLOCK
+
+
+def test_a_provider_that_goes_down_ends_the_run_after_a_round(server: SimulatedServer) -> None:
+    def stop_working(state: Any) -> None:
+        server.inject(Fault("malformed_json"), model="scorer")
+
+    lm = server.lm("scorer", num_retries=0)
+    with pytest.raises(TooManyErrors, match="on each of the last") as caught:
+        optimize(server, auto=None, num_rounds=50, stoppers=[stop_working], task_model=lm, lag=0, valset=None,
+                 pruner=Halving(first=4))  # fmt: skip
+    result = caught.value.program.opro_result  # type: ignore[attr-defined]
+    assert result.baseline.num_failures == 0
+    assert result.usage.metric_calls == len(TRAINSET) + 4 * 4
+    assert len(result.trajectory) == 5
+
+
+def test_a_proposer_that_goes_down_ends_the_run_with_its_best_program(server: SimulatedServer) -> None:
+    def stop_working(state: Any) -> None:
+        if state.round == 2:
+            server.inject(Fault("malformed_json"), model="proposer")
+
+    lm = server.lm("proposer", num_retries=0)
+    program = optimize(server, auto=None, num_rounds=50, stoppers=[stop_working], prompt_model=lm)
+    result = program.opro_result
+    assert result.stop_reason == "proposer_failed"
+    assert len(result.curve) >= 3
+    assert program.signature.instructions == result.instructions["self"]
+    assert any("JSON" in problem or "Error" in problem for problem in result.problems)

@@ -1,0 +1,211 @@
+"""Ctrl-C once ends a run gracefully, twice at once; signal handlers are as they were before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from dspy_opro.runner.interrupts import graceful_interrupts
+from tests.runs import TASK, TRAINSET, metric
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX has them")
+
+SCRIPT = """
+import asyncio, os, sys, time
+import dspy
+from dspy_opro import OPRO
+from dspy_opro.testing import ScriptedLM, VocabularyTask
+
+way, hangs = sys.argv[1], sys.argv[2] == "hangs"
+task, student_size, count = VocabularyTask(seed=1), 4, 0
+
+def answer(call):
+    global count
+    if "instruction" in call.output_fields:
+        return task.proposer(call)
+    count += 1
+    if count == student_size + 8:
+        print("under way", flush=True)
+    time.sleep(60 if hangs and count > student_size else 0.02)
+    return task.scorer(call)
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = task.student()
+
+    def forward(self, question):
+        return self.inner(question=question)
+
+lm = ScriptedLM(answer, keep_calls=False)
+optimizer = OPRO(task.metric, prompt_model=lm, task_model=lm, auto=None, num_rounds=100000, num_threads=8,
+                 display_progress=False)
+given = dict(trainset=task.trainset(student_size))
+try:
+    if way == "compile":
+        program = optimizer.compile(Program(), **given)
+    elif way == "acompile":
+        program = asyncio.run(optimizer.acompile(Program(), **given))
+    else:
+        async def notebook():
+            return optimizer.compile(Program(), **given)
+        program = asyncio.run(notebook())
+    result = program.opro_result
+    print(result.stop_reason, len(result.trajectory) > 0, flush=True)
+except KeyboardInterrupt:
+    print("KeyboardInterrupt", flush=True)
+"""
+
+
+@contextmanager
+def child(way: str, hangs: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A script that is in the midst of a run."""
+    command = [sys.executable, "-c", SCRIPT, way, "hangs" if hangs else ""]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n", process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ending(process: subprocess.Popen[str]) -> tuple[str, float]:
+    """What it printed last, and how long it took from now."""
+    started = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out.strip(), time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    "way", ["compile", "acompile", pytest.param("compile in a loop", marks=pytest.mark.slow)]
+)
+def test_ctrl_c_returns_the_best_program(way: str) -> None:
+    with child(way) as process:
+        process.send_signal(signal.SIGINT)
+        assert ending(process)[0] == "interrupted True"
+
+
+def test_sigterm_is_graceful_too() -> None:
+    with child("compile") as process:
+        process.send_signal(signal.SIGTERM)
+        assert ending(process)[0] == "interrupted True"
+
+
+@pytest.mark.parametrize("way", ["compile", pytest.param("acompile", marks=pytest.mark.slow)])
+def test_ctrl_c_twice_ends_at_once_whatever_hangs(way: str) -> None:
+    with child(way, hangs=True) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.7)
+        assert process.poll() is None  # calls under way are waited for
+        process.send_signal(signal.SIGINT)
+        out, seconds = ending(process)
+        assert out == "KeyboardInterrupt"
+        assert seconds < 15
+
+
+# --- the handlers ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def current() -> tuple[Any, Any]:
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_handlers_are_restored() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before, reasons = current(), []
+    with graceful_interrupts(reasons.append):
+        assert all(new is not old for new, old in zip(current(), before, strict=True))
+        signal.raise_signal(signal.SIGINT)
+        assert current() == before  # the second one is handled as before
+    assert current() == before
+    assert reasons == ["interrupted"]
+    with pytest.raises(ZeroDivisionError), graceful_interrupts(reasons.append):
+        _ = 1 / 0
+    assert current() == before
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_second_ctrl_c_is_handled_as_before() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    with graceful_interrupts(lambda reason: None):
+        signal.raise_signal(signal.SIGINT)
+        assert seen == []
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with graceful_interrupts(lambda reason: pytest.fail("It was ignored on purpose.")):
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_runs_within_runs_hand_the_signal_on() -> None:
+    """The inner run ends at the first Ctrl-C, the outer one at the second."""
+    ended: list[str] = []
+    with graceful_interrupts(lambda reason: ended.append("outer")):
+        with graceful_interrupts(lambda reason: ended.append("inner")):
+            signal.raise_signal(signal.SIGINT)
+            assert ended == ["inner"]
+        signal.raise_signal(signal.SIGINT)
+        assert ended == ["inner", "outer"]
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    before, seen = current(), []
+
+    def work() -> None:
+        with graceful_interrupts(lambda reason: None):
+            seen.append(current())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("how", ["compile", "error"])
+def test_compile_leaves_no_handler_behind(how: str) -> None:
+    from dspy_opro import OPRO
+    from dspy_opro.testing import ScriptedLM
+
+    before = current()
+    lm = ScriptedLM(
+        lambda call: TASK.proposer(call) if "instruction" in call.output_fields else TASK.scorer(call)
+    )
+    judge: Any = metric if how == "compile" else lambda e, p: None
+    optimizer = OPRO(
+        judge, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2, display_progress=False
+    )
+    if how == "compile":
+        optimizer.compile(TASK.student(), trainset=TRAINSET)
+    else:
+        with pytest.raises(TypeError):
+            optimizer.compile(TASK.student(), trainset=TRAINSET)
+    assert current() == before

@@ -23,11 +23,12 @@ import dspy
 from dspy.clients.base_lm import GLOBAL_HISTORY
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.search.pruners import Halving
+from dspy_opro.programs.evaluator import ONE_EXAMPLE
 from dspy_opro.search import Search
-from dspy_opro.testing import LMCall, ScriptedLM
+from dspy_opro.search.pruners import Halving
+from dspy_opro.search.tasks import Plan, Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Candidate, Outcome
-from dspy_opro.search.tasks import ProposalTask, Plan, Proposal
+from dspy_opro.testing import LMCall, ScriptedLM
 
 _numbers = count()
 
@@ -140,17 +141,19 @@ def growth_in_trials(sizes: list[int], num_examples: int = 20) -> None:
 
 
 def drive(search: Search) -> tuple[int, float]:
-    """Answer all work on the spot. Every output is a text of its own, so that keeping them would show."""
+    """Perform all tasks on the spot. Every output is a text of its own, so that keeping them would show."""
     num_scored, start, numbers = 0, time.process_time(), count(1)
-    while (work := search.next()) is not None:
-        if isinstance(work, ProposalTask):
-            search.tell_proposal(work, Proposal({name: f"{next(numbers)}" for name in work.predictors}))
-        else:
-            positions = range(work.start, work.stop)
-            scores = [float(hash((work.candidate.id, p)) % 97 < 40) for p in positions]
-            texts = [f"{work.candidate.id} {p}" * 4 for p in positions]
-            search.tell_block(work, [Outcome(s, t) for s, t in zip(scores, texts, strict=True)])
-            num_scored += len(positions)
+    while tasks := search.next_tasks():
+        for task in tasks:
+            if isinstance(task, ProposalTask):
+                search.tell(
+                    task, TaskResult(Proposal({name: f"{next(numbers)}" for name in task.predictors}))
+                )
+            else:
+                score = float(hash((task.candidate.id, task.position)) % 97 < 40)
+                text = f"{task.candidate.id} {task.position}" * 4
+                search.tell(task, TaskResult(Outcome(score, text), ONE_EXAMPLE))
+                num_scored += 1
         search.events()
     return num_scored, time.process_time() - start
 

@@ -1,13 +1,12 @@
 """The search on the vocabulary task in virtual time: a run of 1,600 scorer calls takes a second.
 
-One rule: set-up, search, race, meta-prompt and proposer are the real ones, and so is what the models answer. What
+One rule: checks, plan, search, race, meta-prompt and proposer are the real ones, and so is what the models answer. What
 is left out is the scored program (its answers come straight from the task), threads and HTTP;
 `utilization.py` and `search_efficiency.py` have them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import random
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 
 from simulation import PROPOSER_LATENCY, SCORER_LATENCY
 
+from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
-from dspy_opro.setup import Setup, set_up
-from dspy_opro.testing import Latency, ScriptedLM, VocabularyTask
+from dspy_opro.search.tasks import ProposalTask, ScoringTask, Task, TaskResult, urgency
 from dspy_opro.search.trajectory import Outcome
-from dspy_opro.search.tasks import ProposalTask, ScoringTask, Task
+from dspy_opro.testing import Latency, ScriptedLM, VocabularyTask
 
 
 @dataclass(frozen=True)
@@ -50,79 +49,71 @@ def rehearse(
     proposer = ScriptedLM(task.proposer, keep_calls=False)
     values = {"metric": task.metric, "trainset": task.trainset(num_examples), "prompt_model": proposer}
     values |= {"task_model": ScriptedLM(task.scorer), "seed": seed, "display_progress": False, "auto": None}
-    setup = set_up(make_config({**values, **options}), task.student(), is_async=False)
+    job = Job(make_config({**values, **options}), task.student())
     latencies = {ProposalTask: proposer_latency, ScoringTask: scorer_latency}
-    clock = _Clock(setup, task, latencies, num_threads, seed)
-    asyncio.run(clock.run())
-    best = setup.search.trajectory.best.candidate
+    clock = _Clock(job, task, latencies, num_threads, seed)
+    try:
+        clock.run()
+    finally:
+        job.close()
+    search = job.queue.search
     return Rehearsal(
         scorer_calls=clock.num_done[ScoringTask],
         proposer_calls=clock.num_done[ProposalTask],
         wall_seconds=clock.now,
         utilization=clock.busy_seconds / (num_threads * clock.now),
-        quality=task.quality(next(iter(best.instructions.values()))),
-        num_rounds=len(setup.search.best_scores) - 1,
+        quality=task.quality(next(iter(search.trajectory.best.candidate.instructions.values()))),
+        num_rounds=len(search.best_scores) - 1,
     )
 
 
 class _Clock:
-    """Does a search's work on `num_threads` virtual threads, in the order in which `evaluation.Run` starts it."""
+    """Does a search's tasks on `num_threads` virtual threads, in the order in which `TaskQueue` hands them out."""
 
     def __init__(
         self,
-        setup: Setup,
+        job: Job,
         task: VocabularyTask,
         latencies: dict[type, Latency],
         num_threads: int,
         seed: int,
     ) -> None:
-        self._setup, self._task, self._latencies = setup, task, latencies
+        self._job, self._vocabulary, self._latencies = job, task, latencies
+        self._search = job.queue.search
         self._num_threads, self._draws = num_threads, random.Random(seed)
-        self._waiting: list[tuple[tuple[bool, int, int], Task, int]] = []  # (urgency, round, number)
-        self._flying: list[tuple[tuple[float, int], Task, int]] = []  # (end, number)
-        self._results: dict[int, dict[int, Outcome]] = {}  # id(block) -> position -> outcome
+        self._waiting: list[tuple[tuple[bool, int], int, Task]] = []  # urgency, number, task
+        self._in_flight: list[tuple[float, int, Task]] = []  # end, number, task
         self._count = 0
         self.now = self.busy_seconds = 0.0
         self.num_done: dict[type, int] = {ProposalTask: 0, ScoringTask: 0}
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """To the end of the search."""
-        while not self._setup.search.done:
-            self._pull()
+        while not self._search.done:
+            for task in self._search.next_tasks():
+                heapq.heappush(self._waiting, (urgency(task), self._next_number(), task))
             self._start()
-            if not self._flying:
-                return
-            (self.now, _), work, position = heapq.heappop(self._flying)
-            self.num_done[type(work)] += 1
-            if isinstance(work, ProposalTask):
-                proposal, _ = await self._setup.executor.propose(work)
-                self._setup.search.tell_proposal(work, proposal)
-            else:
-                self._tell(work, position)
+            self.now, _, task = heapq.heappop(self._in_flight)
+            self.num_done[type(task)] += 1
+            self._search.tell(task, self._perform(task))
 
-    def _pull(self) -> None:
-        while (work := self._setup.search.next()) is not None:
-            for position in range(1) if isinstance(work, ProposalTask) else range(work.start, work.stop):
-                self._count += 1
-                order = (isinstance(work, ScoringTask), work.round, self._count)
-                heapq.heappush(self._waiting, (order, work, position))
+    def _next_number(self) -> int:
+        self._count += 1
+        return self._count
 
     def _start(self) -> None:
-        while self._waiting and len(self._flying) < self._num_threads:
-            _, work, position = heapq.heappop(self._waiting)
-            latency = self._latencies[type(work)]
+        while self._waiting and len(self._in_flight) < self._num_threads:
+            task = heapq.heappop(self._waiting)[-1]
+            latency = self._latencies[type(task)]
             seconds = latency.median_seconds * self._draws.lognormvariate(0.0, latency.sigma)
             self.busy_seconds += seconds
-            self._count += 1
-            heapq.heappush(self._flying, ((self.now + seconds, self._count), work, position))
+            heapq.heappush(self._in_flight, (self.now + seconds, self._next_number(), task))
 
-    def _tell(self, block: ScoringTask, position: int) -> None:
-        (instruction,) = block.candidate.instructions.values()
-        item = f"{block.split}-{self._setup.inputs.orders[block.split][position]}"
-        right = self._task.is_right(instruction, item)
-        output = f"answer: {self._task.answer(item) if right else 'code unknown'}"
-        results = self._results.setdefault(id(block), {})
-        results[position] = Outcome(float(right), output)
-        if len(results) == block.stop - block.start:
-            del self._results[id(block)]
-            self._setup.search.tell_block(block, [results[p] for p in range(block.start, block.stop)])
+    def _perform(self, task: Task) -> TaskResult:
+        if isinstance(task, ProposalTask):
+            return self._job.writer.write(task)
+        (instruction,) = task.candidate.instructions.values()
+        item = f"{task.split}-{self._job.inputs.orders[task.split][task.position]}"
+        is_right = self._vocabulary.is_right(instruction, item)
+        output = f"answer: {self._vocabulary.answer(item) if is_right else 'code unknown'}"
+        return TaskResult(Outcome(float(is_right), output))

@@ -1,59 +1,55 @@
-"""How a run scales over processes, and what its storage costs.
+"""What a run's storage costs, and what other processes cost and bring: `python benchmarks/scaling.py --help`.
 
-    python benchmarks/scaling.py [--postgresql URL] [--parts storage,workers,kills]
+One rule: within a part all rows do the same work, and workers have imported everything before the clock starts.
 
-One rule: every row runs the same search against the same simulated server, whose answers take long enough
-that the machine's cores are not what is measured; more workers do more rounds, so that start and end weigh
-alike. Workers are forked from a process that has imported everything, and the clock runs from the moment at
-which all of them are ready.
+- storage: one search against a simulated server whose answers take long enough that the machine's cores are not what
+  is measured.
+- executor-overhead: a program that answers at once, in worker processes. What counts is the CPU of the coordinator.
+- cpu-bound: a program that computes. One Python process can use one core for it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
+import logging
 import multiprocessing
-import random
+import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dspy_opro.testing import Latency, SimulatedModel, SimulatedServer, VocabularyTask
+import dspy
+
+from dspy_opro.testing import Latency, LMCall, ScriptedLM, SimulatedModel, SimulatedServer, VocabularyTask
 
 TASK = VocabularyTask(0)
-NUM_TRAIN, NUM_CANDIDATES, NUM_THREADS, BLOCK_SIZE = 16, 16, 4, 4
+NUM_TRAIN, NUM_CANDIDATES, NUM_THREADS = 16, 16, 4
 SCORER, PROPOSER = Latency(2.0, 0.5), Latency(4.0, 0.3)
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["scaling", "dspy", "dspy_opro.teleprompter", "sqlalchemy.orm", "alembic.command"]
+NUM_PROCESSES = 2
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    ["scaling", "dspy_opro.teleprompter", "dspy_opro.compile", "sqlalchemy.orm", "alembic.command"]
 )
+
+# -- storage -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the table."""
+class Found:
+    """What a run over a storage took."""
 
-    name: str
-    num_workers: int
     wall_seconds: float
-    num_examples: int
-    scored_twice: int
-    """Calls beyond one per example, what killed workers had under way included."""
     cpu_seconds: float
-    """Processor time of the workers that were not killed."""
-    num_kills: int = 0
-
-    @property
-    def rate(self) -> float:
-        """Scored examples a second."""
-        return self.num_examples / self.wall_seconds
+    num_examples: int
 
 
-def work(api_base: str, ready: Any, answer: str, options: dict[str, Any]) -> None:
-    """One worker: wait for the others, compile, leave what was found in the file `answer`."""
-    import dspy
+def run_over(api_base: str, options: dict[str, Any], found: Any) -> None:
+    """One run, in a process of its own; what it took goes into the pipe `found`."""
     import optuna
 
     from dspy_opro import OPROTeleprompter
@@ -66,109 +62,204 @@ def work(api_base: str, ready: Any, answer: str, options: dict[str, Any]) -> Non
 
     teleprompter = OPROTeleprompter(
         metric=TASK.metric, prompt_model=lm("proposer"), task_model=lm("scorer"), auto=None, pruner=None,
-        num_candidates=NUM_CANDIDATES, num_threads=NUM_THREADS, block_size=BLOCK_SIZE, lag=3, display_progress=False,
-        **options,
+        num_candidates=NUM_CANDIDATES, num_threads=NUM_THREADS, num_rounds=1, lag=3, display_progress=False, **options,
     )  # fmt: skip
-    if ready is not None:
-        ready.wait()
-    started, cpu = time.time(), time.process_time()
-    result = teleprompter.compile(TASK.student(), trainset=TASK.trainset(NUM_TRAIN)).opro_result
-    found = {"best": result.best.id, "examples": sum(t.num_scored for t in result.trajectory.trials)}
-    found |= {"started": started, "ended": time.time(), "cpu": time.process_time() - cpu}
-    Path(answer).write_text(json.dumps(found), encoding="utf-8")
+    start, cpu_start = time.perf_counter(), time.process_time()
+    usage = teleprompter.compile(TASK.student(), trainset=TASK.trainset(NUM_TRAIN)).opro_result.usage
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    found.send(Found(wall, cpu, usage.metric_calls))
 
 
-def scaled(latency: Latency, scale: float) -> Latency:
-    return Latency(latency.median_seconds * scale, latency.sigma)
+def measure(scale: float, **options: Any) -> Found:
+    """One run against a fresh server."""
+
+    def scaled(latency: Latency) -> Latency:
+        return Latency(latency.median_seconds * scale, latency.sigma)
+
+    scorer = SimulatedModel(TASK.scorer, scaled(SCORER))
+    proposer = SimulatedModel(TASK.proposer, scaled(PROPOSER))
+    with SimulatedServer({"scorer": scorer, "proposer": proposer}) as server:
+        receiver, sender = FORKSERVER.Pipe(duplex=False)
+        process = FORKSERVER.Process(target=run_over, args=(server.api_base, options, sender))
+        process.start()
+        sender.close()
+        found: Found = receiver.recv()
+        process.join()
+    return found
 
 
-def run(
-    name: str, num_workers: int, kill_every: float | None = None, scale: float = 1.0, **options: Any
-) -> Row:
-    """Let workers share one run; with `kill_every` kill one that often and start another in its place."""
-    models = {
-        "scorer": SimulatedModel(TASK.scorer, scaled(SCORER, scale)),
-        "proposer": SimulatedModel(TASK.proposer, scaled(PROPOSER, scale)),
-    }
-    with SimulatedServer(models) as server, tempfile.TemporaryDirectory() as directory:
-        ready = CONTEXT.Barrier(num_workers) if kill_every is None else None
-
-        def start(number: int) -> Any:
-            arguments = (server.api_base, ready, f"{directory}/{number}", options)
-            process = CONTEXT.Process(target=work, args=arguments)
-            process.start()
-            return process
-
-        began, workers = time.time(), [start(number) for number in range(num_workers)]
-        num_kills = 0 if kill_every is None else kill_again_and_again(workers, start, kill_every)
-        for worker in workers:
-            worker.join()
-        answers = [json.loads(path.read_text(encoding="utf-8")) for path in Path(directory).iterdir()]
-        requests = server.stats()["scorer"].requests
-    assert answers and len({answer["best"] for answer in answers}) == 1, answers
-    first = min(answer["started"] for answer in answers) if kill_every is None else began
-    wall = max(answer["ended"] for answer in answers) - first
-    num_examples = answers[0]["examples"]
-    cpu = sum(answer["cpu"] for answer in answers)
-    return Row(name, num_workers, wall, num_examples, requests - num_examples, cpu, num_kills)
+def storage(scale: float, postgresql: str | None) -> None:
+    print(f"\nOne round of {NUM_CANDIDATES} candidates, {NUM_TRAIN} examples, {NUM_THREADS} threads\n")
+    print("| storage | wall s | examples | examples/s | wall against memory | CPU ms an example |")
+    print("|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        places: dict[str, dict[str, Any]] = {"in memory": {}, "journal file": {"log_dir": directory}}
+        if postgresql:
+            places["PostgreSQL"] = {"storage": postgresql, "study_name": f"scaling-{time.time()}"}
+        memory = 0.0
+        for name, place in places.items():
+            found = measure(scale, **place)
+            memory = memory or found.wall_seconds
+            print(
+                f"| {name} | {found.wall_seconds:.1f} | {found.num_examples} "
+                f"| {found.num_examples / found.wall_seconds:.2f} | {100 * (found.wall_seconds / memory - 1):+.1f}% "
+                f"| {1000 * found.cpu_seconds / found.num_examples:.1f} |",
+                flush=True,
+            )
 
 
-def kill_again_and_again(workers: list[Any], start: Any, seconds: float) -> int:
-    """Until one of them has ended by itself: how many were killed."""
-    draw, num_kills = random.Random(0), 0
-    while True:
-        time.sleep(seconds)
-        if any(not worker.is_alive() for worker in workers):
-            return num_kills
-        workers.pop(draw.randrange(len(workers))).kill()
-        num_kills += 1
-        workers.append(start(100 + num_kills))
+# -- executors -----------------------------------------------------------------------------------
 
 
-def shared(url: str) -> dict[str, Any]:
-    return {"storage": url, "study_name": f"scaling-{time.time()}"}
+class Computing(dspy.Module):  # type: ignore[misc]
+    """Calls no LM, but uses the processor for a while.
+
+    Args:
+        seconds: CPU time of one example.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        end = time.thread_time() + self.seconds
+        while time.thread_time() < end:
+            sum(range(1000))
+        return dspy.Prediction(answer="yes" if len(question) % 2 else "no")
+
+
+def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+    return float(example.answer == prediction.answer)
+
+
+def never(call: LMCall) -> Mapping[str, str]:
+    raise AssertionError("No LM is called in these runs.")
+
+
+def compile_in(executor: Executor | None, seconds: float, size: int, num_threads: int) -> tuple[float, float]:
+    """Score the student on so many examples: seconds of wall time and of this process's CPU for each of them."""
+    from dspy_opro import OPROTeleprompter
+
+    examples = [dspy.Example(question=f"{n}?", answer="yes").with_inputs("question") for n in range(size)]
+    teleprompter = OPROTeleprompter(
+        metric=exact, prompt_model=ScriptedLM(never), task_model=ScriptedLM(never), auto=None,
+        max_metric_calls=size, max_train_examples=size, num_threads=num_threads,
+        executor=executor, display_progress=False, track_stats=False,
+    )  # fmt: skip
+    start, cpu_start = time.perf_counter(), time.process_time()
+    result = teleprompter.compile(Computing(seconds), trainset=examples).opro_result
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    assert result is None or result.usage.metric_calls == size
+    return wall / size, cpu / size
+
+
+@contextmanager
+def process_pool() -> Iterator[Executor]:
+    with ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+@contextmanager
+def dask_here() -> Iterator[Executor]:
+    """Dask's scheduler is a thread of this process, and its CPU counts."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            NUM_PROCESSES, threads_per_worker=1, dashboard_address=None, silence_logs="ERROR"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client.get_executor()
+
+
+@contextmanager
+def dask_elsewhere() -> Iterator[Executor]:
+    """Dask's scheduler is in another process, as on a cluster of machines."""
+    from distributed import Client
+
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve_dask, args=(there,))
+    process.start()
+    try:
+        with Client(here.recv()) as client:
+            yield client.get_executor()
+    finally:
+        here.send("end")
+        process.join()
+
+
+def serve_dask(pipe: Any) -> None:
+    """A cluster, until somebody writes into the pipe."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        NUM_PROCESSES, threads_per_worker=1, dashboard_address=None, silence_logs="ERROR"
+    ) as cluster:
+        pipe.send(cluster.scheduler_address)
+        pipe.recv()
+
+
+def executor_overhead(size: int, repeats: int) -> None:
+    executors: dict[str, Callable[[], Any]] = {"ProcessPoolExecutor": process_pool}
+    if importlib.util.find_spec("distributed") is not None:
+        executors |= {
+            "Dask, scheduler elsewhere": dask_elsewhere,
+            "Dask, scheduler in this process": dask_here,
+        }
+    print(f"\n{size} examples that take no time, {NUM_PROCESSES} processes, median of {repeats} turns\n")
+    print("| executor | ms of the coordinator's CPU per example | examples/s |\n|---|---|---|", flush=True)
+    for name, start in executors.items():
+        with start() as executor:
+            compile_in(executor, 0.0, 4 * NUM_PROCESSES, 4 * NUM_PROCESSES)
+            turns = [compile_in(executor, 0.0, size, 4 * NUM_PROCESSES) for _ in range(repeats)]
+        walls, cpus = zip(*turns, strict=True)
+        milliseconds, rate = 1e3 * statistics.median(cpus), 1 / statistics.median(walls)
+        spread = f"{1e3 * min(cpus):.2f} to {1e3 * max(cpus):.2f}"
+        print(f"| {name} | {milliseconds:.2f} ({spread}; aim 1.5) | {rate:.0f} |", flush=True)
+
+
+def cpu_bound(size: int, seconds: float, repeats: int) -> None:
+    print(f"\n{size} examples of {1e3 * seconds:.0f} ms of CPU each, {repeats} turns\n")
+    rates: dict[str, list[float]] = {
+        "one process": [],
+        f"ProcessPoolExecutor({NUM_PROCESSES})": [],
+    }  # name -> per turn
+    with process_pool() as executor:
+        compile_in(executor, 0.0, 4 * NUM_PROCESSES, 4 * NUM_PROCESSES)
+        for _ in range(repeats):  # by turns, so that other work on the machine falls on both
+            for values, used in zip(rates.values(), (None, executor), strict=True):
+                values.append(1 / compile_in(used, seconds, size, 2 * NUM_PROCESSES)[0])
+    print("| | examples/s | times one process, turn by turn |\n|---|---|---|")
+    for name, values in rates.items():
+        ratios = [rate / one for rate, one in zip(values, rates["one process"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {statistics.median(values):.1f} | {spread} |")
+
+
+PARTS = ("storage", "executor-overhead", "cpu-bound")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--postgresql", default="postgresql://postgres@127.0.0.1:5432/test")
-    parser.add_argument("--workers", default="1,4,16")
-    parser.add_argument("--rounds", default="1,3,8", help="rounds for each number of workers")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the latencies")
-    parser.add_argument("--parts", default="storage,workers,kills")
-    arguments = parser.parse_args()
-    url = arguments.postgresql
-    counts, rounds = (list(map(int, text.split(","))) for text in (arguments.workers, arguments.rounds))
-    print(
-        "| run | workers | wall s | examples | examples/s | times one | CPU ms an example | scored twice | kills |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    one: Row | None = None
-    scale = arguments.scale
-
-    def show(row: Row) -> Row:
-        ratio = "" if one is None else f"{row.rate / one.rate:.2f}"
-        print(
-            f"| {row.name} | {row.num_workers} | {row.wall_seconds:.1f} | {row.num_examples} | {row.rate:.2f} "
-            f"| {ratio} | {1000 * row.cpu_seconds / row.num_examples:.1f} | {row.scored_twice} | {row.num_kills} |",
-            flush=True,
-        )
-        return row
-
-    if "storage" in arguments.parts:
-        one = show(run("in memory", 1, num_rounds=1, scale=scale))
-        with tempfile.TemporaryDirectory() as directory:
-            show(run("journal file", 1, log_dir=directory, num_rounds=1, scale=scale))
-        show(run("PostgreSQL", 1, num_rounds=1, scale=scale, **shared(url)))
-    if "workers" in arguments.parts:
-        one = None
-        for count, num_rounds in zip(counts, rounds, strict=True):
-            row = show(run("PostgreSQL", count, num_rounds=num_rounds, scale=scale, **shared(url)))
-            one = one or row
-    if "kills" in arguments.parts:
-        show(run("PostgreSQL, one killed every 5 s", 4, 5.0, num_rounds=2, scale=scale, **shared(url)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--scale", type=float, default=0.5, help="times the latencies, in storage")
+    parser.add_argument("--postgresql", metavar="URL", help="a database that storage measures too")
+    parser.add_argument("--size", type=int, default=2000, help="examples in a turn of executor-overhead")
+    parser.add_argument("--computed", type=int, default=200, help="examples in a turn of cpu-bound")
+    parser.add_argument("--seconds", type=float, default=0.05, help="CPU of each of them")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    if "storage" in args.parts:
+        storage(args.scale, args.postgresql)
+    if "executor-overhead" in args.parts:
+        executor_overhead(args.size, args.repeats)
+    if "cpu-bound" in args.parts:
+        cpu_bound(args.computed, args.seconds, args.repeats)
 
 
 if __name__ == "__main__":

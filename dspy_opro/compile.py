@@ -130,7 +130,9 @@ class Job:
         self._loop = EventLoop(loop)
         on_error.callback(self._loop.close)
         self.evaluator = _evaluator(inputs, self._loop, is_async=loop is not None)
-        self._remote = _remote(inputs, self.ledger)
+        self._remote: RemoteEvaluator | None = None
+        if config.executor is not None:
+            self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
         self.writer = _writer(inputs, self._loop)
         self._demo_writer = _demo_writer(inputs)
         self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
@@ -163,7 +165,7 @@ class Job:
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
         if self._remote is not None:
-            return self._remote.evaluate(task)
+            return self._remote.evaluate(task, self.ledger.add)
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
         result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
@@ -246,6 +248,9 @@ class Job:
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
     config, student = inputs.config, inputs.program.student
+    provide_traceback = config.provide_traceback
+    if provide_traceback is None:
+        provide_traceback = bool(dspy.settings.provide_traceback)
     return Evaluator(
         inputs.program,
         inputs.metric,
@@ -254,28 +259,7 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
-        provide_traceback=_provide_traceback(config),
-    )
-
-
-def _provide_traceback(config: OPROConfig) -> bool:
-    given = config.provide_traceback
-    return bool(dspy.settings.provide_traceback if given is None else given)
-
-
-def _remote(inputs: Inputs, ledger: Ledger) -> RemoteEvaluator | None:
-    config = inputs.config
-    if config.executor is None:
-        return None
-    return RemoteEvaluator(
-        config.executor,
-        inputs.program.student,
-        inputs.metric.function,
-        inputs.splits,
-        config.task_model,
-        config.failure_score,
-        _provide_traceback(config),
-        ledger,
+        provide_traceback=provide_traceback,
     )
 
 

@@ -115,7 +115,7 @@ class OPROTeleprompter(Teleprompter):
         if positional:
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
         values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
-        ours = given(values)
+        ours = {name: value for name, value in given(values).items() if value != FIELDS[name].default}
         builtin = {name: value for name, value in values.items() if name not in FIELDS}
         self.config = make_config(ours | translate(builtin, ours, type(self).__name__))
 

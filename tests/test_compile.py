@@ -374,7 +374,7 @@ def test_a_program_with_more_threads_than_dspys_own_limit(server: SimulatedServe
         {"trainset": TRAINSET[:1], "valset": None},
         {"trainset": TRAINSET[:2], "valset": VALSET[:1], "num_exemplars": 0},
         {"k_best": 1, "num_exemplars": 20},
-        {"block_size": 1, "lag": 3},
+        {"minibatch_size": 1, "lag": 3},
         {"pruner": None, "auto": "paper"},
         {"pruner": optuna.pruners.MedianPruner(n_startup_trials=1)},
         {"init_temperature": 0.0},

@@ -1,6 +1,7 @@
-"""The layers of the package: every import points down or sideways, and outside libraries stay at the edges.
+"""The floors of the house: every import points down, and outside libraries stay where the table puts them.
 
-A new module gets its line in LAYER; the outside libraries it imports, at any depth, get theirs in OUTSIDE.
+A new folder, or a new file beside the folders, gets its floor in FLOORS. The outside libraries that it imports, at any
+depth, get their line in OUTSIDE.
 """
 
 from __future__ import annotations
@@ -8,86 +9,53 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dspy_opro"
-CORE, EDGE, ADAPTER, PUBLIC = range(4)
 
-# Module or subpackage of dspy_opro -> its layer. It may import its own layer and those below.
-LAYER = {
-    "rundir": EDGE,
-    "sharing": CORE,
-    "recording": CORE,
-    "calls": CORE,
-    "cleaning": CORE,
-    "company": CORE,
-    "config": CORE,
-    "evaluation": CORE,
-    "exemplars": CORE,
-    "keywords": CORE,
-    "migration": CORE,
-    "protocols": CORE,
-    "racing": CORE,
-    "reflective": CORE,
-    "search": CORE,
-    "stopping": CORE,
-    "telling": CORE,
-    "threads": CORE,
-    "trajectory": CORE,
-    "waking": CORE,
-    "values": EDGE,
-    "work": CORE,
-    "_compat": EDGE,
-    "attach": EDGE,
-    "copying": EDGE,
-    "demos": EDGE,
-    "events": EDGE,
-    "completion": EDGE,
-    "executor": EDGE,
-    "failures": EDGE,
-    "fingerprint": EDGE,
-    "interrupts": EDGE,
-    "local": EDGE,
-    "metering": EDGE,
-    "metric": EDGE,
-    "options": EDGE,
-    "planning": EDGE,
-    "preflight": EDGE,
-    "program": EDGE,
-    "progress": EDGE,
-    "proposer": EDGE,
-    "proposing": EDGE,
-    "report": EDGE,
-    "requests": EDGE,
-    "result": EDGE,
-    "scoring": EDGE,
-    "serialization": EDGE,
-    "study": EDGE,
-    "testing": EDGE,
-    "parts": ADAPTER,
-    "setup": ADAPTER,
-    "teleprompter": ADAPTER,
-    "__init__": PUBLIC,
+# Folder, or file beside the folders -> its floor. It imports what is on the floors below and nothing else of ours.
+FLOORS = {
+    "search": 0,
+    "programs": 1,
+    "proposers": 2,
+    "storage": 2,
+    "config": 3,
+    "runner": 3,
+    "reporting": 3,
+    "compile": 4,
+    "teleprompter": 5,
+    "__init__": 6,
+    "integrations": 6,
 }
+MOST_FLOORS = 7
 
-# Module, or subpackage for all its modules -> the libraries outside the standard library that it may import.
-# What is not listed imports none.
+# Folders beside the house -> what they import of ours. Nothing in the house imports them.
+BESIDE: dict[str, set[str]] = {"local": set(), "testing": set()}
+
+# (file, what it imports): inside a function and when it is needed, so that a result can show itself.
+ON_DEMAND = {("reporting.report", "__init__")}
+
+# Folder or file -> the libraries outside the standard library that it may import. What is not listed imports none.
+# A file in a folder that has a line of its own has that line alone.
 OUTSIDE = {
-    "sharing": {"anyio"},
-    "_compat": {"dspy"},
-    "attach": {"dspy"},
-    "company": {"anyio"},
-    "config": {"pydantic"},
-    "evaluation": {"anyio"},
-    "copying": {"dspy"},
-    "demos": {"dspy"},
-    "events": {"dspy"},
-    "completion": {"dspy"},
-    "executor": {"dspy"},
-    "fingerprint": {"dspy"},
+    "programs": {"dspy"},
+    "proposers": {"dspy"},
+    "storage": {"optuna"},
+    "storage.fingerprint": {"dspy"},
+    "storage.run_storage": {"optuna", "tenacity"},
+    "config.arguments": {"pydantic"},
+    "config.preflight": {"dspy"},
+    "config.serialization": {"dspy"},
+    "runner.remote": {"cloudpickle", "dspy"},
+    "reporting.attach": {"dspy"},
+    "reporting.evaluations": {"dspy"},
+    "reporting.progress": {"tqdm"},
+    "reporting.report": {"jinja2"},
+    "reporting.result": {"pandas"},
+    "compile": {"dspy"},
+    "teleprompter": {"dspy"},
     "local.engine": {"dspy"},
     # DSPy before 3.4 hands its LMs litellm's requests and expects litellm's responses.
     "local.forward": {"dspy", "litellm"},
@@ -95,30 +63,11 @@ OUTSIDE = {
     "local.server": {"xllamacpp"},
     "local.lm": {"dspy"},
     "local.weights": {"huggingface_hub"},
-    "metering": {"dspy"},
-    "options": {"dspy"},
-    "parts": {"dspy"},
-    "preflight": {"dspy"},
-    "program": {"dspy"},
-    "progress": {"tqdm"},
-    "proposer": {"dspy"},
-    "proposing": {"dspy"},
-    "result": {"pandas"},
-    "scoring": {"anyio", "dspy"},
-    "serialization": {"dspy"},
-    "setup": {"dspy"},
-    "study": {"optuna"},
-    "teleprompter": {"anyio", "dspy"},
     "testing": {"dspy"},
-    "values": {"dspy"},
-    "waking": {"anyio"},
 }
 
-# (from, to): imported inside a method and on demand, so that a result can show itself. Not a circle then.
-ON_DEMAND = {("result", "report")}
-
-# The core is what stays when the host, the tracker or the progress line are exchanged.
-NEVER_IN_CORE = {"dspy", "litellm", "optuna", "tqdm", "matplotlib", "plotly", "xllamacpp"}
+MOST_LINES = 7_500
+MOST_RUNNER_LINES = 600
 
 
 def module_name(path: Path) -> str:
@@ -152,11 +101,10 @@ def read(path: Path) -> set[str]:
 
 
 def inner(path: Path) -> set[str]:
-    """The units of this package that the file imports; a name of `__init__` counts as that."""
-    own = unit(module_name(path))
+    """The other folders and files of this package that the file imports; a name of `__init__` counts as that."""
+    own = module_name(path)
     named = {unit(name.partition(".")[2]) for name in read(path) if unit(name) == "dspy_opro"}
-    units = {name if name in LAYER else "__init__" for name in named} - {own}
-    return {name for name in units if (own, name) not in ON_DEMAND}
+    return {name if name in FLOORS or name in BESIDE else "__init__" for name in named} - {unit(own)}
 
 
 def outer(path: Path) -> set[str]:
@@ -167,20 +115,29 @@ def outer(path: Path) -> set[str]:
     )
 
 
+def num_lines(folder: Path) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
+
+
 FILES = sorted(PACKAGE.rglob("*.py"))
-CORE_FILES = [path for path in FILES if LAYER.get(unit(module_name(path))) == CORE]
 every_file = pytest.mark.parametrize("path", FILES, ids=module_name)
 
 
 @every_file
-def test_every_module_has_a_layer(path: Path) -> None:
-    assert unit(module_name(path)) in LAYER
+def test_every_file_has_a_floor(path: Path) -> None:
+    assert unit(module_name(path)) in FLOORS or unit(module_name(path)) in BESIDE
 
 
 @every_file
-def test_imports_point_down_or_sideways(path: Path) -> None:
-    own = LAYER[unit(module_name(path))]
-    assert {name for name in inner(path) if LAYER[name] > own} == set()
+def test_imports_point_down(path: Path) -> None:
+    """To a lower floor, never to the same one. What is on floor 0 so imports nothing of ours."""
+    name = module_name(path)
+    imported = {other for other in inner(path) if (name, other) not in ON_DEMAND}
+    if unit(name) in BESIDE:
+        assert imported <= BESIDE[unit(name)]
+    else:
+        own = FLOORS[unit(name)]
+        assert {other for other in imported if FLOORS.get(other, MOST_FLOORS) >= own} == set()
 
 
 @every_file
@@ -189,19 +146,41 @@ def test_outside_libraries_are_those_of_the_table(path: Path) -> None:
     assert outer(path) <= OUTSIDE.get(name, OUTSIDE.get(unit(name), set()))
 
 
-@pytest.mark.parametrize("path", CORE_FILES, ids=module_name)
-def test_the_core_knows_neither_host_nor_tracker(path: Path) -> None:
-    assert outer(path) & NEVER_IN_CORE == set()
+def test_what_is_not_imported_any_more_is_not_allowed_any_more() -> None:
+    for name, libraries in OUTSIDE.items():
+        files = [path for path in FILES if name in (module_name(path), unit(module_name(path)))]
+        files = [path for path in files if module_name(path) == name or module_name(path) not in OUTSIDE]
+        assert set().union(*map(outer, files)) == libraries, name
+    assert {(module_name(path), other) for path in FILES for other in inner(path)} >= ON_DEMAND
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in FILES:
-        graph.setdefault(unit(module_name(path)), set()).update(inner(path))
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"A circle of imports: {' -> '.join(error.args[1])}")
+@pytest.mark.parametrize(("name", "other"), sorted(ON_DEMAND))
+def test_what_is_imported_on_demand_is_imported_in_a_function(name: str, other: str) -> None:
+    (path,) = [path for path in FILES if module_name(path) == name]
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    at_once = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    package = ("dspy_opro", *path.relative_to(PACKAGE).parts[:-1])
+    named = {unit(full.partition(".")[2]) for full in imports("\n".join(at_once), package)}
+    assert named <= {*FLOORS, *BESIDE, ""} - {other}
+
+
+def test_the_search_knows_nobody() -> None:
+    for path in (PACKAGE / "search").glob("*.py"):
+        assert inner(path) == outer(path) == set()
+
+
+def test_the_house_has_seven_floors_at_most() -> None:
+    assert set(FLOORS.values()) == set(range(max(FLOORS.values()) + 1))
+    assert len(set(FLOORS.values())) <= MOST_FLOORS
+
+
+def test_the_package_stays_small() -> None:
+    """Without the embedded language model and the fakes."""
+    assert num_lines(PACKAGE) - sum(num_lines(PACKAGE / name) for name in BESIDE) <= MOST_LINES
+
+
+def test_the_runner_stays_small() -> None:
+    assert num_lines(PACKAGE / "runner") <= MOST_RUNNER_LINES
 
 
 @pytest.mark.parametrize(
@@ -209,11 +188,12 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     [
         ("import optuna.trial", ("dspy_opro",), {"optuna.trial"}),
         ("def f():\n    from dspy import LM", ("dspy_opro",), {"dspy"}),
-        ("from .racing import Race", ("dspy_opro",), {"dspy_opro.search.pruners"}),
-        ("from . import racing", ("dspy_opro",), {"dspy_opro.search.pruners"}),
-        ("from dspy_opro import study", ("dspy_opro",), {"dspy_opro.study"}),
-        ("from ..study import open_study", ("dspy_opro", "local"), {"dspy_opro.study"}),
-        ("from .. import study", ("dspy_opro", "local"), {"dspy_opro.study"}),
+        ("from .search.pruners import Race", ("dspy_opro",), {"dspy_opro.search.pruners"}),
+        ("from . import search", ("dspy_opro",), {"dspy_opro.search"}),
+        ("from dspy_opro import storage", ("dspy_opro",), {"dspy_opro.storage"}),
+        ("from dspy_opro import OPRO", ("dspy_opro", "reporting"), {"dspy_opro.OPRO"}),
+        ("from ..storage import opened", ("dspy_opro", "local"), {"dspy_opro.storage"}),
+        ("from .. import storage", ("dspy_opro", "local"), {"dspy_opro.storage"}),
         ("from .llama import Completion", ("dspy_opro", "local"), {"dspy_opro.local.llama"}),
     ],
 )

@@ -24,11 +24,11 @@ CONTEXT.set_forkserver_preload(
 )
 
 OPTIONS: dict[str, Any] = {
-    "auto": None, "num_rounds": 3, "num_candidates": 4, "num_threads": 4, "block_size": 4, "display_progress": False,
+    "auto": None, "num_rounds": 3, "num_candidates": 4, "num_threads": 4, "display_progress": False,
 }  # fmt: skip
 NUM_TRAIN, NUM_VAL = 24, 8
-MOST_IN_FLIGHT = (OPTIONS["num_threads"] + 1) * OPTIONS["block_size"]
-"""Examples in the blocks that may be under way at once: one per thread, and one that was just begun."""
+MOST_IN_FLIGHT = OPTIONS["num_threads"]
+"""Examples that may be under way at once."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ def work(api_base: str, answer: str, options: dict[str, Any]) -> None:
     import dspy
     import optuna
 
-    from dspy_opro import OPROTeleprompter, recording
+    from dspy_opro import OPROTeleprompter
+    from dspy_opro.storage import outage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     limit_files(*options.pop("file_limit", (None, None)))
-    recording.PATIENCE_SECONDS = options.pop("patience_seconds", recording.PATIENCE_SECONDS)
-    recording.LAST_PATIENCE_SECONDS = min(recording.PATIENCE_SECONDS, recording.LAST_PATIENCE_SECONDS)
+    outage.PATIENCE_SECONDS = options.pop("patience_seconds", outage.PATIENCE_SECONDS)
+    outage.LAST_PATIENCE_SECONDS = min(outage.PATIENCE_SECONDS, outage.LAST_PATIENCE_SECONDS)
     make_storage = options.pop("make_storage", None)
     if make_storage is not None:
         options["storage"] = make_storage()

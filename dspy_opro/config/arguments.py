@@ -1,4 +1,4 @@
-"""`OPROConfig`: every value of a run, checked once, when the teleprompter is made."""
+"""`OPROConfig`: every value of a run. The values are checked once, when the teleprompter is made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -21,18 +21,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100},
     "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300},
     "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000},
-    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the
-    # paper and opt/optimize_instructions.py of its code; one step after the other, everything in full.
+    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the paper and
+    # opt/optimize_instructions.py of its code. The steps do not overlap, and every candidate is scored in full.
     "paper": {"num_rounds": 200, "num_candidates": PAPER_CANDIDATES, "k_best": 20, "lag": 0, "pruner": None},
 }
-"""Preset -> the values it gives; an explicit value overrides."""
-
+"""Preset -> its values. Explicit values override the preset."""
 
 BOUNDS = (
     "num_rounds", "num_trials", "patience", "stop_at_score", "max_metric_calls", "max_full_evals", "max_tokens",
     "max_cost", "timeout_seconds",
 )  # fmt: skip
-"""Arguments each of which ends a run by itself."""
+"""Arguments that each can end a run."""
 
 MEANT: Mapping[str, str] = {
     "lm": "prompt_model",
@@ -41,11 +40,11 @@ MEANT: Mapping[str, str] = {
     "max_iterations": "num_rounds",
     "num_iterations": "num_rounds",
 }
-"""Name that is spelt like nothing here -> the argument that it stands for."""
+"""Wrong name that is spelt like none of our arguments -> the argument that the user means."""
 
 
 class OPROConfig(BaseModel):
-    """The values of a run. `OPROTeleprompter` documents them; None means "the preset's" unless it says otherwise."""
+    """The values of a run. `OPROTeleprompter` documents them. None takes the preset's value, with few exceptions."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -138,18 +137,20 @@ class OPROConfig(BaseModel):
             raise ValueError(f"must be a concurrent.futures.Executor, but got {value!r}.")
         return value
 
-    @field_validator("metric", "proposer", "stoppers", "callbacks", mode="before")
+    @field_validator("metric", "proposer", mode="before")
     @classmethod
     def _callable(cls, value: Any, info: Any) -> Any:
-        if info.field_name in ("metric", "proposer"):
-            if value is not None and not callable(value):
-                is_data = info.field_name == "metric" and isinstance(value, (list, tuple))
-                hint = " The third argument of compile is metric; write valset=..." if is_data else ""
-                raise ValueError(f"must be callable, but got {reprlib.repr(value)}.{hint}")
-            return value
-        if value is None or callable(value):
-            return [] if value is None else [value]
-        items = list(value) if isinstance(value, Iterable) else [value]
+        if value is not None and not callable(value):
+            is_data = info.field_name == "metric" and isinstance(value, (list, tuple))
+            hint = " The third argument of compile is metric; write valset=..." if is_data else ""
+            raise ValueError(f"must be callable, but got {reprlib.repr(value)}.{hint}")
+        return value
+
+    @field_validator("stoppers", "callbacks", mode="before")
+    @classmethod
+    def _callables(cls, value: Any) -> Any:
+        is_one = callable(value) or not isinstance(value, Iterable)
+        items = [] if value is None else [value] if is_one else list(value)
         for item in items:
             if not callable(item):
                 raise ValueError(f"must hold callables, but got {item!r}.")
@@ -166,24 +167,25 @@ class OPROConfig(BaseModel):
     def _consistent(self) -> OPROConfig:
         if self.max_metric_calls is not None and self.max_full_evals is not None:
             raise ValueError("max_metric_calls and max_full_evals both limit the examples; give one of them.")
-        if self.auto == "paper" and self.predictor_strategy == "joint" and self.proposer is None:
+        if paper(self) and self.predictor_strategy == "joint" and self.proposer is None:
             raise ValueError(
-                'predictor_strategy="joint" needs another proposer: the paper\'s writes one text at a time.'
+                'predictor_strategy="joint" needs another proposer: the proposer of auto="paper" writes one '
+                "instruction at a time. Pass proposer=... or another predictor_strategy."
             )
         return self
 
     @property
     def bounds(self) -> list[str]:
-        """Names of the arguments that are given and each of which may end the run."""
+        """Names of the given arguments that may end the run."""
         given = [name for name in BOUNDS if getattr(self, name) is not None]
         return [*given, "stoppers"] if self.stoppers else given
 
     def resolve(self) -> OPROConfig:
-        """The same with every None that a preset or a common default fills filled.
+        """This config with the values of the preset and the common defaults filled in.
 
         Raises:
-            ValueError: Nothing would ever end the run. MIPROv2's scripts name the bound in `compile` only, so this is
-                not looked at before.
+            ValueError: Nothing would end the run. The constructor cannot check this, because scripts for MIPROv2 pass
+                the bound to `compile`.
         """
         if self.auto is None and not self.bounds:
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
@@ -202,7 +204,7 @@ class OPROConfig(BaseModel):
 
 
 def make_config(values: Mapping[str, Any]) -> OPROConfig:
-    """An `OPROConfig`, with errors that name argument, rule and value.
+    """An `OPROConfig`. Its errors name the argument, the rule and the value.
 
     Raises:
         ValueError: A value is out of range or of the wrong type.
@@ -210,45 +212,41 @@ def make_config(values: Mapping[str, Any]) -> OPROConfig:
     try:
         return OPROConfig(**values)
     except ValidationError as error:
-        # Of a union of types there is an error for each; the last one is told.
+        # pydantic reports an error for each type of a union. The message has the last one.
         sentences = {e["loc"][:1]: _sentence(dict(e)) for e in error.errors()}
         raise ValueError("\n".join(sentences.values())) from None
 
 
-_RULES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:g}",
-    "greater_than": lambda ctx: f"must be above {ctx['gt']:g}",
-    "literal_error": lambda ctx: f"must be one of {ctx['expected']}",
-    "int_type": lambda ctx: "must be a whole number",
-    "int_parsing": lambda ctx: "must be a whole number",
-    "int_from_float": lambda ctx: "must be a whole number",
-    "float_type": lambda ctx: "must be a number",
-    "float_parsing": lambda ctx: "must be a number",
-    "finite_number": lambda ctx: "must be a finite number",
-    "bool_type": lambda ctx: "must be True or False",
-    "bool_parsing": lambda ctx: "must be True or False",
-    "string_type": lambda ctx: "must be a text",
-    "path_type": lambda ctx: "must be a path",
-    "is_instance_of": lambda ctx: f"must be a {ctx['class']}",
+_RULES: Mapping[str, str] = {
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be above {gt:g}",
+    "literal_error": "must be one of {expected}",
+    "finite_number": "must be a finite number",
+    "is_instance_of": "must be a {class}",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be True or False",
+    "string": "must be a text",
+    "path": "must be a path",
 }
+"""pydantic's type of an error, or the first word of that type -> the rule in our words."""
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    rule = _RULES.get(error["type"])
-    if rule is not None:
-        return f"{name} {rule(error.get('ctx', {}))}, but got {error['input']!r}."
+    name, kind = str(error["loc"][0]) if error["loc"] else "", error["type"]
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
+    if kind == "value_error":
         return f"{name} {message}".strip()
-    return f"{name}: {message}, but got {error['input']!r}."
+    rule = _RULES.get(kind) or _RULES.get(kind.partition("_")[0])
+    said = f"{name}: {message}" if rule is None else f"{name} {rule.format(**error.get('ctx', {}))}"
+    return f"{said}, but got {error['input']!r}."
 
 
 def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
-    """The error for a misspelt argument; it names the nearest known one, of equally near ones our own."""
+    """The error for an unknown argument. It names the nearest known one and prefers our own arguments."""
     known = list(known)
     own = [argument for argument in known if argument in OPROConfig.model_fields]
-    tries = (known, 0.85), (own, 0.5), (known, 0.5)  # a letter or two; more, but ours; more
+    tries = (known, 0.85), (own, 0.5), (known, 0.5)  # first a typo of any name, then a similar name of ours
     near = [MEANT[name]] if MEANT.get(name) in known else []
     near += [hit for names, cutoff in tries for hit in difflib.get_close_matches(name, names, 1, cutoff)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -256,7 +254,7 @@ def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
 
 
 def warn(message: str) -> None:
-    """A `UserWarning` that points at the first line outside this package and what may wrap it."""
+    """A `UserWarning` that points at the user's line: the first one outside this package and its wrappers."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _WRAPPERS:
         level, frame = level + 1, frame.f_back
@@ -268,4 +266,4 @@ _WRAPPERS = frozenset({"dspy_opro", "dspy", "mlflow", "functools", "contextlib"}
 
 def paper(config: OPROConfig) -> bool:
     """Whether the run follows the paper to the letter."""
-    return cast("str | None", config.auto) == "paper"
+    return config.auto == "paper"

@@ -1,4 +1,4 @@
-"""The settings of a run as people read them, without secrets."""
+"""The settings of a run in readable form, without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .arguments import OPROConfig
 
 
 def readable(config: OPROConfig) -> dict[str, Any]:
-    """The settings as values that print and pickle."""
+    """Argument -> its value as something that prints and pickles."""
     shown: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)

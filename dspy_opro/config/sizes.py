@@ -1,19 +1,19 @@
-"""Sizes that a run has where the user gives none."""
+"""Default sizes that depend on the length of a run or on the size of the data."""
 
 from __future__ import annotations
 
 import math
 
 PAPER_CANDIDATES = 8
-"""Proposals a round: section 5.1 of the paper."""
+"""Proposals per round: section 5.1 of the paper."""
 MOST_CANDIDATES = 64
-"""Candidates a round that are chosen without being asked for."""
+"""The default for candidates per round never exceeds this."""
 
 
 def usual_candidates(num_rounds: float) -> int:
-    """Candidates a round for a run that can have so many rounds of 8; infinite where only time will tell.
+    """Candidates per round for a run that can afford `num_rounds` rounds of 8 (infinite where nobody knows).
 
-    What a larger budget buys is larger rounds, as long as there are eight or so:
+    A larger budget gives larger rounds, as long as about eight rounds remain:
     docs/decisions/0010-larger-rounds.md has the figures.
     """
     if num_rounds == math.inf:
@@ -25,23 +25,23 @@ def usual_candidates(num_rounds: float) -> int:
 
 
 def usual_lag(num_rounds: float) -> int:
-    """A lag for a run of so many rounds at most.
+    """The lag for a run of at most `num_rounds` rounds.
 
-    Three rounds under way keep 16 threads busy. But the first `lag` rounds know little more than the student's
-    score, so that of few rounds few may overlap: docs/decisions/0006-lag.md has the figures.
+    Three overlapping rounds keep 16 threads busy. But the first `lag` rounds know little more than the student's
+    score, so a short run overlaps fewer rounds: docs/decisions/0006-lag.md has the figures.
     """
     return min(3, int(min(num_rounds, 12)) // 4)
 
 
 def usual_first(num_examples: int) -> int:
-    """`Halving.first` for so many examples: 4, and fewer where a whole race has few of them."""
+    """`Halving.first` for a race over `num_examples` examples: 4, or less in a short race."""
     return min(4, max(2, num_examples // 6))
 
 
 def affordable_examples(num_calls: int) -> int:
-    """How many examples are "all of them" for a run that may score so many.
+    """How many train examples a full score has in a run that may score `num_calls` examples.
 
-    Every winner is scored on all: one that costs more than a 32nd of the budget leaves too few rounds.
+    Every winner of a round gets a full score. A full score above 1/32 of the budget leaves too few rounds:
     docs/decisions/0007-small-budgets.md has the figures.
     """
     return max(16, num_calls // 32)

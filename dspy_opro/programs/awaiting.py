@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LAST_PATIENCE_SECONDS = 5.0
+"""How long cancelled coroutines may clean up at the end of a run. Nobody waits for it."""
+
 
 class EventLoop:
     """One event loop for all awaitables of a run: the caller's, or one in a daemon thread of its own.
@@ -34,6 +37,7 @@ class EventLoop:
 
         Raises:
             TimeoutError: It took longer than `timeout_seconds`; it is cancelled then.
+            RuntimeError: It was cancelled, or the run has ended.
         """
         if not inspect.isawaitable(value):
             return value
@@ -53,24 +57,36 @@ class EventLoop:
 
     def _start(self, value: Awaitable[T]) -> Future[T]:
         with self._lock:
+            if self._is_closed:
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise RuntimeError("the run has ended.")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="dspy_opro loop", daemon=True).start()
+                threading.Thread(target=_run, args=[self._loop], name="dspy_opro loop", daemon=True).start()
             future = asyncio.run_coroutine_threadsafe(_guarded(value), self._loop)
             self._waiting.add(future)
-            if self._is_closed:
-                future.cancel()
         return future
 
     def close(self) -> None:
         """Cancel what is still awaited, and end a loop of our own."""
         with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
             for future in tuple(self._waiting):
                 future.cancel()
             if self._is_own and self._loop is not None:
-                loop = self._loop
-                loop.call_soon_threadsafe(lambda: loop.call_soon(loop.stop))
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """A loop of our own, from start to end. What was cancelled at its end may clean up for a moment."""
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS))
+    loop.close()
 
 
 async def _guarded(value: Awaitable[T]) -> T:

@@ -6,6 +6,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -14,7 +15,7 @@ from dspy_opro.search.tasks import TaskResult
 from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 
 from .awaiting import EventLoop, as_exception
-from .compat import called_by
+from .compat import called_by, copy_lm
 from .metering import metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
@@ -28,48 +29,41 @@ class MetricRaised(Exception):
     """The metric itself raised; the exception is the cause."""
 
 
+@dataclass
 class Evaluator:
-    """Runs candidates' programs on examples.
+    """Runs candidates' programs on examples. It can be pickled, for a worker process."""
 
-    Args:
-        program: The student.
-        metric: Scores a prediction.
-        loop: Awaits async programs and metrics.
-        task_model: The scorer LM, or None for what the program and `dspy.settings` say.
-        failure_score: What a failed example counts.
-        is_awaited: Whether the program is awaited. Otherwise it is called in this thread.
-        timeout_seconds: Wall time of an awaited program. Others can't be cut from within.
-        provide_traceback: Whether failures are logged with their traceback.
-    """
+    program: Program
+    """The student."""
+    metric: Metric
+    """Scores a prediction."""
+    loop: EventLoop
+    """Awaits async programs and metrics."""
+    task_model: Any = None
+    """The scorer LM, or None for what the program and `dspy.settings` say."""
+    failure_score: float = 0.0
+    is_awaited: bool = False
+    """Whether the program is awaited. Otherwise it is called in the worker thread."""
+    timeout_seconds: float | None = None
+    """Wall time of an awaited program. Others can't be cut from within."""
+    provide_traceback: bool = False
+    """Whether failures are logged with their traceback."""
 
-    def __init__(
-        self,
-        program: Program,
-        metric: Metric,
-        loop: EventLoop,
-        task_model: Any = None,
-        failure_score: float = 0.0,
-        is_awaited: bool = False,
-        timeout_seconds: float | None = None,
-        provide_traceback: bool = False,
-    ) -> None:
-        self._program = program
-        self._metric = metric
-        self._loop = loop
-        self._settings = {} if task_model is None else {"lm": task_model}
-        self._failure_score = failure_score
-        self._is_awaited = is_awaited
-        self._timeout_seconds = timeout_seconds
-        self._provide_traceback = provide_traceback
+    def __post_init__(self) -> None:
         self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, for the candidates at work
         self._lock = threading.Lock()  # for building
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        lm = self.task_model and copy_lm(self.task_model)
+        rest = (self.failure_score, self.is_awaited, self.timeout_seconds, self.provide_traceback)
+        return _unpickled, (self.program, self.metric, lm, *rest)
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The candidate's program. It is kept until `forget`."""
         with self._lock:
             program = self._built.get(candidate.id)
             if program is None:
-                program = self._built[candidate.id] = self._program.build(candidate)
+                program = self._built[candidate.id] = self.program.build(candidate)
         return program
 
     def forget(self, candidate: Candidate) -> None:
@@ -98,7 +92,8 @@ class Evaluator:
             MetricError: The metric returned something that is not a score.
         """
         program, prediction, error = self.build(candidate), None, None
-        with metered("scorer", book, ONE_EXAMPLE, trace=[], **self._settings) as meter, called_by(call_id):
+        settings = {} if self.task_model is None else {"lm": self.task_model}
+        with metered("scorer", book, ONE_EXAMPLE, trace=[], **settings) as meter, called_by(call_id):
             try:
                 prediction = self._predict(program, dict(example.inputs().items()))
                 outcome = self._judge(example, prediction)
@@ -107,24 +102,28 @@ class Evaluator:
             except BaseException as caught:  # a program that wants to end the process has failed, no more
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
-                outcome = Outcome(self._failure_score, error=cause)
-                detail = "".join(traceback.format_exception(error)) if self._provide_traceback else cause
+                outcome = Outcome(self.failure_score, error=cause)
+                detail = "".join(traceback.format_exception(error)) if self.provide_traceback else cause
                 logger.warning("Failed on an example: %s", detail)
         return TaskResult(outcome, meter.usage, error=error), prediction
 
     def _predict(self, program: dspy.Module, inputs: dict[str, Any]) -> Any:
-        if self._is_awaited:
-            return self._loop.resolve(program.acall(**inputs), self._timeout_seconds)
+        if self.is_awaited:
+            return self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
         return program(**inputs)
 
     def _judge(self, example: Any, prediction: Any) -> Outcome:
         try:
-            value = self._loop.resolve(self._metric(example, prediction))
+            value = self.loop.resolve(self.metric(example, prediction))
         except Exception as caught:
             raise MetricRaised(f"metric raised {in_brief(caught)}") from caught
         score = to_score(value)
         feedback = shorten(score.feedback, 1000)
         return Outcome(score.value, output_text(prediction), feedback, None, score.subscores)
+
+
+def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:
+    return Evaluator(program, metric, EventLoop(), *rest)
 
 
 def in_brief(error: BaseException | None) -> str:

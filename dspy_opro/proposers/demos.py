@@ -159,6 +159,7 @@ class _Bootstrappable(dspy.Module):
         super().__init__()
         self.program = program
         self.shared = shared
+        self._compiled = False
 
     def forward(self, **inputs: Any) -> Any:
         if is_async_only(self.program):
@@ -166,4 +167,6 @@ class _Bootstrappable(dspy.Module):
         return self.program(**inputs)
 
     def deepcopy(self) -> _Bootstrappable:
-        return _Bootstrappable(copy_module(self.program, self.shared), self.shared)
+        copied = _Bootstrappable(copy_module(self.program, self.shared), self.shared)
+        copied._compiled = self._compiled
+        return copied

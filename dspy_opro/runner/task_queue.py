@@ -123,7 +123,7 @@ class TaskQueue:
                 task = opened.pop(key, None)
                 if task is None:
                     self._known[key] = result
-                elif not self.search.done:
+                else:
                     self.search.tell(task, result)
                     opened |= {task_key(new): new for new in self._unanswered()}
             self._seconds_before = self.search.seconds
@@ -180,8 +180,9 @@ class TaskQueue:
 
         It takes no lock, so that a signal handler may call it.
         """
-        self._wish = reason
-        self._events.put(None)
+        if self._wish is None:
+            self._wish = reason
+            self._events.put(None)
 
     def events(self) -> Iterator[Event | None]:
         """What happens, in order, until the run is over; None at least twice a second.
@@ -209,11 +210,12 @@ class TaskQueue:
         if self._error is not None:
             raise self._error
 
-    def close(self) -> None:
-        """Nobody waits for the workers any more."""
+    def close(self, reason: str = "interrupted") -> None:
+        """Nobody waits for the workers any more. A run that is not over ends for this reason."""
         with self._changed:
             self._is_closed = True
-            self.search.stop("interrupted")
+            self.search.stop(reason)
+            self.search.salvage()
             self._waiting.clear()
             self._changed.notify_all()
 
@@ -329,7 +331,8 @@ class TaskQueue:
                 self.num_replaced += 1
         calls = self._in_flight.values()
         oldest_start = now - 3 * self._time_limit.seconds
-        if len(calls) >= self._num_threads and all(c.started < oldest_start for c in calls):
+        num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
+        if num_hung >= self._num_threads:
             hung = len(calls) + len(self._left_behind)
             self._fail(TooManyErrors(f"{hung} examples hang, and no thread is left for others."))
 
@@ -337,9 +340,11 @@ class TaskQueue:
         """Seconds until the calling thread should look at the clock again."""
         ends = [self._started + (self._budget.timeout_seconds or float("inf"))]
         if self._time_limit is not None:
-            limit = self._time_limit.seconds
-            ends += [c.started + (2 if c.is_timed_out else 1) * limit for c in self._in_flight.values()]
-        return max(0.01, min(TICK_SECONDS, min(ends) - time.monotonic()))
+            scoring = (c for c in self._in_flight.values() if isinstance(c.task, ScoringTask))
+            ends += [c.started + n * self._time_limit.seconds for c in scoring for n in (1, 2, 3)]
+        now = time.monotonic()
+        # One that has just gone by may not have been seen.
+        return max(0.01, min([TICK_SECONDS, *(end - now for end in ends if end > now - 0.05)]))
 
     def _is_over(self) -> bool:
         """Whether nothing is waited for any more. A timeout and an error leave running calls behind."""
@@ -384,8 +389,8 @@ class WorkerPool:
         self.refill()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._queue.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._queue.close("error" if isinstance(error, Exception) else "interrupted")
 
     def refill(self) -> None:
         """Start a worker for each place without one: at first for all, later for those that were left behind."""

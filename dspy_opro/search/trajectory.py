@@ -108,9 +108,9 @@ class Trial:
     num_failures: int = 0
     scores: Sequence[float] = field(default=(), repr=False)
     """Train scores by position in the race's order, the first `num_scored`."""
-    subscores: Mapping[str, float] = field(default_factory=dict)
+    subscores: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Name -> mean over the train examples that have it."""
-    usage: Usage = field(default=Usage(), repr=False)
+    usage: Usage = field(default=Usage(), repr=False, compare=False)
     """What scoring it cost."""
 
     @property

@@ -54,6 +54,7 @@ class ResultLog:
         self._store = None if study is None else storage_of(study)
         self._outage = outage
         self._added: list[Record] = []  # not written yet, in order
+        self._failed: list[Record] = []  # the first ones of them, where their write has failed
         self._mutex = threading.Lock()  # for `_added`, held for a moment
         self._writing = threading.Lock()  # held during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
@@ -80,19 +81,26 @@ class ResultLog:
         if not self._writing.acquire(timeout=patience):
             return
         try:
+            # An entry whose write failed is repeated as it was: the storage may have it, and counts it once.
+            self._write_entry(self._failed)
             with self._mutex:
                 batch = self._added.copy()
-            if batch:
-                self.append(*batch)
-                with self._mutex:
-                    del self._added[: len(batch)]
-                self._outage.worked()
+            self._write_entry(batch)
+            self._outage.worked()
         except Exception as error:
             if must_work:
                 raise
             self._outage.failed(error)
         finally:
             self._writing.release()
+
+    def _write_entry(self, batch: list[Record]) -> None:
+        if batch:
+            self._failed = batch
+            self.append(*batch)
+            self._failed = []
+            with self._mutex:
+                del self._added[: len(batch)]
 
     def append(self, *records: Record) -> None:
         """Write records as one entry: all of them are there, or none."""

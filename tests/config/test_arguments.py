@@ -40,7 +40,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"timeout_seconds": 0}, "timeout_seconds must be above 0, but got 0."),
         ({"example_timeout_seconds": -3}, "example_timeout_seconds must be above 0, but got -3."),
         ({"lag": -1}, "lag must be at least 0, but got -1."),
-        ({"block_size": 0}, "block_size must be at least 1, but got 0."),
+        ({"minibatch_size": 0}, "minibatch_size must be at least 1, but got 0."),
         ({"num_threads": 0}, "num_threads must be at least 1, but got 0."),
         ({"max_errors": 0}, "max_errors must be at least 1, but got 0."),
         ({"failure_score": math.nan}, "failure_score must be a finite number, but got nan."),

@@ -157,8 +157,8 @@ def test_no_language_model_at_all() -> None:
 
 STORAGES: dict[Any, str] = {
     "foo": "storage 'foo' can't be opened: Could not parse",
-    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://***@host/db' can't be opened: Can't load",
-    "mysql://me:secret@host/db": "storage 'mysql://***@host/db' can't be opened: Failed to import DB access module",
+    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://me:***@host/db?sslpassword=***' can't be opened: Can't load",
+    "mysql://me:secret@host/db": "storage 'mysql://me:***@host/db' can't be opened: Failed to import DB access module",
     "sqlite:////no/such/folder/qa.db": "storage 'sqlite:////no/such/folder/qa.db' can't be opened: (sqlite3.Op",
     5: "storage 5 can't be opened: it is of type int.",
 }
@@ -171,7 +171,7 @@ def test_a_storage_that_cant_be_opened_is_an_error_at_once(
     def sleep(seconds: float) -> None:
         raise AssertionError("waited for a storage that can't be opened")
 
-    monkeypatch.setattr("dspy_opro.storage.opening.time.sleep", sleep)
+    monkeypatch.setattr("tenacity.nap.time.sleep", sleep)
     lm = ScriptedLM(answer)
     with pytest.raises(ValueError, match=re.escape(STORAGES[storage])) as caught:
         attempt({"storage": storage}, lm)
@@ -185,7 +185,7 @@ def test_a_database_that_is_just_starting_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("dspy_opro.storage.opening.time.sleep", waits.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     get_storage = optuna.storages.get_storage
 
     def starting(storage: Any) -> Any:
@@ -228,7 +228,7 @@ def test_a_failed_example_is_logged_without_a_number_and_the_metrics_error_once(
         return metric(example, prediction)
 
     result = attempt({"metric": judge}, ScriptedLM(answer)).opro_result
-    assert "Failed on a train example: metric raised KeyError: 'label'" in caplog.messages
+    assert "Failed on an example: metric raised KeyError: 'label'" in caplog.messages
     assert TRAINSET[result.failures[0].example] is judged[3]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_opro.proposers.cleaning import Rules, clean, ngrams, placeholders
+from dspy_opro.proposers.cleaning import InstructionRules, clean, ngrams, placeholders
 
 TEXT = "Read the review. Answer with one word."
 
@@ -114,7 +114,7 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
     ],
 )
 def test_a_text_that_cannot_be_used_says_why(text: str, original: str, problem: str | None) -> None:
-    assert Rules().problem(text, original) == problem
+    assert InstructionRules().problem(text, original) == problem
 
 
 DATA = "the quick brown fox jumps over the lazy dog and sleeps"
@@ -131,7 +131,7 @@ DATA = "the quick brown fox jumps over the lazy dog and sleeps"
     ],
 )
 def test_quotations_of_the_data_are_dropped(text: str, original: str, problem: str | None) -> None:
-    rules = Rules(quotes=frozenset(ngrams([DATA], Rules.ngram)))
+    rules = InstructionRules(quotes=frozenset(ngrams([DATA], InstructionRules.ngram)))
     assert rules.problem(text, original) == problem
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dspy_opro import Exemplar, ProposalRequest
 from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
-from dspy_opro.protocols import Fields
+from dspy_opro.programs.program import Fields
 from dspy_opro.testing import ScriptedLM
 from dspy_opro.search.trajectory import Outcome
 

@@ -26,18 +26,18 @@ from tests.results import trial
 {prepare}
 announce("at most 3 rounds")
 usage = Usage(scorer_calls=30, prompt_tokens=52_300, cost=0.25)
-progress = Progress({display}, {verbose}, 3, lambda: usage)
+progress = Progress({display}, {verbose}, 3)
 start = trial("Answer.", [0.5])
-progress.on_event(RoundDecided(0, start, 0.5))
+progress.show(RoundDecided(0, start, 0.5), usage)
 for round in (1, 2, 3):
     best = trial(f"Answer {{round}}.", [0.5, 0.75], round, parent=start.candidate)
-    progress.on_event(CandidatesProposed(round, (best.candidate,), ("duplicate",)))
+    progress.show(CandidatesProposed(round, (best.candidate,), ("duplicate",)), usage)
     for _ in range(20):
         progress.refresh()
     if round == 2:
         logging.getLogger("dspy_opro.executor").warning("Failed on train example 3")
-    progress.on_event(TrialFinished(best))
-    progress.on_event(RoundDecided(round, best, 0.625))
+    progress.show(TrialFinished(best), usage)
+    progress.show(RoundDecided(round, best, 0.625), usage)
 progress.close()
 progress.close()
 logging.getLogger("dspy_opro").info("after the run")
@@ -101,7 +101,7 @@ def test_verbose_shows_the_log_in_a_plain_script_and_only_during_the_run(
         r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d INFO dspy_opro: round 0 decided, best score 0.500", log[0]
     )
     assert log[1].endswith("round 1: 1 candidates, 1 proposals not used")
-    assert log[2].endswith("complete 0.625 after 2 examples (why TaskResult 1.): TaskResult 1.")
+    assert log[2].endswith("complete 0.625 after 2 examples (why Answer 1.): Answer 1.")
     assert sum("round" in line for line in log) == 7
     assert not any("after the run" in line for line in log)
 
@@ -139,9 +139,9 @@ from tests.results import trial
 
 log = logging.getLogger("dspy_opro")
 event = RoundDecided(1, trial("Answer.", [0.5]), 0.5)
-loud, quiet = (Progress(False, verbose, 3, Usage) for verbose in (True, False))
-quiet.on_event(event)
-loud.on_event(event)
+loud, quiet = (Progress(False, verbose, 3) for verbose in (True, False))
+quiet.show(event, Usage())
+loud.show(event, Usage())
 loud.close()
 loud.close()
 log.info("not seen")
@@ -165,11 +165,11 @@ def test_announcements_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
-    shown = Progress(True, False, None, Usage)
-    shown.on_event(RoundDecided(0, trial("Answer.", [0.5]), 0.5))
-    shown.on_event(CandidatesProposed(1, (), ()))
-    shown.on_event(TrialFinished(trial("Answer it.", [0.5], 1)))
-    shown.on_event(RoundDecided(1, trial("Answer.", [0.5]), 0.5))
+    shown = Progress(True, False, None)
+    shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage())
+    shown.show(CandidatesProposed(1, (), ()), Usage())
+    shown.show(TrialFinished(trial("Answer it.", [0.5], 1)), Usage())
+    shown.show(RoundDecided(1, trial("Answer.", [0.5]), 0.5), Usage())
     shown.close()
     assert "OPRO 1/? |" in out.getvalue()
     assert "best 0.500, 1 candidates" in out.getvalue()
@@ -179,6 +179,6 @@ def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.Mon
 def test_a_stream_need_not_be_one(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    shown = Progress(False, True, None, Usage)
-    shown.on_event(RoundDecided(1, trial("Answer.", [0.5]), 0.5))
+    shown = Progress(False, True, None)
+    shown.show(RoundDecided(1, trial("Answer.", [0.5]), 0.5), Usage())
     shown.close()

@@ -13,7 +13,7 @@ import dspy
 import pytest
 
 from dspy_opro import Halving, TooManyErrors, Usage
-from dspy_opro.search.pruners import usual_first
+from dspy_opro.config.sizes import usual_first
 from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, propose, serve, teleprompter
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dspy_opro.runner.interrupts import graceful_interrupts
+from dspy_opro.runner.interrupts import interrupts
 from tests.runs import TASK, TRAINSET, metric
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX has them")
@@ -134,13 +134,13 @@ def current() -> tuple[Any, Any]:
 def test_handlers_are_restored() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     before, reasons = current(), []
-    with graceful_interrupts(reasons.append):
+    with interrupts(reasons.append):
         assert all(new is not old for new, old in zip(current(), before, strict=True))
         signal.raise_signal(signal.SIGINT)
         assert current() == before  # the second one is handled as before
     assert current() == before
     assert reasons == ["interrupted"]
-    with pytest.raises(ZeroDivisionError), graceful_interrupts(reasons.append):
+    with pytest.raises(ZeroDivisionError), interrupts(reasons.append):
         _ = 1 / 0
     assert current() == before
 
@@ -149,7 +149,7 @@ def test_handlers_are_restored() -> None:
 def test_the_second_ctrl_c_is_handled_as_before() -> None:
     seen: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    with graceful_interrupts(lambda reason: None):
+    with interrupts(lambda reason: None):
         signal.raise_signal(signal.SIGINT)
         assert seen == []
         signal.raise_signal(signal.SIGINT)
@@ -159,7 +159,7 @@ def test_the_second_ctrl_c_is_handled_as_before() -> None:
 @pytest.mark.usefixtures("handlers")
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with graceful_interrupts(lambda reason: pytest.fail("It was ignored on purpose.")):
+    with interrupts(lambda reason: pytest.fail("It was ignored on purpose.")):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         signal.raise_signal(signal.SIGINT)
 
@@ -168,8 +168,8 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 def test_runs_within_runs_hand_the_signal_on() -> None:
     """The inner run ends at the first Ctrl-C, the outer one at the second."""
     ended: list[str] = []
-    with graceful_interrupts(lambda reason: ended.append("outer")):
-        with graceful_interrupts(lambda reason: ended.append("inner")):
+    with interrupts(lambda reason: ended.append("outer")):
+        with interrupts(lambda reason: ended.append("inner")):
             signal.raise_signal(signal.SIGINT)
             assert ended == ["inner"]
         signal.raise_signal(signal.SIGINT)
@@ -180,7 +180,7 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     before, seen = current(), []
 
     def work() -> None:
-        with graceful_interrupts(lambda reason: None):
+        with interrupts(lambda reason: None):
             seen.append(current())
 
     thread = threading.Thread(target=work)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_opro.search.pruners import Halving, Race, ScoreAll, affordable_examples, cannot_win, usual_first
+from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
 from dspy_opro.search.trajectory import mean
 
 unit = st.floats(0, 1)
@@ -201,15 +201,3 @@ def test_without_a_pruner_everybody_is_scored_in_full() -> None:
     assert list(pruner.checkpoints(30, 8)) == [30]
     assert pruner.drop(race([1.0, 1.0], {"a": [0.0]})) == {}
     assert pruner.most_calls(30, 8) == 240
-
-
-@pytest.mark.parametrize(("num_examples", "expected"), [(1, 2), (16, 2), (20, 3), (24, 4), (1000, 4)])
-def test_a_short_race_decides_sooner(num_examples: int, expected: int) -> None:
-    assert usual_first(num_examples) == expected
-
-
-@pytest.mark.parametrize(
-    ("num_calls", "expected"), [(60, 16), (326, 16), (768, 24), (1600, 50), (32_000, 1000)]
-)
-def test_a_small_budget_scores_fewer_examples(num_calls: int, expected: int) -> None:
-    assert affordable_examples(num_calls) == expected

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
 from dspy_opro.search import Search
+from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
+from dspy_opro.search.round import MAX_FAILURES
 from dspy_opro.search.stoppers import RunState
-from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, mean
-from dspy_opro.search.tasks import ProposalTask, ScoringTask, RoundDecided, Event, TrialFinished, Plan, Proposal, CandidatesProposed, TrialReported, View
+from dspy_opro.search.tasks import (
+    CandidatesProposed,
+    Event,
+    Plan,
+    Proposal,
+    ProposalTask,
+    RoundDecided,
+    ScoringTask,
+    Task,
+    TaskResult,
+    TrialFinished,
+    TrialReported,
+    View,
+    task_key,
+    urgency,
+)
+from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Usage, mean
 
 PREDICTORS = ("first", "second", "third")
 
@@ -27,7 +45,7 @@ def draw(*parts: object) -> float:
 
 @dataclass
 class World:
-    """What proposer and program would answer: functions of the work alone."""
+    """What proposer and program would answer: functions of the task alone."""
 
     seed: int = 0
     num_texts: int = 1000
@@ -37,25 +55,36 @@ class World:
     looks: bool = True
     """Whether proposals depend on what the meta-prompt would show."""
     scores: Callable[[float], float] = round
+    errors: float = 0.1
+    """Share of the examples on which the program fails."""
 
-    def propose(self, ask: ProposalTask) -> Proposal:
-        key = (self.seed, ask.round, ask.slot, ask.wave)
-        if draw("fails", *key, ask.predictors) < self.failing:
+    def perform(self, task: Task) -> TaskResult:
+        if isinstance(task, ProposalTask):
+            return TaskResult(self.propose(task), Usage(proposer_calls=1, prompt_tokens=100))
+        tokens = int(1000 * draw("tokens", task_key(task)))
+        usage = Usage(metric_calls=1, scorer_calls=1, prompt_tokens=tokens, cost=tokens / 7)
+        return TaskResult(self.outcome(task.candidate, task.split, task.position), usage)
+
+    def propose(self, task: ProposalTask) -> Proposal:
+        key = (self.seed, task.round, task.slot, task.wave)
+        if draw("fails", *key, task.predictors) < self.failing:
             return Proposal({}, error="TimeoutError: no answer")
-        view = ask.view
+        view = task.view
         shown = [view.base.id, *((t.id, t.reward) for t in view.trajectory.trials)] if self.looks else []
         texts = {
-            name: f"{name} {int(self.num_texts * draw('text', *key, name, shown))}" for name in ask.predictors
+            name: f"{name} {int(self.num_texts * draw('text', *key, name, shown))}"
+            for name in task.predictors
         }
         return Proposal(texts, ("empty",) if draw("problem", *key) < 0.1 else ())
-
-    def outcomes(self, block: ScoringTask) -> list[Outcome]:
-        return [self.outcome(block.candidate, block.split, p) for p in range(block.start, block.stop)]
 
     def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
         skill = draw("skill", self.seed, candidate.id)
         value = 0.7 * draw("item", self.seed, split, position) + 0.3 * draw(candidate.id, split, position)
-        return Outcome(self.scores(0.5 + (skill - value) / 2))
+        score = self.scores(0.5 + (skill - value) / 2)
+        error = (
+            f"ValueError: {position}" if draw("error", candidate.id, split, position) < self.errors else None
+        )
+        return Outcome(score, error=error, subscores={"length": value} if position % 2 else None)
 
     def row(self, candidate: Candidate, count: int, split: str = "train") -> list[float]:
         return [self.outcome(candidate, split, p).score for p in range(count)]
@@ -66,8 +95,8 @@ class Record:
     """What one drive of a search showed."""
 
     search: Search
-    asks: list[ProposalTask] = field(default_factory=list)
-    blocks: list[ScoringTask] = field(default_factory=list)
+    proposals: list[ProposalTask] = field(default_factory=list)
+    examples: list[ScoringTask] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -76,7 +105,7 @@ class Record:
 
     @property
     def num_calls(self) -> int:
-        return sum(block.stop - block.start for block in self.blocks)
+        return len(self.examples)
 
     def decisions(self) -> dict[str, Any]:
         """Everything that must be the same in every order."""
@@ -94,20 +123,33 @@ def student(num_predictors: int = 1) -> Candidate:
     return Candidate({name: f"{name} of the student" for name in PREDICTORS[:num_predictors]})
 
 
+class Waiting:
+    """The tasks of a search that nobody works on yet."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._heap: list[tuple[tuple[bool, int], int, Task]] = []
+        self._numbers = count()
+
+    def take(self) -> Task | None:
+        """The most urgent one; None while everything waits for results, and after the end."""
+        for task in self._search.next_tasks():
+            heapq.heappush(self._heap, (urgency(task), next(self._numbers), task))
+        return heapq.heappop(self._heap)[2] if self._heap and not self._search.done else None
+
+
 def drive(search: Search, world: World, order: random.Random | None = None, capacity: int = 1) -> Record:
-    """Answer everything the search asks for, first come first served or in a random order."""
-    record, open_work = Record(search), []
+    """Perform all tasks of the search, the most urgent first or in a random order."""
+    record, waiting = Record(search), Waiting(search)
+    in_flight: list[Task] = []
     for _ in range(50_000):
-        while len(open_work) < capacity and (work := search.next()) is not None:
-            open_work.append(work)
-            (record.asks if isinstance(work, ProposalTask) else record.blocks).append(work)  # type: ignore[arg-type]
-        if not open_work:
+        while len(in_flight) < capacity and (task := waiting.take()) is not None:
+            in_flight.append(task)
+            (record.proposals if isinstance(task, ProposalTask) else record.examples).append(task)  # type: ignore[arg-type]
+        if not in_flight:
             break
-        work = open_work.pop(order.randrange(len(open_work)) if order else 0)
-        if isinstance(work, ProposalTask):
-            search.tell_proposal(work, world.propose(work))
-        else:
-            search.tell_block(work, world.outcomes(work))
+        task = in_flight.pop(order.randrange(len(in_flight)) if order else 0)
+        search.tell(task, world.perform(task))
         record.events += search.events()
     else:
         pytest.fail("The search does not come to an end.")
@@ -118,9 +160,8 @@ def drive(search: Search, world: World, order: random.Random | None = None, capa
 def run(
     plan: Plan, world: World | None = None, pruner: Any = None, num_predictors: int = 1, **how: Any
 ) -> Record:
-    recombine = how.pop("recombine", None)
-    search = Search(plan, student(num_predictors), pruner or Halving(first=2), recombine)
-    search.stop_rule = how.pop("stop_rule", search.stop_rule)
+    given = {name: how.pop(name) for name in ("recombine", "stoppers") if name in how}
+    search = Search(plan, student(num_predictors), pruner or Halving(first=2), **given)
     return drive(search, world or World(), **how)
 
 
@@ -141,7 +182,6 @@ plans = st.builds(
     predictor_strategy=st.sampled_from(["all", "round_robin", "joint"]),
     max_metric_calls=st.none() | st.integers(42, 300),
     lag=st.integers(0, 3),
-    block_size=st.integers(1, 20),
     max_waves=st.integers(1, 3),
     seed=st.integers(0, 3),
 )
@@ -151,6 +191,7 @@ worlds = st.builds(
     num_texts=st.sampled_from([1, 3, 30, 1000]),
     failing=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
     scores=st.sampled_from([round, lambda x: x, lambda x: 10 * x - 5, lambda x: 0.5]),
+    errors=st.sampled_from([0.0, 0.1, 0.9]),
 )
 pruners = st.sampled_from([Halving(first=2), Halving(), Halving(first=1, keep=0.4, slack=1.0), ScoreAll()])
 
@@ -182,9 +223,10 @@ def test_what_every_run_keeps_to(
     )
     if plan.max_metric_calls is not None:
         assert record.num_calls <= plan.max_metric_calls
-    scored = [(b.candidate.id, b.split, p) for b in record.blocks for p in range(b.start, b.stop)]
-    assert len(scored) == len(set(scored))  # nothing is paid twice
-    assert all(0 < b.stop - b.start <= plan.block_size for b in record.blocks)
+    keys = [task_key(task) for task in (*record.examples, *record.proposals)]
+    assert len(keys) == len(set(keys))  # nothing is paid twice
+    assert record.search.usage.metric_calls == record.num_calls
+    assert record.search.usage.proposer_calls == len(record.proposals)
     ids = [trial.id for trial in record.trials]
     assert len(ids) == len(set(ids))
     first = record.trials[0]
@@ -193,6 +235,12 @@ def test_what_every_run_keeps_to(
     for trial in record.trials:
         assert list(trial.scores) == world.row(trial.candidate, trial.num_scored)
         assert (trial.state == "complete") == (trial.num_scored == plan.num_train)
+        outcomes = [world.outcome(trial.candidate, "train", p) for p in range(trial.num_scored)]
+        assert trial.num_failures == sum(outcome.error is not None for outcome in outcomes)
+        lengths = [outcome.subscores["length"] for outcome in outcomes if outcome.subscores is not None]
+        assert trial.subscores == ({"length": mean(lengths)} if lengths else {})
+        num_validated = 0 if trial.valset_score is None else plan.num_val
+        assert trial.usage.metric_calls == trial.num_scored + num_validated
     rounds = [trial.candidate.round for trial in record.trials]
     assert rounds == sorted(rounds)
     assert record.search.best_scores == sorted(record.search.best_scores)  # the best so far never gets worse
@@ -217,6 +265,9 @@ def test_events_tell_one_story(plan: Plan, world: World, order: int) -> None:
             steps.setdefault(event.candidate.id, []).append(event.step)
         elif isinstance(event, TrialFinished):
             assert event.trial.candidate in proposed
+            failures = [f for f in record.search.failures if f.candidate == event.trial.id]
+            told = sorted(failures, key=lambda f: (f.split, f.example))[:MAX_FAILURES]
+            assert event.failures == tuple(told)
             finished.append(event.trial.id)
     assert sorted(finished) == sorted(trial.id for trial in record.trials)
     assert [c.id for c in proposed] == [trial.id for trial in record.trials]
@@ -264,7 +315,7 @@ def test_the_exact_bound_never_drops_a_winner(
 def test_a_dropped_candidate_has_a_reward_that_full_scores_can_be_compared_with(lag: int) -> None:
     world = World(3)
     record = run(Plan(24, num_rounds=5, num_candidates=6, lag=lag), world)
-    views = {ask.round: ask.view for ask in record.asks}
+    views = {task.round: task.view for task in record.proposals}
     dropped = [trial for trial in record.trials if trial.state == "pruned"]
     assert dropped
     for trial in dropped:
@@ -323,14 +374,14 @@ def test_what_a_proposer_has_seen_of_the_rounds_before(lag: int) -> None:
     """All of the decided ones, and of each one in between a checkpoint more than of the one after it."""
     plan = Plan(16, num_rounds=8, num_candidates=8, lag=lag)
     record = run(plan, World(1), Keeper(), capacity=3, order=random.Random(lag))
-    assert {ask.round for ask in record.asks} == set(range(1, 9))
-    for ask in record.asks:
+    assert {task.round for task in record.proposals} == set(range(1, 9))
+    for task in record.proposals:
         seen: dict[int, int] = {}  # round -> examples of its candidate that was scored on most
-        for trial in ask.view.trajectory.trials:
+        for trial in task.view.trajectory.trials:
             seen[trial.candidate.round] = max(trial.num_scored, seen.get(trial.candidate.round, 0))
-        decided = max(0, ask.round - 1 - lag) if ask.round > 1 or lag <= 1 else -1
-        under_way = range(decided + 1, ask.round)
-        passed = {n: ask.round - n - (lag > 1) for n in under_way}
+        decided = max(0, task.round - 1 - lag) if task.round > 1 or lag <= 1 else -1
+        under_way = range(decided + 1, task.round)
+        passed = {n: task.round - n - (lag > 1) for n in under_way}
         expected = {n: [2, 4, 8][count - 1] for n, count in passed.items() if count > 0}
         assert seen == dict.fromkeys(range(decided + 1), 16) | expected
 
@@ -347,23 +398,46 @@ class Keeper(Halving):
 
 def test_candidates_are_scored_before_their_round_is_known() -> None:
     search = Search(Plan(8, num_rounds=1, num_candidates=3), student(), Halving(first=2))
-    while (work := search.next()) is not None:
-        if isinstance(work, ProposalTask) and work.slot == 1:
-            search.tell_proposal(work, World().propose(work))
-            break
-    blocks = [work for work in iter(search.next, None) if isinstance(work, ScoringTask) and work.round == 1]
-    assert [(block.start, block.stop) for block in blocks] == [(0, 2)]
+    asked = [task for task in search.next_tasks() if isinstance(task, ProposalTask)]
+    assert [task.slot for task in asked] == [0, 1, 2]
+    search.tell(asked[1], World().perform(asked[1]))
+    examples = search.next_tasks()
+    assert [(task.round, task.position) for task in examples] == [(1, 0), (1, 1)]  # type: ignore[union-attr]
 
 
 def test_proposals_and_older_rounds_are_most_urgent() -> None:
-    search = Search(Plan(4, num_rounds=2, num_candidates=2, lag=2, block_size=2), student(), ScoreAll())
-    first = [search.next() for _ in range(4)]
-    assert [type(work) for work in first] == [ProposalTask, ProposalTask, ScoringTask, ScoringTask]
-    for ask in first[:2]:
-        assert isinstance(ask, ProposalTask)
-        search.tell_proposal(ask, World().propose(ask))
-    rest = [search.next() for _ in range(5)]
-    assert [work.round for work in rest if work is not None] == [1, 1, 1, 1]
+    search = Search(Plan(2, num_rounds=2, num_candidates=2, lag=2), student(), ScoreAll())
+    waiting = Waiting(search)
+    first = [waiting.take() for _ in range(4)]
+    assert [type(task) for task in first] == [ProposalTask, ProposalTask, ScoringTask, ScoringTask]
+    for task in first[:2]:
+        assert task is not None
+        search.tell(task, World().perform(task))
+    rest = list(iter(waiting.take, None))
+    assert [task.round for task in rest] == [1, 1, 1, 1]
+
+
+def test_urgency_puts_proposals_first_and_then_older_rounds() -> None:
+    view = View(Trajectory(), student(), ())
+    early, late = (ProposalTask(number, 0, 0, ("first",), view) for number in (1, 3))
+    old, new = (ScoringTask(student(), number, "train", 0) for number in (0, 2))
+    assert sorted([new, late, old, early], key=urgency) == [early, late, old, new]
+
+
+def test_a_task_is_handed_out_once() -> None:
+    search = Search(Plan(8, num_val=4, num_rounds=1, num_candidates=3, lag=2), student(), Halving(first=2))
+    tasks = search.next_tasks()
+    scored = [(t.split, t.position) for t in tasks if isinstance(t, ScoringTask)]
+    assert scored == [("train", p) for p in range(8)] + [("val", p) for p in range(4)]
+    assert len(tasks) == 12 + 3
+    assert search.next_tasks() == []
+
+
+def test_keys_tell_all_tasks_apart_and_say_what_they_are() -> None:
+    view = View(Trajectory(), student(), ())
+    assert task_key(ScoringTask(student(), 4, "val", 7)) == f"score/{student().id}/val/7"
+    assert task_key(ProposalTask(3, 1, 2, ("a", "b"), view)) == "propose/3/1/2/a,b"
+    assert task_key(ProposalTask(1, 1, 0, ("a", "b"), view, is_for_demos=True)) == "propose/1/1/0//demos"
 
 
 @pytest.mark.parametrize(
@@ -378,12 +452,12 @@ def test_the_strategy_says_what_a_proposal_rewrites(strategy: Any, slots: list) 
     plan = Plan(4, num_rounds=2, num_candidates=2, lag=0, predictor_strategy=strategy)
     record = run(plan, num_predictors=2)
     asked = [
-        [ask.predictors for ask in record.asks if (ask.round, ask.slot, ask.wave) == (1, slot, 0)]
+        [t.predictors for t in record.proposals if (t.round, t.slot, t.wave) == (1, slot, 0)]
         for slot in (0, 1)
     ]
     assert asked == slots
     if strategy == "round_robin":
-        assert {ask.predictors for ask in record.asks if ask.round == 2} == {("second",)}
+        assert {task.predictors for task in record.proposals if task.round == 2} == {("second",)}
 
 
 @pytest.mark.parametrize("strategy", ["all", "round_robin", "joint"])
@@ -415,7 +489,7 @@ def test_a_budget_knows_of_the_recombined_candidate(budget: int) -> None:
 
 def test_duplicates_are_asked_for_again_and_then_done_without() -> None:
     record = run(Plan(6, num_rounds=2, num_candidates=4, lag=0), World(1, num_texts=3, looks=False))
-    waves = [(ask.round, ask.wave, ask.slot) for ask in record.asks]
+    waves = [(task.round, task.wave, task.slot) for task in record.proposals]
     assert max(wave for _, wave, _ in waves) == 2
     slots = [{slot for r, wave, slot in waves if (r, wave) == (1, n)} for n in range(3)]
     assert slots[0] == set(range(4))
@@ -433,14 +507,14 @@ def test_duplicates_are_asked_for_again_and_then_done_without() -> None:
 def test_a_proposer_with_nothing_new_ends_the_run_with_a_reason(lag: int, world: World, reason: str) -> None:
     record = run(Plan(5, num_candidates=4, lag=lag), world)
     assert record.search.stop_reason == reason
-    assert len(record.asks) <= 3 * 4 * (2 + 2 * lag)
+    assert len(record.proposals) <= 3 * 4 * (2 + 2 * lag)
     assert len(record.trials) <= 2
 
 
 def test_the_own_text_again_is_no_candidate() -> None:
     class Echo(World):
-        def propose(self, ask: ProposalTask) -> Proposal:
-            return Proposal({name: f" {ask.view.base.instructions[name]}\n" for name in ask.predictors})
+        def propose(self, task: ProposalTask) -> Proposal:
+            return Proposal({name: f" {task.view.base.instructions[name]}\n" for name in task.predictors})
 
     record = run(Plan(5, num_candidates=2), Echo())
     assert record.search.stop_reason == "no_new_proposals"
@@ -451,8 +525,8 @@ def test_an_empty_round_does_not_cost_the_next_one() -> None:
     """The proposer is away during round 2, while round 3 was asked for already."""
 
     class Outage(World):
-        def propose(self, ask: ProposalTask) -> Proposal:
-            return Proposal({}, error="503") if ask.round == 2 else super().propose(ask)
+        def propose(self, task: ProposalTask) -> Proposal:
+            return Proposal({}, error="503") if task.round == 2 else super().propose(task)
 
     record = run(Plan(6, num_rounds=5, num_candidates=3, lag=1), Outage(4))
     assert {trial.candidate.round for trial in record.trials} == {0, 1, 3, 4, 5}
@@ -463,8 +537,8 @@ def test_an_empty_round_does_not_cost_the_next_one() -> None:
 
 def test_part_of_a_rounds_proposals_is_enough() -> None:
     class Limited(World):
-        def propose(self, ask: ProposalTask) -> Proposal:
-            return super().propose(ask) if ask.slot == 1 else Proposal({}, error="429")
+        def propose(self, task: ProposalTask) -> Proposal:
+            return super().propose(task) if task.slot == 1 else Proposal({}, error="429")
 
     record = run(Plan(6, num_rounds=3, num_candidates=4), Limited())
     assert [trial.candidate.round for trial in record.trials] == [0, 1, 2, 3]
@@ -473,19 +547,42 @@ def test_part_of_a_rounds_proposals_is_enough() -> None:
 # --- ends ------------------------------------------------------------------------------------------------
 
 
-def test_the_stop_rule_is_asked_once_a_round() -> None:
+def test_the_stoppers_are_asked_once_a_round() -> None:
     states: list[RunState] = []
 
-    def rule(state: RunState) -> str | None:
+    def stopper(state: RunState) -> str | None:
         states.append(state)
         return "enough" if state.round == 3 else None
 
-    record = run(Plan(8, num_candidates=2, lag=2), World(2), stop_rule=rule, capacity=5)
+    stoppers = [lambda state: None, stopper]
+    record = run(Plan(8, num_candidates=2, lag=2), World(2), stoppers=stoppers, capacity=5)
     assert record.search.stop_reason == "enough"
     assert [state.round for state in states] == [0, 1, 2, 3]
     assert states[-1].best_scores == tuple(record.search.best_scores)
     assert states[-1].best_score == record.search.best_scores[-1]
     assert {trial.candidate.round for trial in record.trials} == {0, 1, 2, 3}  # nothing of the rounds ahead
+
+
+def test_a_stopper_sees_what_was_told_so_far() -> None:
+    """Usage of all results, and the time of the latest one in whatever order they come."""
+    states: list[RunState] = []
+    seconds = {0: 3.5, 1: 9.25, 2: 1.0, 3: 8.0}  # position -> time of its result
+    search = Search(Plan(4, num_candidates=2, lag=0), student(), ScoreAll(), stoppers=[states.append])
+    for number, task in enumerate(search.next_tasks()):
+        assert isinstance(task, ScoringTask)
+        assert states == []
+        search.tell(task, TaskResult(Outcome(1.0), Usage(prompt_tokens=10**number), seconds[task.position]))
+    (state,) = states
+    assert (state.usage, state.seconds) == (Usage(prompt_tokens=1111), 9.25)
+    assert (search.usage, search.seconds) == (state.usage, state.seconds)
+
+
+def test_what_a_stopper_raises_reaches_the_caller() -> None:
+    def broken(state: RunState) -> str | None:
+        raise ArithmeticError("no idea")
+
+    with pytest.raises(ArithmeticError, match="no idea"):
+        run(Plan(4, num_candidates=2), stoppers=[broken])
 
 
 @pytest.mark.parametrize("budget", [20, 25, 30, 50, 90, 200])
@@ -515,7 +612,7 @@ def test_a_number_of_trials_is_kept(num_trials: int, budget: int | None, lag: in
 def test_nothing_is_handed_out_after_the_end() -> None:
     search = Search(Plan(10, num_candidates=4), student(), Halving())
     search.stop("interrupted")
-    assert search.next() is None
+    assert search.next_tasks() == []
     search.stop("later")
     assert search.stop_reason == "interrupted"
 
@@ -534,24 +631,22 @@ def test_a_run_that_is_cut_keeps_what_is_scored_in_full(
     plan: Plan, world: World, pruner: Any, order: int, steps: int, capacity: int, mixes: bool
 ) -> None:
     search = Search(replace(plan, max_metric_calls=None), student(2), pruner, mix if mixes else None)
-    shuffled, open_work, events, decided = random.Random(order), [], [], 0
+    shuffled, waiting, decided = random.Random(order), Waiting(search), 0
+    in_flight: list[Task] = []
+    events: list[Event] = []
     scored: dict[tuple[str, str], set[int]] = {}
-    candidates = {}
     for step in range(10_000):
         if step == steps and not search.done:
             search.stop("interrupted")
             decided = len(search.trajectory)
-        while len(open_work) < capacity and (work := search.next()) is not None:
-            open_work.append(work)
-        if not open_work:
+        while len(in_flight) < capacity and (task := waiting.take()) is not None:
+            in_flight.append(task)
+        if not in_flight:
             break
-        work = open_work.pop(shuffled.randrange(len(open_work)))
-        if isinstance(work, ProposalTask):
-            search.tell_proposal(work, world.propose(work))
-        else:
-            candidates[work.candidate.id] = work.candidate
-            scored.setdefault((work.candidate.id, work.split), set()).update(range(work.start, work.stop))
-            search.tell_block(work, world.outcomes(work))
+        task = in_flight.pop(shuffled.randrange(len(in_flight)))
+        if isinstance(task, ScoringTask):
+            scored.setdefault((task.candidate.id, task.split), set()).add(task.position)
+        search.tell(task, world.perform(task))
         events += search.events()
     before = search.trajectory.trials
     search.salvage()
@@ -629,9 +724,9 @@ def test_a_view_shows_the_incumbents_outcomes() -> None:
     world, views = World(9), {}
 
     class Watching(World):
-        def propose(self, ask: ProposalTask) -> Proposal:
-            views.setdefault(ask.round, ask.view)
-            return world.propose(ask)
+        def propose(self, task: ProposalTask) -> Proposal:
+            views.setdefault(task.round, task.view)
+            return world.propose(task)
 
     record = run(Plan(12, num_rounds=6, num_candidates=4, lag=2), Watching(9))
     assert [o for o in views[1].outcomes if o is not None] == []

@@ -15,6 +15,7 @@ from dspy_opro.search.trajectory import (
     Candidate,
     Trajectory,
     Trial,
+    Usage,
     mean,
     normalise,
     paired_difference,
@@ -138,6 +139,13 @@ def test_top_texts_are_the_best_distinct_ones(rows: list[tuple[str, float]], k: 
 
 
 # --- numbers ---------------------------------------------------------------------------------------------
+
+
+def test_usage_adds_up_in_every_field() -> None:
+    one = Usage(*range(1, len(dataclasses.fields(Usage)) + 1))
+    assert all(getattr(one + one, f.name) == 2 * getattr(one, f.name) for f in dataclasses.fields(Usage))
+    assert one - one == Usage()
+    assert Usage(prompt_tokens=3, completion_tokens=4).tokens == 7
 
 
 @given(scores)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from dspy_opro.study import recombine
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial
+from dspy_opro.storage.recombination import recombine
 
 GAIN = {"retrieve": {"r0": 0.0, "r1": 0.1, "r2": 0.4}, "answer": {"a0": 0.0, "a1": 0.3, "a2": 0.1}}
 

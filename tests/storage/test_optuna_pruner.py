@@ -19,7 +19,7 @@ from optuna.pruners import (
 )
 
 from dspy_opro.search.pruners import Race
-from dspy_opro.study import OptunaPruner
+from dspy_opro.storage.optuna_pruner import OptunaPruner
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -98,8 +98,8 @@ def test_wilcoxon_pairs_example_by_example() -> None:
         "above": [i + s for i, s in zip(INCUMBENT, steps, strict=True)],
         "below": [i - s for i, s in zip(INCUMBENT, steps, strict=True)],
     }
-    assert run_race(OptunaPruner(WilcoxonPruner(p_threshold=0.05), block=4), field) == {"below": 8}
-    assert run_race(OptunaPruner(WilcoxonPruner(p_threshold=0.05), block=6), field) == {"below": 6}
+    assert run_race(OptunaPruner(WilcoxonPruner(p_threshold=0.05), interval=4), field) == {"below": 8}
+    assert run_race(OptunaPruner(WilcoxonPruner(p_threshold=0.05), interval=6), field) == {"below": 6}
 
 
 @pytest.mark.parametrize("make", [row.values[0] for row in TABLE])
@@ -117,12 +117,12 @@ def test_the_given_pruner_keeps_no_trace_of_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "expected"), [(5, [5, 10, 15, 20]), (8, [8, 16, 20]), (20, [20]), (50, [20])]
+    ("interval", "expected"), [(5, [5, 10, 15, 20]), (8, [8, 16, 20]), (20, [20]), (50, [20])]
 )
-def test_checkpoints_come_every_block_and_at_the_end(block: int, expected: list[int]) -> None:
-    assert list(OptunaPruner(NopPruner(), block).checkpoints(20, 3)) == expected
+def test_checkpoints_come_at_every_interval_and_at_the_end(interval: int, expected: list[int]) -> None:
+    assert list(OptunaPruner(NopPruner(), interval).checkpoints(20, 3)) == expected
 
 
-def test_a_block_has_at_least_one_example() -> None:
-    with pytest.raises(ValueError, match="block must be at least 1, but got 0"):
+def test_an_interval_has_at_least_one_example() -> None:
+    with pytest.raises(ValueError, match="interval must be at least 1, but got 0"):
         OptunaPruner(NopPruner(), 0)

@@ -1,0 +1,227 @@
+"""One call of the proposer: a usable text comes back, or the reason why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro import ProposalRequest
+from dspy_opro.programs.awaiting import EventLoop
+from dspy_opro.programs.program import Program
+from dspy_opro.proposers.cleaning import InstructionRules
+from dspy_opro.proposers.meta_prompt import MetaPrompt
+from dspy_opro.proposers.opro import OPROProposer
+from dspy_opro.proposers.writer import InstructionWriter
+from dspy_opro.runner.budget import Ledger
+from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, View
+from dspy_opro.search.trajectory import Trajectory
+from dspy_opro.testing import LMCall, ScriptedLM
+
+TRAINSET = [dspy.Example(question=f"{n}", answer=f"{n}").with_inputs("question") for n in range(8)]
+STUDENT = dspy.Predict(dspy.Signature("question -> answer", "Repeat it."))
+
+
+def repeat(call: LMCall) -> Mapping[str, str]:
+    return {"instruction": f"Repeat it {call.rollout_id}."}
+
+
+def failing(call: LMCall) -> Any:
+    raise ValueError("the provider is down")
+
+
+class Case:
+    """A writer over a scripted LM."""
+
+    def __init__(
+        self,
+        answer: Callable[[LMCall], Any] = repeat,
+        proposer: Any = None,
+        rules: InstructionRules = InstructionRules(),  # noqa: B008 # frozen
+        temperature: float = 1.0,
+        seed: int = 0,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.lm = ScriptedLM(answer)
+        self.ledger = Ledger()
+        self.program = Program(STUDENT)
+        self.loop = EventLoop(loop)
+        meta_prompt = MetaPrompt(self.program, TRAINSET, 20, 2, seed, is_paper=False)
+        self.writer = InstructionWriter(
+            proposer or OPROProposer(), self.lm, temperature, self.program, meta_prompt, rules, self.loop
+        )
+
+    def write(self, **changes: Any) -> TaskResult:
+        candidate = self.program.candidate
+        view = View(Trajectory(), candidate, [None] * len(TRAINSET))
+        values = {"round": 1, "slot": 0, "wave": 0, "predictors": tuple(candidate.instructions)}
+        return self.writer.write(ProposalTask(**{**values, **changes}, view=view), self.ledger.add)
+
+    def propose(self, **changes: Any) -> Proposal:
+        content = self.write(**changes).content
+        assert isinstance(content, Proposal)
+        self.loop.close()
+        return content
+
+
+def test_a_proposal_is_cleaned_and_checked() -> None:
+    case = Case(answer=lambda call: {"instruction": '```\nInstruction: "Say it."\n```'})
+    assert case.propose().texts == {"self": "Say it."}
+    case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
+    proposal = case.propose()
+    assert (proposal.texts, proposal.problems) == ({}, ("overlong",))
+
+
+class Given(dspy.Module):  # type: ignore[misc]
+    """A proposer of one's own: no LM, no signature."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+        self.requests: list[ProposalRequest] = []
+
+    def forward(self, request: ProposalRequest) -> Any:
+        self.requests.append(request)
+        return self.answer
+
+
+class GivenAsync(dspy.Module):  # type: ignore[misc]
+    async def aforward(self, request: ProposalRequest) -> Any:
+        await asyncio.sleep(0)
+        return dspy.Prediction(instruction="Say it.")
+
+
+def plain(request: ProposalRequest) -> str:
+    return "Say it."
+
+
+async def plain_async(request: ProposalRequest) -> dict[str, str]:
+    return {"self": "Say it."}
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        Given(dspy.Prediction(instruction="Say it.")),
+        Given("Say it."),
+        Given({"self": "Say it."}),
+        Given(dspy.Prediction(instruction={"self": "Say it.", "unknown": "?"})),
+        GivenAsync(),
+        plain,
+        plain_async,
+    ],
+    ids=lambda proposer: getattr(proposer, "__name__", type(proposer).__name__),
+)
+def test_proposers_of_ones_own(proposer: Any) -> None:
+    assert Case(proposer=proposer).propose().texts == {"self": "Say it."}
+
+
+async def test_async_proposers_are_awaited_on_the_callers_loop() -> None:
+    seen = []
+
+    async def look(request: ProposalRequest) -> str:
+        seen.append(asyncio.get_running_loop())
+        return "Say it."
+
+    case = Case(proposer=look, loop=asyncio.get_running_loop())
+    assert (await asyncio.to_thread(case.propose)).texts == {"self": "Say it."}
+    assert seen == [asyncio.get_running_loop()]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (None, "A proposer must return"),
+        (7, "A proposer must return"),
+        (dspy.Prediction(text="Say it."), "A proposer must return"),
+    ],
+)
+def test_a_proposer_that_returns_something_else_has_failed(answer: Any, cause: str) -> None:
+    proposal = Case(proposer=Given(answer)).propose()
+    assert proposal.texts == {}
+    assert proposal.error is not None
+    assert cause in proposal.error
+
+
+@pytest.mark.parametrize("answer", ["", {}, {"self": None}, {"self": "  "}])
+def test_an_empty_proposal_is_dropped(answer: Any) -> None:
+    proposal = Case(proposer=Given(dspy.Prediction(instruction=answer))).propose()
+    assert (proposal.texts, proposal.problems, proposal.error) == ({}, ("empty",), None)
+
+
+def test_a_proposer_that_raises_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    result = Case(answer=failing).write()
+    assert isinstance(result.content, Proposal)
+    assert "the provider is down" in (result.content.error or "")
+    assert "the provider is down" in str(result.error)
+    assert "A proposal failed" in caplog.text
+
+
+def test_of_many_failures_the_first_and_every_tenth_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(answer=failing)
+    for slot in range(21):
+        case.write(slot=slot)
+    lines = [record.getMessage() for record in caplog.records if record.name == "dspy_opro"]
+    assert [line.split(":")[0] for line in lines] == [
+        "A proposal failed",
+        "10 proposals failed so far, the last one",
+        "20 proposals failed so far, the last one",
+    ]
+
+
+def test_every_request_samples_anew_and_the_same_when_repeated() -> None:
+    case = Case()
+    before = dict(case.lm.kwargs)
+    slots = [{"round": r, "slot": slot, "wave": wave} for r in (1, 2) for slot in range(4) for wave in (0, 1)]
+    for _ in range(2):
+        for place in slots:
+            case.propose(**place)
+    ids = [call.rollout_id for call in case.lm.calls]
+    assert ids[: len(slots)] == ids[len(slots) :]
+    assert len(set(ids)) == len(slots)
+    assert None not in ids
+    assert {call.temperature for call in case.lm.calls} == {1.0}
+    assert case.lm.kwargs == before
+    assert "rollout_id" not in before
+
+
+def test_another_seed_asks_for_other_samples() -> None:
+    cases = [Case(seed=seed) for seed in (0, 1)]
+    ids = []
+    for case in cases:
+        case.propose()
+        ids.append(case.lm.calls[0].rollout_id)
+    assert ids[0] != ids[1]
+
+
+def test_an_lm_that_refuses_a_temperature_is_asked_without() -> None:
+    def answer(call: LMCall) -> Any:
+        if call.temperature is not None:
+            raise ValueError("Unsupported value: 'temperature' does not support 1.0 with this model.")
+        return {"instruction": "Say it."}
+
+    case = Case(answer=answer)
+    assert case.propose().texts == {"self": "Say it."}
+    calls = case.lm.num_calls
+    assert case.propose(slot=3).texts == {"self": "Say it."}
+    assert case.lm.num_calls == calls + 1
+
+
+def test_usage_is_the_proposers() -> None:
+    case = Case()
+    result = case.write()
+    usage = case.ledger.usage
+    assert result.usage == usage
+    assert (usage.metric_calls, usage.scorer_calls, usage.proposer_calls) == (0, 0, 1)
+    assert usage.tokens > 0
+
+
+def test_a_users_own_tracker_sees_the_usage_too() -> None:
+    case = Case()
+    with dspy.track_usage() as tracker:
+        case.write()
+    totals = tracker.get_total_tokens()
+    assert sum(usage["prompt_tokens"] for usage in totals.values()) == case.ledger.usage.prompt_tokens > 0

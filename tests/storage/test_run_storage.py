@@ -1,0 +1,250 @@
+"""A run in an Optuna study: what is there to read, and that a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.study import MaxTrialsCallback
+from optuna.trial import TrialState, create_trial
+from replay import STUDENT, drive, expected, in_memory, known, record, scoring, shown
+
+from dspy_opro.search.tasks import CandidatesProposed, Failure, TrialFinished, TrialReported
+from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage.result_log import TEXT_LIMIT
+from dspy_opro.storage.run_storage import RESUMABLE, RunStorage, open_run
+
+# -- what a study shows ------------------------------------------------------------------------------
+
+
+def test_trials_come_in_the_order_of_their_candidates_with_all_that_is_known() -> None:
+    run = open_run()
+    driven = drive(run)
+    trials, trajectory = run.study.get_trials(), driven.search.trajectory
+    assert driven.num_paid > 20
+    assert [t.user_attrs["candidate_id"] for t in trials] == [t.id for t in trajectory.trials]
+    for trial, ours in zip(trials, trajectory.trials, strict=True):
+        assert trial.user_attrs["instructions"] == ours.candidate.instructions
+        assert trial.user_attrs["round"] == ours.candidate.round
+        assert trial.user_attrs["parent"] == ours.candidate.parent
+        assert trial.user_attrs["rewritten"] == list(ours.candidate.rewritten)
+        assert trial.user_attrs["num_scored"] == ours.num_scored
+        assert trial.user_attrs["reason"] == ours.reason
+        assert trial.user_attrs.get("valset_score") == ours.valset_score
+        assert trial.user_attrs.get("num_failures", 0) == ours.num_failures
+        assert Usage(**trial.user_attrs["usage"]) == ours.usage
+        assert trial.user_attrs["usage"]["metric_calls"] >= ours.num_scored
+        assert trial.user_attrs["subscores"] == ours.subscores
+        assert 0 < trial.user_attrs["subscores"]["length"] < 1
+        assert trial.state.name == ours.state.upper()
+        assert trial.value == ours.reward  # that of a pruned trial too, not its last report
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert run.study.best_value == trajectory.incumbent.reward
+    assert run.study.direction.name == "MAXIMIZE"
+    assert run.study.user_attrs["stop_reason"] == "num_rounds"
+    spent = sum((Usage(**t.user_attrs["usage"]) for t in trials), Usage())
+    assert spent == replace(
+        driven.usage, proposer_calls=0, prompt_tokens=0
+    )  # a trial's usage is what scoring it cost
+
+
+def test_the_first_failures_are_shown_with_place_and_cause() -> None:
+    run = open_run()
+    failures = tuple(Failure(STUDENT.id, "train", n, f"E{n}" + "x" * 2 * TEXT_LIMIT) for n in range(5))
+    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trials.show(TrialFinished(Trial(STUDENT, 0.0, 8, num_failures=8), failures))
+    attrs = run.study.get_trials()[0].user_attrs
+    assert attrs["num_failures"] == 8
+    assert [(f["split"], f["position"], f["cause"][:2]) for f in attrs["failures"]] == [
+        ("train", n, f"E{n}") for n in range(5)
+    ]
+    assert all(len(f["cause"]) <= TEXT_LIMIT for f in attrs["failures"])
+
+
+def test_whatever_order_answers_arrive_in_the_study_is_the_same() -> None:
+    first, trials = in_memory(order=0)
+    assert any("failures" in attrs for _, _, _, attrs, _ in trials)
+    for order in range(1, 6):
+        driven, others = in_memory(order=order)
+        assert (others, driven.usage) == (trials, first.usage)
+
+
+def test_callbacks_get_study_and_told_trial(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[tuple[str, int, TrialState]] = []
+
+    def failing(study: optuna.Study, trial: Any) -> None:
+        raise RuntimeError("the plot is broken")
+
+    def noting(study: optuna.Study, trial: Any) -> None:
+        calls.append((study.study_name, trial.number, trial.state))
+
+    run = open_run(callbacks=[failing, noting])
+    with caplog.at_level(logging.WARNING, logger="dspy_opro"):
+        drive(run)
+    trials = run.study.get_trials()
+    assert calls == [(run.study.study_name, t.number, t.state) for t in trials]
+    assert "A callback failed on trial 0" in caplog.text
+
+
+def test_a_callback_may_stop_the_study_as_in_optuna() -> None:
+    run = open_run(callbacks=[MaxTrialsCallback(3, states=None)])
+    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    assert not run.study.is_stopped
+    others = tuple(Candidate({"answer": text}) for text in "ab")
+    run.trials.show(CandidatesProposed(1, others, ()))
+    for candidate in others:
+        run.trials.show(TrialFinished(Trial(candidate, 0.5, 8)))
+    assert run.study.is_stopped
+
+
+def test_trials_are_told_in_the_order_of_their_numbers() -> None:
+    """Callbacks that log by the number, as that of Weights & Biases, drop what comes later with a lower one."""
+    calls: list[int] = []
+    run = open_run(callbacks=[lambda study, trial: calls.append(trial.number)])
+    candidates = tuple(Candidate({"answer": text}) for text in "abc")
+    run.trials.show(CandidatesProposed(1, candidates, ()))
+    for candidate in candidates[::-1]:
+        assert calls == []
+        run.trials.show(TrialFinished(Trial(candidate, 0.5, 8)))
+    assert calls == [0, 1, 2]
+
+
+def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
+    run = open_run()
+    run.trials.show(CandidatesProposed(0, (Candidate({"a": "字" * 20_000, "b": "short"}),), ()))
+    attrs = run.study.get_trials()[0].user_attrs
+    assert attrs["is_cut"]
+    assert len(json.dumps(attrs["instructions"])) < 65_535
+    assert attrs["instructions"]["b"] == "short"
+
+
+# -- ends --------------------------------------------------------------------------------------------
+
+
+def half_done(**place: Any) -> RunStorage:
+    run = open_run(**place)
+    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    record(run, *scoring(8))
+    run.trials.show(TrialReported(STUDENT, 8, 0.5))
+    return run
+
+
+@pytest.mark.parametrize("reason", sorted(RESUMABLE))
+def test_trials_under_way_wait_for_the_next_process_where_it_may_go_on(tmp_path: Path, reason: str) -> None:
+    half_done(log_dir=tmp_path).close(reason)
+    run = open_run(log_dir=tmp_path)
+    assert known(run) == expected(*scoring(8))
+    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trials.show(TrialReported(STUDENT, 8, 0.5))
+    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    assert [(t.state, t.intermediate_values) for t in run.study.get_trials()] == [
+        (TrialState.COMPLETE, {8: 0.5})
+    ]
+
+
+@pytest.mark.parametrize("reason", ["patience", "num_rounds", "no_new_proposals", "own stopper"])
+def test_trials_under_way_are_closed_when_the_run_has_ended(tmp_path: Path, reason: str) -> None:
+    half_done(log_dir=tmp_path).close(reason)
+    run = open_run(log_dir=tmp_path)
+    (trial,) = run.study.get_trials()
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, f"the run ended: {reason}")
+    assert known(run) == expected(*scoring(8))  # its results still count
+    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    assert [t.state for t in run.study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_in_memory_nothing_stays_under_way() -> None:
+    run = half_done()
+    run.close("interrupted")
+    assert run.study.get_trials()[0].state == TrialState.FAIL
+
+
+# -- whose study it is -------------------------------------------------------------------------------
+
+
+def test_a_mismatch_names_what_differs_and_the_remedy(tmp_path: Path) -> None:
+    parts = {"student": "a1", "metric": "my.metric", "seed": "0"}
+    record(open_run(log_dir=tmp_path, fingerprint=parts), *scoring(1))
+    open_run(log_dir=tmp_path, fingerprint=parts)
+    with pytest.raises(ValueError, match="different run") as caught:
+        open_run(log_dir=tmp_path, fingerprint={"student": "b2", "metric": "my.metric", "valset": "v"})
+    message = str(caught.value)
+    assert "student was 'a1' and is now 'b2'" in message
+    assert "seed was '0' and is now None" in message
+    assert "valset was None and is now 'v'" in message
+    assert "my.metric" not in message
+    assert "Use another study_name or log_dir, or delete the studies 'opro' and 'opro/log'." in message
+
+
+def test_a_run_without_a_result_may_still_become_another(tmp_path: Path) -> None:
+    """A metric that did not get past the first example is mended and tried again in the same place."""
+    for metric in ("broken", "better", "good"):
+        run = open_run(log_dir=tmp_path, fingerprint={"metric": metric})
+        assert run.is_fresh
+        assert run.study.user_attrs["fingerprint"]["metric"] == metric
+    record(run, *scoring(1))
+    assert not open_run(log_dir=tmp_path, fingerprint={"metric": "good"}).is_fresh
+    with pytest.raises(ValueError, match="metric was 'good' and is now 'broken'"):
+        open_run(log_dir=tmp_path, fingerprint={"metric": "broken"})
+
+
+def test_a_log_of_an_older_version_is_refused() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    open_run(storage, "old")
+    optuna.delete_study(study_name="old/log", storage=storage)
+    log = optuna.create_study(study_name="old/log", storage=storage)
+    older = {"kind": "fingerprint", "parts": {"format": "2"}}
+    log.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={"records": [older], "entry": "a#0"}))
+    with pytest.raises(
+        ValueError, match="'old' holds a different run: format was '2 or older' and is now '3'"
+    ):
+        open_run(storage, "old")
+
+
+def test_a_deleted_study_is_shown_anew_from_its_log(tmp_path: Path) -> None:
+    drive(open_run(log_dir=tmp_path))
+    run = open_run(log_dir=tmp_path)
+    optuna.delete_study(study_name="opro", storage=run.study._storage)
+    run = open_run(log_dir=tmp_path)
+    assert drive(run).num_paid == 0
+    assert shown(run.study) == in_memory()[1]
+
+
+def test_somebody_elses_study_is_refused() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="theirs", direction="maximize").add_trial(
+        optuna.trial.create_trial(value=1.0)
+    )
+    with pytest.raises(ValueError, match="'theirs' has trials that were not made by dspy_opro"):
+        open_run(storage, "theirs")
+    optuna.create_study(storage=storage, study_name="down", direction="minimize")
+    with pytest.raises(ValueError, match="'down' must be maximized"):
+        open_run(storage, "down")
+
+
+def test_an_empty_study_made_beforehand_is_taken() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    made = optuna.create_study(storage=storage, study_name="mine", direction="maximize")
+    drive(open_run(storage, "mine"))
+    assert shown(made) == in_memory()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"study_name": "s"}, "s"),
+        ({"log_dir": "qa"}, "opro"),
+        ({"log_dir": "qa", "study_name": "s"}, "s"),
+        ({"log_dir": "qa", "storage": "sqlite:///r.db"}, "qa"),
+    ],
+)
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, expected: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_run(**arguments).study.study_name == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -78,6 +79,16 @@ def test_overhead_shows_every_part() -> None:
     assert cells(output, "17")[0] == "17"  # the student is a trial too
     assert int(cells(output, "8")[1]) == 9 * 8  # a round of 8 candidates and the student
     assert "import dspy_opro after import dspy" in output
+
+
+def test_scaling_shows_what_storages_and_processes_cost() -> None:
+    sizes = ["--scale", "0.005", "--size", "20", "--computed", "4", "--seconds", "0.01", "--repeats", "1"]
+    output = run("scaling.py", *sizes)
+    assert int(cells(output, "in memory")[2]) == int(cells(output, "journal file")[2]) == 17 * 16
+    assert float(cells(output, "ProcessPoolExecutor")[1].split()[0]) > 0
+    assert ("Dask" in output) == (importlib.util.find_spec("distributed") is not None)
+    assert float(cells(output, "one process")[2].split()[0]) == 1.0
+    assert float(cells(output, "ProcessPoolExecutor(2)")[1]) > 0
 
 
 def test_a_rehearsal_is_a_run_without_its_waiting() -> None:

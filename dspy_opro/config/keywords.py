@@ -1,7 +1,7 @@
-"""The keywords that `OPROTeleprompter` takes, and what those of DSPy's own optimizers mean here.
+"""The keywords of `OPROTeleprompter`, and the meaning of the keywords of DSPy's own optimizers.
 
-MIPROv2, COPRO, GEPA, BootstrapFewShot, BootstrapFewShotWithRandomSearch and SIMBA of DSPy 3.0 to 3.4.
-`docs/migrating.md` has the same per optimizer, with examples.
+These are MIPROv2, COPRO, GEPA, BootstrapFewShot, BootstrapFewShotWithRandomSearch and SIMBA of DSPy 3.0 to 3.4.
+`docs/migrating.md` explains them for each optimizer, with examples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class BuiltinKeywords(TypedDict, total=False):
-    """What the constructors and `compile`s of the built-in optimizers take and ours has under another name."""
+    """Keywords of the built-in optimizers, constructor and `compile`, that are not arguments of ours."""
 
     breadth: int
     depth: int
@@ -63,7 +63,7 @@ class BuiltinKeywords(TypedDict, total=False):
 
 
 class Arguments(BuiltinKeywords, total=False):
-    """The arguments of the constructor, which `compile` takes too for one call; `OPROConfig` has their defaults."""
+    """The arguments of the constructor. `compile` takes them too, for one call. `OPROConfig` has their defaults."""
 
     prompt_model: Any
     task_model: Any
@@ -127,57 +127,53 @@ RENAMED: Mapping[str, str] = {
     "temperature_for_candidates": "init_temperature",
     "devset": "trainset",
 }
-"""Keyword of a built-in -> our argument of the same meaning."""
+"""Keyword of a built-in optimizer -> our argument with the same meaning."""
 
 UNUSED: Mapping[str, tuple[object, str]] = {
     "block_size": (None, "the unit of work is one example; minibatch_size sets the first checkpoint"),
-    "minibatch_full_eval_steps": (5, "the race decides who is scored in full, and when"),
-    "code_proposer": (None, "only instructions are rewritten"),
-    "candidate_selection_strategy": ("pareto", "proposals see the best instructions so far"),
+    "minibatch_full_eval_steps": (5, "the race decides which candidates are scored in full, and when"),
+    "code_proposer": (None, "OPRO rewrites only instructions"),
+    "candidate_selection_strategy": ("pareto", "every proposal sees the best instructions so far"),
     "skip_perfect_score": (True, "the meta-prompt shows failures first"),
-    "perfect_score": (1.0, "use stop_at_score to end at a score"),
-    "add_format_failure_as_feedback": (False, "failures are shown in the meta-prompt as they are"),
-    "use_merge": (True, "the best texts of several predictors are always combined"),
-    "max_merge_invocations": (5, "the best texts of several predictors are combined once a round"),
-    "warn_on_score_mismatch": (True, "the metric is called once per prediction"),
-    "track_best_outputs": (False, "outputs are not kept"),
+    "perfect_score": (1.0, "use stop_at_score to end the run at a score"),
+    "add_format_failure_as_feedback": (False, "the meta-prompt shows every failure with its error"),
+    "use_merge": (True, "OPRO always combines the best instructions of several predictors"),
+    "max_merge_invocations": (5, "OPRO combines the best instructions of several predictors once per round"),
+    "warn_on_score_mismatch": (True, "OPRO calls the metric once per prediction"),
+    "track_best_outputs": (False, "OPRO does not keep the outputs"),
     "use_wandb": (False, "pass Optuna's callback as callbacks=[...]"),
     "wandb_api_key": (None, "pass Optuna's callback as callbacks=[...]"),
     "wandb_init_kwargs": (None, "pass Optuna's callback as callbacks=[...]"),
     "use_mlflow": (False, "call mlflow.dspy.autolog(log_compiles=True, log_evals=True)"),
-    "gepa_kwargs": (None, "they are GEPA's own"),
-    "demo_input_field_maxlen": (100_000, "demos are kept whole"),
-    "temperature_for_sampling": (0.2, "the program runs as it will run later"),
-    "restrict": (None, "every candidate is considered"),
-    "labeled_sample": (True, "labeled demos are always drawn at random"),
-    "num_rules": (10, "instructions are free text"),
+    "gepa_kwargs": (None, "only GEPA itself can use them"),
+    "demo_input_field_maxlen": (100_000, "OPRO never shortens a demo"),
+    "temperature_for_sampling": (0.2, "the program runs with the temperature that it has later"),
+    "restrict": (None, "OPRO considers every candidate"),
+    "labeled_sample": (True, "OPRO always draws labeled demos at random"),
+    "num_rules": (10, "an instruction is free text"),
     "program_aware_proposer": (True, "the meta-prompt always names the predictor's role"),
     "data_aware_proposer": (True, "num_exemplars says how many examples the meta-prompt shows"),
     "view_data_batch_size": (10, "num_exemplars says how many examples the meta-prompt shows"),
     "tip_aware_proposer": (True, "the styles of the requests are fixed"),
     "fewshot_aware_proposer": (True, "num_exemplars says how many examples the meta-prompt shows"),
 }
-"""Keyword without a meaning here -> (its default there, which needs no words; why it is not used)."""
+"""Keyword without a meaning here -> (its default in DSPy, which causes no warning; why OPRO does not use it)."""
 
 EVAL_KWARGS = ("num_threads", "max_errors", "failure_score", "provide_traceback", "display_progress")
-"""Keywords of `dspy.Evaluate` that are ours too."""
+"""Keywords of `dspy.Evaluate` that are arguments of ours too."""
 EVAL_UNUSED = ("display_table", "save_as_csv", "save_as_json", "callback_metadata")
-
-
-def _minibatch(value: Any) -> dict[str, Any]:
-    return {} if value else {"pruner": None}
 
 
 def _component_selector(value: Any) -> dict[str, Any]:
     if value in ("round_robin", "all"):
         return {"predictor_strategy": value}
-    warn(f"component_selector={value!r} has no meaning for OPRO and is not used: see predictor_strategy.")
+    warn(f"component_selector={value!r} has no meaning for OPRO and is not used: use predictor_strategy.")
     return {}
 
 
 def _permission(value: Any) -> dict[str, Any]:
     if value:
-        raise ValueError("requires_permission_to_run must not be True: OPRO asks nobody; leave it out.")
+        raise ValueError("requires_permission_to_run must not be True: OPRO never asks. Leave it out.")
     return {}
 
 
@@ -193,23 +189,19 @@ def _eval_kwargs(value: Any) -> dict[str, Any]:
 
 
 COMPUTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    "minibatch": _minibatch,
+    "minibatch": lambda value: {} if value else {"pruner": None},
     "component_selector": _component_selector,
     "requires_permission_to_run": _permission,
     "eval_kwargs": _eval_kwargs,
 }
-"""Keyword of a built-in -> its meaning as our arguments, by its value."""
+"""Keyword of a built-in optimizer -> a function that turns its value into our arguments."""
 
 
 def translate(keywords: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The keywords of a built-in optimizer as arguments of `OPROConfig`.
 
-    None means "not given", as in the built-ins.
-
-    Args:
-        keywords: As the call had them.
-        ours: Our own arguments of the same call.
-        where: The function called, for the message.
+    `ours` has our own arguments of the same call, and `where` names the called function in messages. None means
+    "not given", as in the built-in optimizers.
 
     Raises:
         TypeError: A keyword is unknown; the message names the nearest known one.
@@ -217,15 +209,13 @@ def translate(keywords: Mapping[str, Any], ours: Mapping[str, Any], where: str) 
     """
     found: dict[str, Any] = {}
     by: dict[str, str] = {}  # our argument -> the keyword that gave it
-    # minibatch=False comes last, to have the last word over minibatch_size.
-    for name, value in sorted(keywords.items(), key=lambda item: item[0] == "minibatch"):
+    for name, value in keywords.items():
         if name not in BuiltinKeywords.__annotations__:
-            known = {**FIELDS, **BuiltinKeywords.__annotations__}
-            raise unknown_keyword(name, known, where)
+            raise unknown_keyword(name, {**FIELDS, **BuiltinKeywords.__annotations__}, where)
         if value is None:
             continue
         for argument, meaning in _meaning(name, value).items():
-            if argument == "pruner":
+            if argument == "pruner":  # from minibatch=False; an explicit pruner overrides it
                 if "pruner" not in ours:
                     found["pruner"] = meaning
                 continue
@@ -252,21 +242,13 @@ def _meaning(name: str, value: Any) -> dict[str, Any]:
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of our own arguments that say something: None means "not given", but for those where it is a choice."""
-    return {
-        name: value
-        for name, value in arguments.items()
-        if name in FIELDS and (value is not None or name in ("auto", "pruner"))
-    }
+    """Our own arguments without those that are None. For `auto` and `pruner` None is a value."""
+    ours = {name: value for name, value in arguments.items() if name in FIELDS}
+    return {name: value for name, value in ours.items() if value is not None or name in ("auto", "pruner")}
 
 
 def for_this_call(config: OPROConfig, arguments: Mapping[str, Any]) -> OPROConfig:
-    """The constructor's values, under those of a `compile` call.
-
-    Args:
-        config: The constructor's.
-        arguments: Ours and those of the built-in optimizers; None stands for the constructor's value, where it can.
-    """
+    """The constructor's `config` with the `arguments` of a `compile` call over it. None keeps a value of `config`."""
     ours = given(arguments)
     builtin = {name: value for name, value in arguments.items() if name not in FIELDS}
     before = {name: getattr(config, name) for name in config.model_fields_set}
@@ -274,9 +256,9 @@ def for_this_call(config: OPROConfig, arguments: Mapping[str, Any]) -> OPROConfi
 
 
 def shows_arguments(function: F) -> F:
-    """Show `**arguments` in a function's signature as named parameters, which tools and BetterTogether read.
+    """Decorator: the signature shows `**arguments` as named parameters. Tools and BetterTogether read the signature.
 
-    Our own come first, in the order of `OPROConfig`, then the keywords of the built-in optimizers.
+    Our own arguments come first, in the order of `OPROConfig`. The keywords of the built-in optimizers follow.
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())

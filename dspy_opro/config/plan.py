@@ -1,4 +1,4 @@
-"""The plan of a run: sizes, pruner and stoppers follow from the arguments and the sizes of the data alone."""
+"""The plan of a run: sizes, pruner and stoppers follow from the arguments and the size of the data alone."""
 
 from __future__ import annotations
 
@@ -22,16 +22,10 @@ logger = logging.getLogger("dspy_opro")
 
 
 def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val: int) -> Search:
-    """The search that the arguments ask for.
-
-    Args:
-        config: The arguments, resolved.
-        student: Candidate number zero.
-        num_train: Train examples that candidates may be scored on.
-        num_val: Validation examples.
+    """The search for the resolved arguments, the student's instructions and the numbers of examples.
 
     Raises:
-        ValueError: `max_metric_calls` is not enough for the student.
+        ValueError: `max_metric_calls` is not enough to score the student.
     """
     num_train = _num_train(config, num_train)
     pruner = _pruner(config, num_train)
@@ -46,7 +40,7 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
 
     num_candidates = config.num_candidates
     if num_candidates is None:
-        is_chosen = config.num_rounds is not None  # so that it means what it says
+        is_chosen = config.num_rounds is not None  # larger rounds would leave fewer rounds than the user chose
         num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
     plan = Plan(
         num_train=num_train,
@@ -60,11 +54,11 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
-    return Search(plan, student, pruner, recombine, make_stoppers(config))
+    return Search(plan, student, pruner, recombine, _stoppers(config))
 
 
 def _num_train(config: OPROConfig, num_train: int) -> int:
-    """Train examples of a full score: the first ones in race order, so that more budget makes use of what is scored."""
+    """Train examples of a full score: the first ones in race order, so a larger budget adds to them on resume."""
     is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
     is_raced_our_way = config.pruner == "auto" and config.minibatch_size is None
     if config.max_metric_calls is None or not is_raced_our_way or is_chosen or paper(config):
@@ -97,14 +91,13 @@ def _max_metric_calls(config: OPROConfig, num_train: int, num_val: int) -> int |
 
 
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
-    """Half of the first round's candidates, where demos are wanted."""
+    """Half of the first round's candidates, if the user wants demos."""
     if not (config.max_bootstrapped_demos or config.max_labeled_demos):
         return 0
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
 
 
-def make_stoppers(config: OPROConfig) -> list[Stopper]:
-    """What is asked after every round, in this order."""
+def _stoppers(config: OPROConfig) -> list[Stopper]:
     stoppers: list[Stopper] = []
     if config.stop_at_score is not None:
         stoppers.append(StopAtScore(config.stop_at_score))
@@ -114,32 +107,26 @@ def make_stoppers(config: OPROConfig) -> list[Stopper]:
 
 
 def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:
-    """BootstrapFewShotWithRandomSearch has `stop_at_score` in percent; here it is in the metric's own scale."""
+    """BootstrapFewShotWithRandomSearch takes `stop_at_score` in percent. Here it is in the metric's own scale."""
     if stop_at_score is not None and stop_at_score > 1.0 and all(0.0 <= s <= 1.0 for s in student.scores):
         logger.warning(
-            "stop_at_score=%g may never be reached: it is in the metric's own scale, and the student's scores lie "
+            "The run may never reach stop_at_score=%g: it is in the metric's own scale, and the student's scores lie "
             "within [0, 1]. Write %g for %g percent.",
             *(stop_at_score, stop_at_score / 100, stop_at_score),
         )
 
 
 def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
-    """A limit in dollars is none where nobody knows what a call costs."""
+    """Without a price for its LM a run cannot respect a limit in dollars."""
     if max_cost is not None and spent.tokens and not spent.cost:
         logger.warning(
-            "max_cost=%g can't be kept: no price is known for the LM that the program calls. Give max_tokens.",
+            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. Pass max_tokens.",
             max_cost,
         )
 
 
 def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> str:
-    """What a run can spend at most, in words.
-
-    Args:
-        auto: The preset.
-        search: The search, before its start.
-        bounds: Names of the arguments that may end the run.
-    """
+    """What a run with the preset `auto` can spend at most, in words. `bounds` names the arguments that may end it."""
     plan, size = search.plan, search.plan.num_candidates
     limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
     if plan.num_rounds is None:
@@ -153,14 +140,14 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     examples += search.most_calls(rest) if rest else 0
     if plan.max_metric_calls is not None:
         examples = min(examples, plan.max_metric_calls)
-    # With several predictors a round has one candidate more, out of known texts; see `Rules.recombines`.
+    # With several predictors a round has one more candidate: it combines the best known texts.
     num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
     proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)
     text = (
         f"OPRO (auto={auto!r}): at most {num_slots + num_mixed:,} candidates in {plan.num_rounds} rounds, "
-        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} where all are "
-        "rejected)."
+        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} if all of them "
+        "are rejected)."
     )
     if not isinstance(search.pruner, ScoreAll):
-        text += " The race usually takes far fewer examples."
-    return f"{text} May end earlier by {' or '.join(limits)}." if limits else text
+        text += " The race usually needs far fewer examples."
+    return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

@@ -1,4 +1,4 @@
-"""All input is checked before anything is made: an error here has cost nothing and leaves nothing behind."""
+"""Checks all input before the run makes or spends anything: an error here costs nothing and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ from .arguments import OPROConfig, warn
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run works on, checked."""
+    """The checked inputs of a run."""
 
     config: OPROConfig
-    """Resolved."""
+    """The resolved arguments."""
     metric: Metric
     program: Program
     """The student."""
     teacher: dspy.Module | None
-    """Who bootstraps demos, where it is not the student."""
+    """The program that bootstraps demos, if it is not the student."""
     prompt_model: Any
     """The optimizer LM."""
     trainset: Sequence[Any]
-    """As it was given."""
+    """The whole trainset of the user."""
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the race."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the given dataset, by position in the race."""
+    """Split -> index into the user's dataset, by position in the race."""
 
 
 def check(config: OPROConfig, student: Any) -> Inputs:
-    """Look at every input of a `compile` call.
+    """Check every input of a `compile` call.
 
     Raises:
-        ValueError: A dataset, the program or a setting can't be used.
-        TypeError: Something is not of the type it must be.
+        ValueError: A dataset, the program or a setting is not usable.
+        TypeError: An input has the wrong type.
     """
-    _look_over(config)
+    _warn(config)
     config = config.resolve()
     if not isinstance(student, dspy.Module):
         raise TypeError(f"student must be a dspy.Module, but is {_kind(student)}.")
     metric, trainset = config.metric, config.trainset
-    if metric is None:
-        raise _missing("metric")
-    if trainset is None:
-        raise _missing("trainset")
+    if metric is None or trainset is None:
+        name = "metric" if metric is None else "trainset"
+        raise ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
     _check_data(trainset, config.valset)
     program = Program(student)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
@@ -65,30 +64,24 @@ def check(config: OPROConfig, student: Any) -> Inputs:
 
 
 def _kind(value: Any) -> str:
-    """What is there in place of an instance of the right type."""
+    """The type of a value that has the wrong type, in words."""
     if isinstance(value, type):
         return f"the class {value.__name__}: pass an instance, {value.__name__}(...)"
     return type(value).__name__
 
 
-def _missing(name: str) -> ValueError:
-    return ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
-
-
-def _look_over(config: OPROConfig) -> None:
-    """Warn of what does not go together."""
+def _warn(config: OPROConfig) -> None:
+    """Warn of arguments that do not go together."""
     if config.num_trials is not None and config.auto is not None and "auto" in config.model_fields_set:
-        warn(f"num_trials={config.num_trials} takes the place of the rounds of auto={config.auto!r}.")
+        warn(f"num_trials={config.num_trials} overrides the number of rounds of auto={config.auto!r}.")
     if not config.max_bootstrapped_demos:
         for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
             if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
-                warn(
-                    f"{name} is not used: it is for bootstrapping demos, and max_bootstrapped_demos is not above 0."
-                )
+                warn(f"{name} is not used: it is for bootstrapping demos. Set max_bootstrapped_demos above 0.")
 
 
 def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
-    """Who bootstraps the demos, of several the first; checks that its demos fit the student."""
+    """The program that bootstraps the demos; of a list the first. Its demos must fit the student."""
     teacher = config.teacher
     if isinstance(teacher, (list, tuple)):
         teacher = teacher[0] if teacher else None
@@ -118,13 +111,13 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
     shared = same_inputs(trainset, valset)
     if shared:
         warn(
-            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example: "
-            "the validation score will flatter instructions that fit the trainset."
+            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The validation "
+            "score will be too high for instructions that fit the trainset. Remove these examples from one of them."
         )
 
 
 def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
-    """The optimizer LM; checks that the program has one too."""
+    """The optimizer LM. Checks that every predictor has an LM, too."""
     for name in ("prompt_model", "task_model"):
         lm = getattr(config, name)
         if lm is not None and not isinstance(lm, dspy.BaseLM):

@@ -20,7 +20,7 @@ import cloudpickle
 import dspy
 
 from dspy_opro.programs.compat import copy_lm
-from dspy_opro.programs.evaluator import Evaluator, MetricRaised
+from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator, MetricRaised
 from dspy_opro.search.tasks import ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Candidate, Usage
 
@@ -70,10 +70,11 @@ class RemoteEvaluator:
             MetricError: The metric returned something that is not a score.
         """
         work = (task.candidate, task.split, task.position)
+        book(ONE_EXAMPLE)  # also where no result ever comes back
         result: TaskResult | None = self._executor.submit(score_example, self._name, None, *work).result()
         while result is None:  # a worker process that has not seen the payload yet
             result = self._executor.submit(score_example, self._name, self._payload, *work).result()
-        book(result.usage)
+        book(result.usage - ONE_EXAMPLE)
         return result
 
 

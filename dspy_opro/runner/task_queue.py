@@ -139,6 +139,8 @@ class TaskQueue:
             while not self._may_not_start():
                 if self._waiting and not (self._first is not None and self._num_running()):
                     task = self._pop()
+                    if not self.search.wants(task):
+                        continue
                     self._in_flight[task_key(task)] = _Call(task, time.monotonic())
                     return task
                 self._changed.wait()

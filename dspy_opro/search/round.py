@@ -175,9 +175,10 @@ class Round:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
         scores = self._worklist.scores(candidate)
         validated = self.validating is not None and self.validating.id == candidate.id
-        valset_score = mean(self._worklist.scores(candidate, "val")) if validated else None
+        on_valset = self._worklist.scores(candidate, "val") if validated else []
+        valset_score = mean(on_valset) if on_valset else None
         failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
-        rest = (reason, valset_score, failures, to_array(scores))
+        rest = (reason, valset_score, failures, to_array(scores), to_array(on_valset))
         if reference is None:
             return Trial(candidate, mean(scores), len(scores), "complete", *rest)
         reward = reference.reward + paired_difference(scores, reference.scores)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from .confidence import Gain, judge
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
+from .reserve import num_pairs
 from .round import Round
 from .shared import Recombine, Rules, Tried, Worklist
 from .stoppers import RunState, Stopper, first_reason
@@ -17,11 +19,12 @@ from .tasks import (
     Proposal,
     ProposalTask,
     RoundDecided,
+    ScoringTask,
     Task,
     TaskResult,
     View,
 )
-from .trajectory import Candidate, Outcome, Trajectory, Usage
+from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage, mean
 
 
 class Search:
@@ -57,6 +60,10 @@ class Search:
         """How long the run had been at work when the search was told the last result, over all its processes."""
         self.failures: list[Failure] = []
         """Failed examples, by position in the race's order; in the order in which they were told."""
+        self.gain: Gain | None = None
+        """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
+        self._num_pairs = 0
         self._stoppers = stoppers
         self._rules = Rules(plan, student, pruner, recombine)
         self._tried = Tried({student.id})
@@ -94,11 +101,14 @@ class Search:
         if result.content.error is not None:
             self.failures.append(Failure(task.candidate.id, task.split, task.position, result.content.error))
         if self._worklist.tell(task, result.content, result.usage) and not self.done:
-            self._advance()
+            if self._ending is None:
+                self._advance()
+            elif all(self._worklist.is_complete(c, "unseen") for c in self._compared()):
+                self._finish(self._ending)
 
     def _tell_proposal(self, task: ProposalTask, proposal: Proposal) -> None:
         current = next((r for r in self._rounds if r.number == task.round), None)
-        if self.done or current is None:
+        if self.done or current is None:  # the rounds are over
             return
         current.proposals.tell(task, proposal)
         self._advance()
@@ -113,6 +123,17 @@ class Search:
     def done(self) -> bool:
         return self.stop_reason is not None
 
+    def wants(self, task: Task) -> bool:
+        """Whether a task that was handed out is still to be done: the rounds may be over meanwhile."""
+        return self._ending is None or (isinstance(task, ScoringTask) and task.split == "unseen")
+
+    @property
+    def returned(self) -> Trial:
+        """The trial of the program that the run returns: the best one, or the student where no gain is proven."""
+        if self.plan.confirms and self.gain is not None and not self.gain.is_proven:
+            return self.trajectory.trials[0]
+        return self.trajectory.best
+
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
         return self._rules.most_calls(num_candidates)
@@ -120,7 +141,8 @@ class Search:
     def stop(self, reason: str) -> None:
         """End the search from outside: nothing more is handed out; results under way may still be told."""
         if self.stop_reason is None:
-            self._end(reason)
+            self._worklist.clear()
+            self.stop_reason = reason
             self._is_cut_short = True
 
     def salvage(self) -> None:
@@ -137,6 +159,7 @@ class Search:
                 self._show(current)
                 self._add(current, completed)
         self._rounds.clear()
+        self.gain = self._measured_gain(0)
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -226,9 +249,57 @@ class Search:
         best = self.trajectory.best
         self.best_scores.append(best.reward if best.valset_score is None else best.valset_score)
 
+    # -- the end ---------------------------------------------------------------------------------
+
     def _end(self, reason: str) -> None:
-        self.stop_reason = reason
+        """The rounds are over: confirm the result on unseen examples, where there are some."""
+        plan, left = self.plan, None
+        if plan.max_metric_calls is not None:
+            left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
+        self._rounds.clear()
         self._worklist.clear()
+        if plan.num_held_back and self.trajectory.best.id != self.student.id:
+            self._num_pairs = num_pairs(plan.num_held_back, plan.num_unseen, left)
+        if not self._num_pairs:
+            self._finish(reason)
+            return
+        self._ending = reason
+        for candidate in self._compared():
+            self._worklist.score(candidate, self._overlap.num_opened, "unseen", self._num_pairs)
+
+    def _finish(self, reason: str) -> None:
+        self.gain = self._measured_gain(self._num_pairs)
+        self.stop_reason = reason
+
+    def _compared(self) -> tuple[Candidate, Candidate]:
+        return self.student, self.trajectory.best.candidate
+
+    def _measured_gain(self, num_fresh: int) -> Gain | None:
+        """The best candidate's gain over the student."""
+        if not len(self.trajectory) or self.trajectory.best.id == self.student.id:
+            return None
+        student, best = self.trajectory.trials[0], self.trajectory.best
+        on_valset, tried = best.valset_score is not None, self.trajectory.trials[1:]
+        if on_valset:
+            tried = tuple(t for t in tried if t.valset_score is not None)
+        share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / self.plan.num_train
+        searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
+        rows: Sequence[Sequence[float]] = searched
+        if num_fresh:
+            rows = [self._worklist.scores(candidate, "unseen") for candidate in self._compared()]
+        low, high = self.trajectory.score_range
+        verdict = judge(
+            _differences(*searched),
+            len(tried),
+            _differences(*rows) if num_fresh else (),
+            share=share,
+            scale=max(high - low, 1e-9),
+        )
+        return Gain(*verdict, mean(rows[0]), mean(rows[1]))
+
+
+def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
+    return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -291,6 +362,17 @@ class Overlap:
         self._decisions[decided.number] = Decision(view, num_calls, not decided.candidates)
         self._decisions.pop(decided.number - self._rules.plan.lag - 2, None)
         self._rounds.pop(decided.number - self._rules.plan.lag - 2, None)
+
+    @property
+    def num_opened(self) -> int:
+        return self._next
+
+    @property
+    def num_calls(self) -> int:
+        """Examples that the decided rounds scored, and that the others may have scored."""
+        last = max(self._decisions)
+        later = (opened.reserved for number, opened in self._rounds.items() if number > last)
+        return self._decisions[last].num_calls + sum(later)
 
     def _num_passed(self, number: int) -> int:
         """The checkpoints of a round that the next one to open knows of.

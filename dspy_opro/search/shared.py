@@ -9,6 +9,8 @@ from .pruners import Pruner
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
 from .trajectory import Candidate, Outcome, Trajectory, Usage, mean
 
+SPLITS: tuple[Split, ...] = ("train", "val", "unseen")
+
 Recombine = Callable[[Trajectory, int], "Mapping[str, str] | None"]
 """Gives one more candidate's instructions out of the trajectory and a seed, or None."""
 
@@ -148,6 +150,6 @@ class Worklist:
         return {name: mean(numbers) for name, numbers in values.items()}
 
     def forget(self, candidate: Candidate) -> None:
-        for split in ("train", "val"):
+        for split in SPLITS:
             for kept in (self._outcomes, self._usages, self._missing):
                 kept.pop((candidate.id, split), None)

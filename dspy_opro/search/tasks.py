@@ -12,7 +12,8 @@ from typing import Literal
 
 from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "unseen"]
+"""`unseen` are examples that the search never used. They confirm what it found."""
 Strategy = Literal["all", "round_robin", "joint"]
 
 
@@ -30,6 +31,13 @@ class Plan:
     """Candidates of the first round that have the student's instructions and demos of their own."""
     predictor_strategy: Strategy = "all"
     max_metric_calls: int | None = None
+    """Examples that the rounds score at most. Confirming the result comes on top."""
+    num_held_back: int = 0
+    """Unseen examples that are kept for confirming the result; 0 confirms nothing."""
+    num_unseen: int = 0
+    """Unseen examples that there are, `num_held_back` or more."""
+    confirms: bool = False
+    """Whether the student is returned where no gain over it is proven."""
     lag: int = 2
     """Rounds that may be undecided when the next one asks for its proposals."""
     max_waves: int = 3

@@ -108,6 +108,8 @@ class Trial:
     num_failures: int = 0
     scores: Sequence[float] = field(default=(), repr=False)
     """Train scores by position in the race's order, the first `num_scored`."""
+    valset_scores: Sequence[float] = field(default=(), repr=False)
+    """Validation scores by position; none where it was not validated."""
     subscores: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Name -> mean over the train examples that have it."""
     usage: Usage = field(default=Usage(), repr=False, compare=False)

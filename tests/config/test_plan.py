@@ -63,15 +63,15 @@ def test_trials_are_candidates_in_all() -> None:
         (
             {"num_train": 10},
             (
-                "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 "
-                "where all are rejected). The race usually takes far fewer examples. May end earlier by patience."
+                "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 if "
+                "all of them are rejected). The race usually needs far fewer examples. The run may end earlier because of patience."
             ),
         ),
         (
             {"num_train": 10, "auto": None, "num_rounds": 2, "pruner": None},
             (
-                "OPRO (auto=None): at most 16 candidates in 2 rounds, 170 examples scored and 16 proposals (48 "
-                "where all are rejected)."
+                "OPRO (auto=None): at most 16 candidates in 2 rounds, 170 examples scored and 16 proposals (48 if "
+                "all of them are rejected)."
             ),
         ),
         (  # 10 + 8 * 10 + 8 * 10 + 4 * 10
@@ -84,8 +84,8 @@ def test_trials_are_candidates_in_all() -> None:
                 "stop_at_score": 0.9,
             },
             (
-                "OPRO (auto=None): at most 20 candidates in 3 rounds, 210 examples scored and 20 proposals (60 "
-                "where all are rejected). May end earlier by stop_at_score or max_cost."
+                "OPRO (auto=None): at most 20 candidates in 3 rounds, 210 examples scored and 20 proposals (60 if "
+                "all of them are rejected). The run may end earlier because of stop_at_score or max_cost."
             ),
         ),
         (

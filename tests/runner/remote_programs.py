@@ -36,9 +36,12 @@ class FailsOn(Step):
         return self.inner(question=question)
 
 
-class HangsOn(FailsOn):
+class HangsAtFirst(FailsOn):
+    """Hangs there under the student's own instructions."""
+
     def forward(self, question: str) -> Any:
-        if any(part in question for part in self.parts):
+        is_first = self.inner.signature.instructions == TASK.student().signature.instructions
+        if is_first and any(part in question for part in self.parts):
             time.sleep(8.0)
         return self.inner(question=question)
 

@@ -142,7 +142,7 @@ def test_max_cost() -> None:
 
 def test_max_cost_without_prices_is_said(server: SimulatedServer, caplog: pytest.LogCaptureFixture) -> None:
     optimize(server, num_rounds=1, max_cost=0.001)
-    assert "max_cost=0.001 can't be kept: no price is known" in caplog.text
+    assert "max_cost=0.001 can't be enforced: no price is known" in caplog.text
 
 
 @pytest.mark.parametrize("budget", [20, 57, 120])

@@ -68,7 +68,9 @@ def test_a_student_that_fails_on_three_examples_is_broken(num_train: int, num_tr
     first = FirstExamples(num_train)
     for number in range(num_tried - 1):
         assert not first.passes(failed(f"cause {number}"))
-    with pytest.raises(TooManyErrors, match=r"fails on every example tried\. First cause: ValueError") as caught:
+    with pytest.raises(
+        TooManyErrors, match=r"fails on every example tried\. First cause: ValueError"
+    ) as caught:
         first.passes(failed(f"cause {num_tried - 1}"))
     assert str(caught.value.__cause__) == "cause 0"
     assert "cause 0" in str(caught.value)

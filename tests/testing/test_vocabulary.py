@@ -37,17 +37,57 @@ def test_seeds_give_different_tasks() -> None:
     assert VocabularyTask(1).good == VocabularyTask(1).good
 
 
-def test_the_share_of_right_items_follows_the_rule() -> None:
-    task = VocabularyTask(seed=5)
+@pytest.mark.parametrize(
+    "task",
+    [
+        VocabularyTask(seed=5),
+        VocabularyTask(seed=5, signal=0.3, noise=0.15),
+        VocabularyTask(seed=5, noise=0.8),
+        VocabularyTask(seed=5, base=0.6, gain=0.005, loss=0.02),
+        VocabularyTask(seed=5, noise=0.0),
+    ],
+)
+def test_the_share_of_right_items_is_the_true_quality(task: VocabularyTask) -> None:
     items = [f"test-{number}" for number in range(4000)]
+    good = sorted(task.good)
+    for words in ([], good[:2], good[:5], good[:8], good, sorted(task.bad)[:2]):
+        instruction = f"Mind {', '.join(words)}."
+        share = statistics.fmean(task.is_right(instruction, item) for item in items)
+        assert share == pytest.approx(task.true_quality(instruction), abs=0.025)
 
-    def share(instruction: str) -> float:
-        return statistics.fmean(task.is_right(instruction, item) for item in items)
 
-    # P(0.7 U + 0.3 V < c) for independent uniform U, V: the area below a line in the unit square.
-    assert share("Plain.") == pytest.approx(0.30**2 / (2 * 0.7 * 0.3), abs=0.02)
-    assert share(" ".join(sorted(task.good)[:5])) == pytest.approx((0.60 - 0.15) / 0.7, abs=0.025)
-    assert share(" ".join(task.good)) == pytest.approx(1 - 0.10**2 / (2 * 0.7 * 0.3), abs=0.01)
+def test_the_true_quality_is_the_area_below_a_line() -> None:
+    task = VocabularyTask(seed=5)
+    # P(0.7 U + 0.3 V < c) for independent uniform U, V.
+    assert task.true_quality("Plain.") == pytest.approx(0.30**2 / (2 * 0.7 * 0.3))
+    assert task.true_quality(" ".join(sorted(task.good)[:5])) == pytest.approx((0.60 - 0.15) / 0.7)
+    assert task.true_quality(" ".join(task.good)) == pytest.approx(1 - 0.10**2 / (2 * 0.7 * 0.3))
+    assert task.true_quality(" ".join(task.bad)) == 0.0
+    assert VocabularyTask(seed=5, base=0.9).true_quality(" ".join(task.good)) == 1.0
+
+
+def test_signal_and_noise_are_what_they_are_called() -> None:
+    strong, weak = VocabularyTask(seed=5), VocabularyTask(seed=5, signal=0.5)
+    words = " ".join([*sorted(strong.good)[:4], min(strong.bad)])
+    assert weak.quality(words) - weak.base == pytest.approx((strong.quality(words) - strong.base) / 2)
+    items = [f"test-{number}" for number in range(2000)]
+    texts = [f"Mind {', '.join(sorted(strong.good)[k : k + 4])}." for k in range(2)]
+    unequal = []
+    for noise in (0.15, 0.3, 1.0):
+        task = VocabularyTask(seed=5, noise=noise, base=0.5, signal=0.0)
+        answers = [[task.is_right(text, item) for item in items] for text in texts]
+        unequal.append(statistics.fmean(a != b for a, b in zip(*answers, strict=True)))
+    # For c in the middle: a third of noise / (1 - noise); and a half where all is noise.
+    assert unequal == pytest.approx([0.15 / 0.85 / 3, 0.3 / 0.7 / 3, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("signal", -1.0), ("noise", 1.1), ("base", -0.1), ("gain", -1), ("loss", float("nan"))],
+)
+def test_arguments_have_their_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        VocabularyTask(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_scorer_answers_over_http_as_the_task_decides() -> None:

@@ -1,0 +1,47 @@
+"""How many examples the search never sees, so that they can confirm what it found."""
+
+from __future__ import annotations
+
+SHARE = 0.15
+"""Of the metric calls, for the student and the best candidate on the examples that were held back."""
+FEWEST_SEARCHED = 20
+"""Examples that the search has at least, as far as there are so many."""
+FEWEST_FRESH = 8
+"""Fewer say too little to be worth their calls."""
+
+
+def held_back(num_available: int, num_wanted: int, max_metric_calls: int | None = None) -> int:
+    """Examples to hold back from the search.
+
+    What the search would not use anyway is free. Beyond that a third is held back, and no more than the budget's share
+    pays for twice, once for the student and once for the candidate. Without a budget it is as many as a full score
+    has: in a preset that is about the same share.
+
+    Args:
+        num_available: Examples that were given.
+        num_wanted: Examples that the search would score a winner on.
+        max_metric_calls: The run's budget.
+
+    Returns:
+        0 where fewer than `FEWEST_FRESH` remain.
+    """
+    affordable = num_wanted if max_metric_calls is None else int(SHARE * max_metric_calls) // 2
+    count = max(num_available - num_wanted, num_available // 3)
+    count = min(count, num_available - min(num_wanted, FEWEST_SEARCHED), affordable)
+    return count if count >= FEWEST_FRESH else 0
+
+
+def num_pairs(num_reserved: int, num_untouched: int, num_left: int | None = None) -> int:
+    """Fresh examples that student and candidate are scored on at the end.
+
+    Args:
+        num_reserved: As `held_back` said.
+        num_untouched: Examples that the search did not use: with a small budget more than were held back.
+        num_left: Metric calls that the budget has left; what the search did not spend makes up to twice as many pairs.
+
+    Returns:
+        0 where the budget has nothing left, as after a stop from outside.
+    """
+    if num_left is None:
+        return min(num_reserved, num_untouched)
+    return max(0, min(2 * num_reserved, num_untouched, num_left // 2))

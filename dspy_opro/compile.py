@@ -125,7 +125,7 @@ class Job:
     def _open(
         self, inputs: Inputs, config: OPROConfig, loop: asyncio.AbstractEventLoop | None, on_error: ExitStack
     ) -> None:
-        train, program = inputs.splits["train"], inputs.program
+        program = inputs.program
         self.ledger = Ledger()
         self._loop = EventLoop(loop)
         on_error.callback(self._loop.close)
@@ -136,7 +136,7 @@ class Job:
         self.writer = _writer(inputs, self._loop)
         self._demo_writer = _demo_writer(inputs)
         self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
-        search = make_search(config, program.candidate, len(train), len(inputs.splits["val"]))
+        search = make_search(config, program.candidate, inputs.sizes)
         self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
         if self._directory is not None:
             on_error.callback(self._directory.close)
@@ -200,9 +200,9 @@ class Job:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
-        trajectory = self.queue.search.trajectory
-        if len(trajectory):
-            best, build = trajectory.best.candidate, self.inputs.program.build
+        search = self.queue.search
+        if len(search.trajectory):
+            best, build = search.returned.candidate, self.inputs.program.build
             directory.write_best(best.id, lambda path: build(best).save(path), wait)
 
     def close(self) -> None:
@@ -240,6 +240,8 @@ class Job:
             config=readable(self.config),
             study_name=self.storage.study.study_name,
             problems=tuple(search.problems),
+            returned=search.returned.id if len(search.trajectory) else "",
+            gain=search.gain,
         )
 
 
@@ -282,7 +284,7 @@ def _demo_writer(inputs: Inputs) -> DemoWriter:
     """Makes demos out of the examples that candidates are not scored on, where those are enough."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
-    scored = set(inputs.orders["train"])
+    scored = {*inputs.orders["train"], *(() if inputs.splits["val"] else inputs.orders["unseen"])}
     others = [example for index, example in enumerate(inputs.trainset) if index not in scored]
     return DemoWriter(
         program=inputs.program,

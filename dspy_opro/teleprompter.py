@@ -55,6 +55,9 @@ class OPROTeleprompter(Teleprompter):
         max_cost: US dollars at most, as far as the LMs' prices are known.
         timeout_seconds: Wall time at most; calls under way are cut.
         stoppers: Functions of a `RunState` that answer with a reason to stop, or None.
+        confirm: Whether the result is confirmed. The search then holds examples back (a third of the data that decides
+            at most, about 15% of the calls), scores the student and the best candidate on them at the end, and returns
+            the student unless the evidence favours the candidate. `docs/decisions/0014-honest-scores.md` has the rule.
         pruner: "auto" (successive halving on paired differences), None (everything is scored in full), an
             Optuna pruner or an own `Pruner`.
         predictor_strategy: With several predictors: "all" rewrites each in every round, "round_robin" one a

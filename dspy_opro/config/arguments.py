@@ -33,6 +33,9 @@ BOUNDS = (
 )  # fmt: skip
 """Arguments that each can end a run."""
 
+BUDGETS = ("num_trials", "max_metric_calls", "max_full_evals", "max_tokens", "max_cost", "timeout_seconds")
+"""Arguments each of which is what a run spends, whatever rounds and patience the preset has."""
+
 MEANT: Mapping[str, str] = {
     "lm": "prompt_model",
     "optimizer_lm": "prompt_model",
@@ -76,6 +79,7 @@ class OPROConfig(BaseModel):
     timeout_seconds: float | None = Field(default=None, gt=0.0)
     stoppers: Sequence[Callable[..., Any]] = ()
 
+    confirm: bool = True
     pruner: Any = "auto"
     predictor_strategy: Literal["all", "round_robin", "joint"] = "all"
     lag: int | None = Field(default=None, ge=0)
@@ -191,6 +195,11 @@ class OPROConfig(BaseModel):
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
         values = {name: getattr(self, name) for name in type(self).model_fields}
         given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
+        if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then gives sizes only
+            for name in ("num_rounds", "patience"):
+                given.pop(name, None)
+        if (self.max_metric_calls or self.max_full_evals) and not paper(self):  # a larger budget has larger rounds
+            given.pop("num_candidates", None)
         if self.num_trials is not None:
             if not paper(self):
                 given["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)

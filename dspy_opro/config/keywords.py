@@ -87,6 +87,7 @@ class Arguments(BuiltinKeywords, total=False):
     max_cost: float | None
     timeout_seconds: float | None
     stoppers: Sequence[Callable[..., Any]]
+    confirm: bool
     pruner: Any
     predictor_strategy: Literal["all", "round_robin", "joint"]
     lag: int | None

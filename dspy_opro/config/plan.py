@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
+from dspy_opro.search.reserve import held_back
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
@@ -21,15 +23,41 @@ from .sizes import PAPER_CANDIDATES, affordable_examples, usual_candidates, usua
 logger = logging.getLogger("dspy_opro")
 
 
-def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val: int) -> Search:
+@dataclass(frozen=True)
+class Sizes:
+    """How many of the given examples serve what."""
+
+    num_train: int
+    """Train examples of a full score: the first ones in race order, so a larger budget adds to them on resume."""
+    num_val: int
+    num_held_back: int
+    """Unseen examples that confirm the result."""
+    num_unseen: int
+    """Unseen examples there are: of the valset where there is one, else of the trainset; the last ones in order."""
+
+
+def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
+    """The sizes for the resolved arguments and the numbers of examples given."""
+    wanted, budget = _num_wanted(config, num_train), config.max_metric_calls
+    if config.confirm and not paper(config):
+        deciding, full = (num_val, num_val) if num_val else (num_train, wanted)
+        held = held_back(deciding, full, budget)
+        on_train = wanted if num_val else min(wanted, num_train - held)
+        on_val = num_val - held if num_val else 0
+        if held and (budget is None or budget - 2 * held >= on_train + on_val):
+            return Sizes(on_train, on_val, held, held if num_val else num_train - on_train)
+    return Sizes(wanted, num_val, 0, 0)
+
+
+def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
 
     Raises:
         ValueError: `max_metric_calls` is not enough to score the student.
     """
-    num_train = _num_train(config, num_train)
+    num_train, num_val = sizes.num_train, sizes.num_val
     pruner = _pruner(config, num_train)
-    max_metric_calls = _max_metric_calls(config, num_train, num_val)
+    max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
         if max_metric_calls is None:
@@ -40,7 +68,9 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
 
     num_candidates = config.num_candidates
     if num_candidates is None:
-        is_chosen = config.num_rounds is not None  # larger rounds would leave fewer rounds than the user chose
+        is_chosen = (
+            config.num_rounds is not None
+        )  # larger rounds would leave fewer rounds than the user chose
         num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
     plan = Plan(
         num_train=num_train,
@@ -51,14 +81,18 @@ def make_search(config: OPROConfig, student: Candidate, num_train: int, num_val:
         num_demo_sets=_num_demo_sets(config, num_candidates),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
+        num_held_back=sizes.num_held_back,
+        num_unseen=sizes.num_unseen,
+        confirms=config.confirm and not paper(config),
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
     return Search(plan, student, pruner, recombine, _stoppers(config))
 
 
-def _num_train(config: OPROConfig, num_train: int) -> int:
-    """Train examples of a full score: the first ones in race order, so a larger budget adds to them on resume."""
+def _num_wanted(config: OPROConfig, num_train: int) -> int:
+    """Train examples that a winner would be scored on."""
+    num_train = min(num_train, config.max_train_examples or num_train)
     is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
     is_raced_our_way = config.pruner == "auto" and config.minibatch_size is None
     if config.max_metric_calls is None or not is_raced_our_way or is_chosen or paper(config):
@@ -78,16 +112,18 @@ def _pruner(config: OPROConfig, num_train: int) -> Pruner:
     return chosen
 
 
-def _max_metric_calls(config: OPROConfig, num_train: int, num_val: int) -> int | None:
+def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
+    """Examples that the rounds may score: the budget without what confirming the result takes."""
+    num_train, num_val = sizes.num_train, sizes.num_val
     least = num_train + num_val
     if config.max_full_evals is not None:
-        return config.max_full_evals * least
+        return max(least, config.max_full_evals * least - 2 * sizes.num_held_back)
     if config.max_metric_calls is not None and config.max_metric_calls < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
             f"validation examples, but got {config.max_metric_calls}. Give fewer examples or max_train_examples."
         )
-    return config.max_metric_calls
+    return config.max_metric_calls and config.max_metric_calls - 2 * sizes.num_held_back
 
 
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:

@@ -13,6 +13,7 @@ from dspy_opro.programs.program import Program, check_examples, same_inputs
 from dspy_opro.search.tasks import rng
 
 from .arguments import OPROConfig, warn
+from .plan import Sizes, data_sizes
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Inputs:
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the race."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the user's dataset, by position in the race."""
+    """Split -> index into the user's dataset, by position in the race. Unseen examples are of the valset, if any."""
+    sizes: Sizes
 
 
 def check(config: OPROConfig, student: Any) -> Inputs:
@@ -55,12 +57,19 @@ def check(config: OPROConfig, student: Any) -> Inputs:
     program = Program(student)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     trainset, valset = list(trainset), list(config.valset or ())
-    order = list(range(len(trainset)))
-    rng(config.seed, "order").shuffle(order)
-    order = order[: config.max_train_examples]
-    splits = {"train": [trainset[i] for i in order], "val": valset}
-    orders = {"train": order, "val": range(len(valset))}
-    return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders)
+    train, val = (_shuffled(config.seed, name, data) for name, data in (("order", trainset), ("val", valset)))
+    sizes = data_sizes(config, len(train), len(val))
+    unseen = (val or train)[::-1][: sizes.num_unseen]
+    orders = {"train": train[: config.max_train_examples], "val": val, "unseen": unseen}
+    data = {"train": trainset, "val": valset, "unseen": valset or trainset}
+    splits = {split: [data[split][index] for index in order] for split, order in orders.items()}
+    return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders, sizes)
+
+
+def _shuffled(seed: int, name: str, examples: Sequence[Any]) -> list[int]:
+    order = list(range(len(examples)))
+    rng(seed, name).shuffle(order)
+    return order
 
 
 def _kind(value: Any) -> str:
@@ -77,7 +86,9 @@ def _warn(config: OPROConfig) -> None:
     if not config.max_bootstrapped_demos:
         for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
             if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
-                warn(f"{name} is not used: it is for bootstrapping demos. Set max_bootstrapped_demos above 0.")
+                warn(
+                    f"{name} is not used: it is for bootstrapping demos. Set max_bootstrapped_demos above 0."
+                )
 
 
 def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
@@ -112,7 +123,7 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
     if shared:
         warn(
             f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The validation "
-            "score will be too high for instructions that fit the trainset. Remove these examples from one of them."
+            "score will be too high for instructions that fit the trainset. Remove these examples from one dataset."
         )
 
 

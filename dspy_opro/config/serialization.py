@@ -1,7 +1,7 @@
-"""A teleprompter's arguments as JSON and back. What can't come back the same is an error when it is written.
+"""A teleprompter's arguments as JSON and back. Writing raises an error for a value that would not come back equal.
 
-Values that JSON does not know are dicts with one key that begins with `$`. Reading imports what it is told and calls
-it, as unpickling does: for trusted input only.
+Values that JSON does not know are dicts with one key that begins with `$`. Reading imports and calls what the JSON
+names, as unpickling does: read only trusted input.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from dspy_opro.programs.compat import dump_lm, dump_module, load_lm, load_module
 
 from .arguments import OPROConfig, unknown_keyword
 
+NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+"""Values that go by their import path."""
+
 
 def to_json(config: OPROConfig) -> dict[str, Any]:
-    """The arguments that were given, as plain JSON.
+    """The given arguments as plain JSON.
 
     Raises:
-        ValueError: One of them can't be written; the message names it, the reason and the remedy.
+        ValueError: An argument can't be written; the message names it, the reason and the remedy.
     """
     written = {}
-    for name in OPROConfig.model_fields:
-        if name not in config.model_fields_set:
-            continue
+    for name in (n for n in OPROConfig.model_fields if n in config.model_fields_set):
         value = getattr(config, name)
         if name in ("trainset", "valset") and value is not None:
-            written[name] = encode_dataset(value, name)
+            written[name] = {"$examples": [_example(e, f"{name}[{i}]") for i, e in enumerate(value)]}
         elif name == "storage" and not isinstance(value, (str, type(None))):
             raise refusal(name, "is an object", "Write storage as a URL, or pass the object to compile(...).")
         else:
@@ -44,11 +45,11 @@ def to_json(config: OPROConfig) -> dict[str, Any]:
 
 
 def from_json(written: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments out of what `to_json` wrote. It imports and calls what is named there.
+    """The arguments that `to_json` wrote. This imports and calls what the JSON names.
 
     Raises:
         TypeError: An argument is unknown.
-        ValueError: Something that is named can't be imported or made.
+        ValueError: Something can't be imported or made.
     """
     for name in written:
         if name not in OPROConfig.model_fields:
@@ -60,7 +61,7 @@ def from_json(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode(value: Any, place: str) -> Any:
-    """One value as JSON; `place` is its name in messages."""
+    """A value as JSON. `place` names the value in messages."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -74,13 +75,10 @@ def encode(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         return _mapping(value, place)
     if isinstance(value, dspy.BaseLM):
-        return {"$lm": _language_model(value, place)}
+        return {"$lm": _state(value, dump_lm, place)}
     if isinstance(value, functools.partial):
-        parts = [value.func, list(value.args), dict(value.keywords)]
-        return {"$partial": [encode(part, place) for part in parts]}
-    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
-        return _callable(value, place)
-    return _instance(value, place)
+        return {"$partial": encode([value.func, list(value.args), dict(value.keywords)], place)}
+    return _callable(value, place) if isinstance(value, NAMED) else _instance(value, place)
 
 
 def _mapping(value: Mapping[Any, Any], place: str) -> dict[str, Any]:
@@ -90,11 +88,12 @@ def _mapping(value: Mapping[Any, Any], place: str) -> dict[str, Any]:
     return {key: encode(item, f"{place}[{key!r}]") for key, item in value.items()}
 
 
-def _language_model(lm: Any, place: str) -> Any:
+def _state(value: Any, dump: Callable[[Any], Any], place: str) -> Any:
+    """The state of an LM or a module."""
     try:
-        return _plain(dump_lm(lm), place)
+        return _plain(dump(value), place)
     except Exception as error:
-        name = type(lm).__name__
+        name = type(value).__name__
         remedy = f"Give {name} a dump_state() of JSON values, or pass it to compile(...)."
         raise refusal(place, f"is a {name} whose state can't be written ({error})", remedy) from error
 
@@ -103,38 +102,39 @@ def _callable(value: Any, place: str) -> dict[str, Any]:
     owner = getattr(value, "__self__", None)
     if isinstance(value, types.MethodType) and not isinstance(owner, type):
         return {"$method": [encode(owner, place), value.__name__]}
-    name = getattr(value, "__qualname__", "")
-    kind = "lambda" if "<lambda>" in name else "local" if "<locals>" in name else ""
-    if kind:
-        what = "is a lambda" if kind == "lambda" else f"is {name}, which exists inside a function only"
-        raise refusal(place, f"{what} and has no import path", "Define it with def or class in a module.")
+    name, remedy = getattr(value, "__qualname__", ""), "Define it with def or class in a module."
+    if "<lambda>" in name:
+        raise refusal(place, "is a lambda and has no import path", remedy)
+    if "<locals>" in name:
+        what = f"is {name}, which exists inside a function only and has no import path"
+        raise refusal(place, what, remedy)
     path = _path(value.__module__, name, value)
     try:
         found = import_name(path, place)
     except ValueError:
         found = None
     if found != value:
-        raise refusal(
-            place, f"is not what can be imported as {path}", "Define it with def or class in a module."
-        )
+        raise refusal(place, f"is not the object that can be imported as {path}", remedy)
     return {"$import": path}
 
 
 def _path(module: str, name: str, value: Any) -> str:
     """The shortest path that leads to the value: `optuna.pruners:NopPruner`, not the private module behind it."""
     parts = module.split(".")
-    for count in range(1, len(parts)):
-        package = sys.modules.get(".".join(parts[:count]))
-        if getattr(package, name, None) is value:
-            return f"{'.'.join(parts[:count])}:{name}"
-    return f"{module}:{name}"
+    packages = (".".join(parts[:count]) for count in range(1, len(parts)))
+    short = (p for p in packages if getattr(sys.modules.get(p), name, None) is value)
+    return f"{next(short, module)}:{name}"
 
 
 def _instance(value: Any, place: str) -> dict[str, Any]:
-    """An object by its class, the arguments of its constructor as its attributes show them, and its state."""
+    """An object: its class, the arguments of its constructor (read from its attributes), and its state."""
     made: dict[str, Any] = {"$new": _callable(type(value), place)["$import"]}
+    # The signature of `__init__`: dspy.Module's metaclass shows `(*args, **kwargs)` for the class.
+    initialize: Any = type(value).__init__
     arguments = {}
-    for name, parameter in _parameters(type(value)).items():
+    for name, parameter in list(inspect.signature(initialize).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         found = getattr(value, name, getattr(value, f"_{name}", parameter.default))
         # An attribute of None may stand for a default of "auto" (Optuna's SuccessiveHalvingPruner).
         if parameter.default is not parameter.empty and (found is None or found == parameter.default):
@@ -143,39 +143,19 @@ def _instance(value: Any, place: str) -> dict[str, Any]:
     if arguments:
         made["arguments"] = arguments
     if isinstance(value, dspy.Module):
-        made["state"] = _state(value, place)
+        made["state"] = _state(value, dump_module, place)
+    remedy = "Keep each argument of its constructor in an attribute of that name, or pass it to compile(...)."
     try:
         same = _equal(decode(made, place), value)
     except Exception as error:
-        raise refusal(place, f"is an object that can't be made anew ({error})", _REMEDY) from error
+        raise refusal(place, f"is an object that can't be made again ({error})", remedy) from error
     if not same:
-        raise refusal(place, "is an object whose attributes do not tell how it was made", _REMEDY)
+        raise refusal(place, "is an object whose attributes do not tell how it was made", remedy)
     return made
 
 
-_REMEDY = "Keep each argument of its constructor in an attribute of that name, or pass it to compile(...)."
-
-
-def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a class's constructor by name."""
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    # Of `__init__`: what dspy.Module's metaclass shows for the class is `(*args, **kwargs)`.
-    initialize: Any = kind.__init__  # type: ignore[misc]
-    parameters = list(inspect.signature(initialize).parameters.items())[1:]
-    return {name: parameter for name, parameter in parameters if parameter.kind not in variable}
-
-
-def _state(module: dspy.Module, place: str) -> Any:
-    try:
-        return _plain(dump_module(module), place)
-    except Exception as error:
-        raise refusal(
-            place, f"has a state that can't be written ({error})", "Pass it to compile(...)."
-        ) from error
-
-
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two objects are the same in all that their attributes say."""
+    """Whether two objects have equal attributes."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dspy.BaseLM):
@@ -186,44 +166,31 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if _compares_by_identity(one):
+    has_no_equality = type(one).__eq__ is object.__eq__  # type: ignore[comparison-overlap]
+    if has_no_equality and hasattr(one, "__dict__") and not isinstance(one, NAMED):
         return _equal(vars(one), vars(other))
     return bool(one == other)
 
 
-_IDENTITY: Any = object.__eq__
-
-
-def _compares_by_identity(value: Any) -> bool:
-    named = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
-    return not isinstance(value, named) and type(value).__eq__ is _IDENTITY and hasattr(value, "__dict__")
-
-
-def encode_dataset(examples: Sequence[Any], place: str) -> dict[str, Any]:
-    """Examples by their fields and the names of their inputs."""
-    return {"$examples": [_example(example, f"{place}[{i}]") for i, example in enumerate(examples)]}
-
-
 def _example(example: Any, place: str) -> dict[str, Any]:
+    """An example: its fields and the names of its inputs."""
     if type(example) is not dspy.Example:
-        raise refusal(
-            place, f"is a {type(example).__name__}", "Write dspy.Examples, or pass the data to compile(...)."
-        )
-    fields = dict(example.items(include_dspy=True))
-    inputs = getattr(example, "_input_keys", None)
+        remedy = "Write dspy.Examples, or pass the data to compile(...)."
+        raise refusal(place, f"is a {type(example).__name__}", remedy)
+    fields, inputs = dict(example.items(include_dspy=True)), getattr(example, "_input_keys", None)
     return {"fields": _plain(fields, place), "inputs": None if inputs is None else sorted(inputs)}
 
 
 def _plain(value: Any, place: str) -> Any:
-    """The value itself, where JSON gives it back equal."""
+    """The value itself, if JSON gives it back equal."""
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     if type(value) is list:
         return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if type(value) is dict and all(type(key) is str for key in value):
         return {key: _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
-    remedy = "Keep to JSON's values (a tuple is none), or pass it to compile(...)."
-    raise refusal(place, f"is {value!r:.80}, which JSON does not give back the same", remedy)
+    remedy = "Use only JSON's values (no tuple, no object), or pass it to compile(...)."
+    raise refusal(place, f"is {value!r:.80}, which JSON does not give back equal", remedy)
 
 
 def refusal(place: str, rule: str, remedy: str) -> ValueError:
@@ -234,7 +201,7 @@ def refusal(place: str, rule: str, remedy: str) -> ValueError:
 
 
 def decode(value: Any, place: str) -> Any:
-    """What `encode` made out of a value."""
+    """The value that `encode` wrote."""
     if isinstance(value, list):
         return [decode(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -267,17 +234,9 @@ def _partial(value: Mapping[str, Any], place: str) -> Any:
     return functools.partial(function, *arguments, **keywords)
 
 
-def _method(value: Mapping[str, Any], place: str) -> Any:
-    owner, name = decode(value["$method"], place)
-    return getattr(owner, name)
-
-
 def _examples(value: Mapping[str, Any], place: str) -> Sequence[Any]:
-    examples = []
-    for written in value["$examples"]:
-        example = dspy.Example(**written["fields"])
-        examples.append(example if written["inputs"] is None else example.with_inputs(*written["inputs"]))
-    return examples
+    read = [(dspy.Example(**written["fields"]), written["inputs"]) for written in value["$examples"]]
+    return [example if inputs is None else example.with_inputs(*inputs) for example, inputs in read]
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
@@ -287,7 +246,7 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
     "$import": lambda value, place: import_name(value["$import"], place),
     "$new": _new,
     "$partial": _partial,
-    "$method": _method,
+    "$method": lambda value, place: getattr(*decode(value["$method"], place)),
     "$examples": _examples,
 }
-"""Key that begins with `$` -> what makes a value of its dict."""
+"""Key that begins with `$` -> the function that makes a value of its dict."""

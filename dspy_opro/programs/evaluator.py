@@ -23,6 +23,8 @@ from .program import Program, output_text, shorten
 logger = logging.getLogger("dspy_opro")
 
 ONE_EXAMPLE = Usage(metric_calls=1)
+MOST_BUILT = 256
+"""Programs of candidates that are kept. In a worker process nobody says which of them are done."""
 
 
 class MetricRaised(Exception):
@@ -63,6 +65,8 @@ class Evaluator:
         with self._lock:
             program = self._built.get(candidate.id)
             if program is None:
+                while len(self._built) >= MOST_BUILT:
+                    self._built.pop(next(iter(self._built)), None)
                 program = self._built[candidate.id] = self.program.build(candidate)
         return program
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dspy_opro.search.confidence import Gain
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Trajectory, Trial, Usage
 
@@ -38,6 +39,11 @@ class OPROResult:
     problems: Sequence[str] = ()
     """Why proposals were not used, one entry each (the first 1,000)."""
 
+    returned: str = ""
+    """Id of the candidate that the run returned; empty for the best one."""
+    gain: Gain | None = None
+    """How sure the best candidate's gain over the student is. None where the best one is the student."""
+
     def __deepcopy__(self, memo: Any) -> OPROResult:
         return self  # nothing in it changes, and BestOfN and Refine copy the program that carries it on every call
 
@@ -45,7 +51,8 @@ class OPROResult:
     def best(self) -> Trial:
         """The trial of the returned program."""
         self._need_a_score()
-        return self.trajectory.best
+        best = self.trajectory.best
+        return next((t for t in self.trajectory.trials if t.id == self.returned), best)
 
     @property
     def baseline(self) -> Trial:
@@ -56,8 +63,8 @@ class OPROResult:
     @property
     def best_score(self) -> float:
         """The deciding mean score of the returned program, in the metric's own scale."""
-        self._need_a_score()
-        return self.curve[-1]
+        best = self.best
+        return best.reward if best.valset_score is None else best.valset_score
 
     @property
     def instructions(self) -> Mapping[str, str]:
@@ -96,12 +103,14 @@ class OPROResult:
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # the student is neither
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
+        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.4f}"
         lines = [
-            f"score on {self.deciding_data}: {self._gain()} ({self.stop_reason})",
+            *self._confirmed(),
+            f"score on {self.deciding_data}: {self._scores()} ({self.stop_reason})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
-            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, ${usage.cost:.4f}",
+            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost}",
         ]
         if self.num_failures:
             first = self.failures[0].error.partition("\n")[0]
@@ -123,10 +132,19 @@ class OPROResult:
         if not self.curve:
             raise ValueError(f"The run ended before the student was scored ({self.stop_reason}).")
 
-    def _gain(self) -> str:
+    def _scores(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
-        return f"{self.curve[0]:.3f} -> {self.curve[-1]:.3f}"
+        return f"{self.curve[0]:.3f} -> {self.best_score:.3f}"
+
+    def _confirmed(self) -> list[str]:
+        """What is known of the gain, in up to two sentences."""
+        if self.gain is None:
+            return []
+        lines = [str(self.gain)]
+        if self.best.id == self.baseline.id:
+            lines.append("No instruction was reliably better than yours. The student is returned.")
+        return lines
 
 
 def counted(number: int, noun: str) -> str:

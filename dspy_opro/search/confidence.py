@@ -65,15 +65,10 @@ class Gain:
 
     def __str__(self) -> str:
         i = self.interval
-        of = (
-            "unseen examples"
-            if i.basis == "fresh"
-            else "the examples that it was chosen by, corrected for that"
-        )
-        return (
-            f"{self.student_score:.3f} -> {self.candidate_score:.3f}, gain {i.estimate:+.3f} "
-            f"({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} {of})"
-        )
+        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        if i.basis == "fresh":
+            return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
+        return f"no unseen examples; corrected for having chosen the best of many: {gain}"
 
 
 def judge(

@@ -243,7 +243,7 @@ def test_an_empty_valset_is_none_with_a_warning() -> None:
 
 
 def test_what_does_not_go_together_warns() -> None:
-    with pytest.warns(UserWarning, match="num_trials=2 takes the place of the rounds of auto='medium'"):
+    with pytest.warns(UserWarning, match="num_trials=2 overrides the number of rounds of auto='medium'"):
         teleprompter(num_rounds=None).compile(
             dspy.Predict(QA), trainset=trainset(), num_trials=2, auto="medium"
         )

@@ -13,9 +13,10 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from dspy_opro.programs.awaiting import EventLoop
-from dspy_opro.programs.evaluator import Evaluator, MetricRaised
+from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised
 from dspy_opro.programs.metric import Metric, MetricError
 from dspy_opro.programs.program import Program
 from dspy_opro.runner.budget import Ledger
@@ -116,6 +117,15 @@ def test_a_candidates_program_is_built_once_until_it_is_forgotten() -> None:
     case.evaluator.forget(Candidate({"self": "never built"}))
 
 
+def test_of_many_candidates_the_latest_programs_are_kept() -> None:
+    case = Case()
+    candidates = [Candidate({"self": f"number {n}"}) for n in range(MOST_BUILT + 1)]
+    built = [case.evaluator.build(candidate) for candidate in candidates]
+    assert case.evaluator.build(candidates[-1]) is built[-1]
+    assert case.evaluator.build(candidates[1]) is built[1]
+    assert case.evaluator.build(candidates[0]) is not built[0]
+
+
 def test_an_async_metric_is_awaited() -> None:
     async def metric(example: Any, prediction: Any) -> float:
         await asyncio.sleep(0)
@@ -203,21 +213,13 @@ def test_a_program_sees_the_callers_context_and_a_trace_of_its_own(is_awaited: b
 
 
 def test_callbacks_see_the_call_id_as_the_parent() -> None:
-    from dspy.utils.callback import ACTIVE_CALL_ID
-
-    class Looking(Own):
-        def forward(self, question: str) -> Any:
-            return dspy.Prediction(answer=parents.append(before.get()))
-
-    parents: list[str | None] = []
-    before = ACTIVE_CALL_ID
-
-    class Callback(dspy.utils.callback.BaseCallback):  # type: ignore[misc]
-        def on_module_start(self, call_id: str, instance: Any, inputs: Any) -> None:
-            seen.append(before.get())
-
     seen: list[str | None] = []
-    case = Case(student=Looking(), metric=lambda e, p: 1.0)
+
+    class Callback(BaseCallback):  # type: ignore[misc]
+        def on_module_start(self, call_id: str, instance: Any, inputs: Any) -> None:
+            seen.append(ACTIVE_CALL_ID.get())
+
+    case = Case()
     with dspy.context(callbacks=[Callback()]):
         case.evaluate(call_id="the evaluation")
         case.evaluate()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_opro.proposers.meta_prompt import choose, disagreement, verdict
-from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, mean
 from dspy_opro.search.tasks import View
+from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, mean
 
 BASE = Candidate({"p": "base"})
 

@@ -9,10 +9,10 @@ import dspy
 import pytest
 
 from dspy_opro import Exemplar, ProposalRequest
-from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
 from dspy_opro.programs.program import Fields
-from dspy_opro.testing import ScriptedLM
+from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
 from dspy_opro.search.trajectory import Outcome
+from dspy_opro.testing import ScriptedLM
 
 
 def exemplar(score: float | None = 0.0, **changes: Any) -> Exemplar:

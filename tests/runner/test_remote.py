@@ -28,7 +28,7 @@ from dspy_opro.testing import Fault, Latency, SimulatedModel, SimulatedServer
 from tests.runner import remote_programs as programs
 from tests.runs import TASK, TRAINSET, VALSET, decisions, metric, optimize, propose, teleprompter
 
-MODELS = {
+MODELS: dict[str, Any] = {
     "scorer": TASK.scorer,
     "slow": SimulatedModel(TASK.scorer, Latency(0.05, 0.4)),
     "gpt-4o-mini": TASK.scorer,  # litellm's list of prices, as it is installed, knows the name

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +155,14 @@ def compile_in(executor: Executor | None, seconds: float, size: int, num_threads
     return wall / size, cpu / size
 
 
+def submit_alone(executor: Executor, size: int, num_threads: int) -> float:
+    """Nothing but the executor, with a function that does nothing: seconds of this process's CPU for each call."""
+    with ThreadPoolExecutor(num_threads) as threads:
+        cpu_start = time.process_time()
+        list(threads.map(lambda _: executor.submit(int).result(), range(size)))
+    return (time.process_time() - cpu_start) / size
+
+
 @contextmanager
 def process_pool() -> Iterator[Executor]:
     with ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context("spawn")) as executor:
@@ -210,16 +218,24 @@ def executor_overhead(size: int, repeats: int) -> None:
             "Dask, scheduler elsewhere": dask_elsewhere,
             "Dask, scheduler in this process": dask_here,
         }
+    num_threads = 4 * NUM_PROCESSES
     print(f"\n{size} examples that take no time, {NUM_PROCESSES} processes, median of {repeats} turns\n")
-    print("| executor | ms of the coordinator's CPU per example | examples/s |\n|---|---|---|", flush=True)
+    print("| executor | ms of the coordinator's CPU per example | the executor alone | examples/s |")
+    print("|---|---|---|---|", flush=True)
     for name, start in executors.items():
         with start() as executor:
-            compile_in(executor, 0.0, 4 * NUM_PROCESSES, 4 * NUM_PROCESSES)
-            turns = [compile_in(executor, 0.0, size, 4 * NUM_PROCESSES) for _ in range(repeats)]
-        walls, cpus = zip(*turns, strict=True)
-        milliseconds, rate = 1e3 * statistics.median(cpus), 1 / statistics.median(walls)
+            compile_in(executor, 0.0, num_threads, num_threads)
+            turns = [
+                (*compile_in(executor, 0.0, size, num_threads), submit_alone(executor, size, num_threads))
+                for _ in range(repeats)
+            ]
+        walls, cpus, alone = zip(*turns, strict=True)
         spread = f"{1e3 * min(cpus):.2f} to {1e3 * max(cpus):.2f}"
-        print(f"| {name} | {milliseconds:.2f} ({spread}; aim 1.5) | {rate:.0f} |", flush=True)
+        print(
+            f"| {name} | {1e3 * statistics.median(cpus):.2f} ({spread}; aim 1.5) "
+            f"| {1e3 * statistics.median(alone):.2f} | {1 / statistics.median(walls):.0f} |",
+            flush=True,
+        )
 
 
 def cpu_bound(size: int, seconds: float, repeats: int) -> None:

@@ -271,7 +271,7 @@ def test_4_a_metric_without_a_score_raises_before_money_is_spent(
     "ends", ["max_tokens", "timeout_seconds", "proposer", "max_errors", "stopper raises"]
 )
 def test_5_whatever_ends_a_run_the_best_program_so_far_comes_back(server: SimulatedServer, ends: str) -> None:
-    changes: dict[str, Any] = {"auto": None, "num_rounds": 1000, "valset": None, "lag": 0}
+    changes: dict[str, Any] = {"auto": None, "num_rounds": 1000, "valset": None, "lag": 0, "confirm": False}
     measured: list[Any] = []
 
     def after_a_round(state: Any) -> None:
@@ -330,7 +330,7 @@ def test_6_the_student_is_returned_unless_another_is_better(server: SimulatedSer
 
 def test_6_a_better_one_is_returned(server: SimulatedServer) -> None:
     better = instruct(f"Name the code. {' '.join(sorted(TASK.good))}")
-    program = optimize(server, proposer=better, trainset=TASK.trainset(30), valset=None)
+    program = optimize(server, proposer=better, trainset=TASK.trainset(30), valset=None, confirm=False)
     result = program.opro_result
     assert (
         program.signature.instructions == result.instructions["self"] != TASK.student().signature.instructions

@@ -1,4 +1,4 @@
-"""Awaits what programs, metrics and proposers return, from worker threads, on one event loop."""
+"""Worker threads await here what async programs, metrics and proposers return. A run has one event loop for them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LAST_PATIENCE_SECONDS = 5.0
-"""How long cancelled coroutines may clean up at the end of a run. Nobody waits for it."""
+"""How long cancelled coroutines may clean up after the end of a run. The run does not wait for them."""
 
 
 class EventLoop:
-    """One event loop for all awaitables of a run: the caller's, or one in a daemon thread of its own.
+    """One event loop for all awaitables of a run: the caller's `loop`, or without one our own in a daemon thread.
 
-    Clients of providers belong to the loop that first used them, so one run has one loop.
-
-    Args:
-        loop: The caller's loop. None starts one of our own when it is first needed.
+    A provider's client belongs to the loop that first used it, so a run needs a single loop. Our own loop starts when
+    the run first awaits something.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -33,11 +31,11 @@ class EventLoop:
         self._is_closed = False
 
     def resolve(self, value: Awaitable[T] | T, timeout_seconds: float | None = None) -> T:
-        """The value. An awaitable is awaited on the loop, in the context of the calling thread.
+        """The value. The loop awaits an awaitable, in the context of the calling thread.
 
         Raises:
-            TimeoutError: It took longer than `timeout_seconds`; it is cancelled then.
-            RuntimeError: It was cancelled, or the run has ended.
+            TimeoutError: The awaitable took longer than `timeout_seconds`. It is cancelled.
+            RuntimeError: The awaitable was cancelled, or the run has ended.
         """
         if not inspect.isawaitable(value):
             return value
@@ -45,7 +43,7 @@ class EventLoop:
         try:
             result: T = future.result(timeout_seconds)
         except FutureTimeoutError:
-            if future.done():  # raised by the awaitable itself
+            if future.done():  # the awaitable itself raised this error
                 raise
             future.cancel()
             raise TimeoutError(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
@@ -69,7 +67,7 @@ class EventLoop:
         return future
 
     def close(self) -> None:
-        """Cancel what is still awaited, and end a loop of our own."""
+        """Cancel what the loop still awaits, and end a loop of our own."""
         with self._lock:
             if self._is_closed:
                 return
@@ -81,7 +79,7 @@ class EventLoop:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """A loop of our own, from start to end. What was cancelled at its end may clean up for a moment."""
+    """Run our own loop until its end. Cancelled coroutines may then clean up for a moment."""
     loop.run_forever()
     tasks = asyncio.all_tasks(loop)
     if tasks:
@@ -98,5 +96,5 @@ async def _guarded(value: Awaitable[T]) -> T:
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What a call raised, as an error like any other."""
+    """An error that the run handles like any other. KeyboardInterrupt and its like become a RuntimeError."""
     return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

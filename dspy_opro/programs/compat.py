@@ -1,4 +1,4 @@
-"""What differs between DSPy 3.0 and 3.4, and their quirks, each with the version and the reason."""
+"""Differences between DSPy 3.0 and 3.4, and workarounds for both. Each names the version and the reason."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
 
 HAS_COMPILE_CALLBACKS = hasattr(BaseCallback, "on_compile_start")
-"""DSPy 3.3 and later tell their callbacks of `compile`."""
+"""DSPy 3.3 and later call callbacks for `compile`."""
 
 _LM_CLASS = "_dspy_lm_class"
-"""Key under which DSPy 3.3 and later keep the class in an LM's state."""
+"""Key of the class in an LM's state (DSPy 3.3 and later)."""
 
 _SECRET = re.compile(r"(?i)(_key|_token|secret|password|headers)$")
-"""Arguments of an LM that are no one else's to read: keys, tokens, and headers, which may carry either."""
+"""Secret arguments of an LM: keys, tokens, and headers, which may contain either."""
 
 _COPIES_SHALLOWLY = tuple(int(part) for part in dspy.__version__.split(".")[:2]) >= (3, 3)
 
 # -- instructions --------------------------------------------------------------------------------
 
-# Class in dspy.predict -> where the text begins that it puts after the user's, at the start of a line. Wording of
+# Class in dspy.predict -> first words of the text that it appends to the user's, at the start of a line. Wording of
 # DSPy 3.0 to 3.4.
 _ANCHORS: Mapping[str, tuple[str, ...]] = {
     "ReAct": ("You are an Agent. In each episode, you will be given the fields",),
@@ -38,21 +38,21 @@ _ANCHORS: Mapping[str, tuple[str, ...]] = {
         "Based on the REPL trajectory, extract the final outputs now.",
     ),
 }
-# Class in dspy.predict -> what it puts before the user's text.
+# Class in dspy.predict -> the text that it puts before the user's.
 _LEADS: Mapping[str, str] = {"RLM": "The trajectory was generated with the following objective: \n"}
 
 
 def canonical(text: str) -> str:
-    """A text as a signature gives it back: `with_instructions` runs `inspect.cleandoc` in DSPy 3.0 to 3.4."""
+    """The text as a signature returns it: `with_instructions` of DSPy 3.0 to 3.4 runs `inspect.cleandoc`."""
     return inspect.cleandoc(text)
 
 
 def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
-    """A predictor's instructions as (prefix, task text, suffix); prefix and suffix are a module's own words.
+    """A predictor's instructions as (prefix, task text, suffix). A module of DSPy wrote the prefix and the suffix.
 
-    ReAct, ReActV2, CodeAct and RLM write tool lists and rules around the text of the signature that they were
-    given, and keep that signature as `signature`. ProgramOfThought writes its own text alone. What these modules
-    add is found by how it begins, as the text may have been rewritten since; what others add, by the signature's text.
+    ReAct, ReActV2, CodeAct and RLM write tool lists and rules around the user's instructions, and keep the user's
+    signature as `signature`. ProgramOfThought writes only its own text. The first words of these additions find them,
+    even after a rewrite of the task text. For other modules the text of `signature` separates the three parts.
     """
     instructions = predictor.signature.instructions
     owner = _owner(program, predictor)
@@ -73,9 +73,11 @@ def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
 
 
 def _owner(program: dspy.Module, predictor: Any) -> Any:
-    """The nearest module around the predictor that was given a signature."""
+    """The innermost module around the predictor that has a signature."""
     owner = None
-    for _, module in program.named_sub_modules(dspy.Module):  # breadth first: the last one is the nearest
+    for _, module in program.named_sub_modules(
+        dspy.Module
+    ):  # breadth first, so the last one is the innermost
         if module is predictor or isinstance(module, dspy.Predict) or not hasattr(module, "signature"):
             continue
         if any(inner is predictor for inner in module.predictors()):
@@ -87,20 +89,19 @@ def _owner(program: dspy.Module, predictor: Any) -> Any:
 
 
 def defines(module: object, method: str) -> bool:
-    """Whether a module has a method of its own where `dspy.Module` has none that works.
+    """Whether a module has its own `method`. The one of `dspy.Module` only raises.
 
-    Looks at the class and at the instance's dict (KNNFewShot sets `forward` there): to ask a module for its
-    `forward` logs a warning.
+    Looks at the class and the instance's dict (KNNFewShot sets `forward` there), because `module.forward` logs a
+    warning.
     """
-    return method in vars(module) or getattr(type(module), method, None) is not getattr(
-        dspy.Module, method, None
-    )
+    inherited = getattr(dspy.Module, method, None)
+    return method in vars(module) or getattr(type(module), method, None) is not inherited
 
 
 def predictor_state(predictor: Any) -> dict[str, Any]:
-    """`predictor.dump_state()` without its LM, which up to DSPy 3.2 need not have such a method.
+    """`predictor.dump_state()` without its LM: up to DSPy 3.2 an LM need not have `dump_state`.
 
-    Demos are dicts in it; the first releases of DSPy 3.0 leave them examples.
+    All demos are dicts. In the first releases of DSPy 3.0 `dump_state` returns examples.
     """
     bare = copy.copy(predictor)
     bare.lm = None
@@ -112,15 +113,15 @@ def predictor_state(predictor: Any) -> dict[str, Any]:
 
 
 def model_name(lm: Any) -> str:
-    """An LM as `model`, without keys or addresses."""
+    """The name of an LM, without keys and addresses."""
     return "" if lm is None else str(getattr(lm, "model", type(lm).__name__))
 
 
 def copy_lm(lm: Any, **kwargs: Any) -> Any:
-    """A copy of an LM with other kwargs and an empty history; the LM itself is unchanged.
+    """A copy of an LM with other kwargs and an empty history.
 
-    Up to DSPy 3.2 `lm.copy` is a deep copy: slow with a long history, and a TypeError where the LM holds a lock.
-    No kwarg may be None: that removes the key, and up to DSPy 3.3 an answer that is cut off then raises KeyError.
+    Up to DSPy 3.2 `lm.copy` is a deep copy: slow with a long history, and a TypeError if the LM holds a lock.
+    No kwarg may be None: None removes the key, and up to DSPy 3.3 a truncated answer then raises KeyError.
     """
     if _COPIES_SHALLOWLY:
         return lm.copy(**kwargs)
@@ -132,24 +133,23 @@ def copy_lm(lm: Any, **kwargs: Any) -> Any:
 
 
 def sampling_lm(lm: Any, temperature: float, rollout_id: int) -> Any:
-    """An LM that answers anew for each `rollout_id` and the same when asked again with it.
+    """A copy of an LM with its own cached answer for each `rollout_id`.
 
-    Only `dspy.LM` knows `rollout_id`: it is part of its cache's key and is taken out of the request. Any other
-    `BaseLM` would get it as an unknown argument of `forward`; those have no cache of DSPy's, and stay as they are.
+    Only `dspy.LM` knows `rollout_id`: the id is part of its cache key and not of the request. Any other `BaseLM` would
+    get it as an unknown argument of `forward`. Such an LM does not use DSPy's cache, so it is returned unchanged.
     """
     if not isinstance(lm, dspy.LM):
         return lm
-    if "max_completion_tokens" in lm.kwargs:  # a reasoning model: providers refuse it another temperature
+    if "max_completion_tokens" in lm.kwargs:  # a reasoning model: providers accept only its own temperature
         own = lm.kwargs.get("temperature")
         return copy_lm(lm, rollout_id=rollout_id, temperature=1.0 if own is None else own)
-    if temperature == 0.0:
-        # A rollout_id without a temperature changes nothing, and DSPy warns.
+    if temperature == 0.0:  # a rollout_id has no effect then, and DSPy warns
         return copy_lm(lm, temperature=0.0)
     return copy_lm(lm, rollout_id=rollout_id, temperature=temperature)
 
 
 def without_temperature(lm: Any) -> Any:
-    """A copy of an LM whose requests do not name a temperature: None, as in an LM that was given none."""
+    """A copy of an LM whose requests have no temperature. The kwarg is None, as in an LM made without one."""
     new = copy_lm(lm)
     new.kwargs = {**new.kwargs, "temperature": None}
     return new
@@ -158,43 +158,43 @@ def without_temperature(lm: Any) -> Any:
 def refuses_temperature(error: BaseException) -> bool:
     """Whether a provider's error is about the temperature.
 
-    By its words: the classes are litellm's up to DSPy 3.2, DSPy's own from 3.3 on, and differ between providers.
+    The words tell: the error classes are litellm's up to DSPy 3.2, DSPy's from 3.3 on, and differ between providers.
     """
     return "temperature" in str(error).lower()
 
 
 def dump_lm(lm: Any) -> dict[str, Any]:
-    """An LM's `dump_state()`, always with its class and never with its secrets.
+    """An LM's `dump_state()` with its class and without its secrets.
 
-    Up to DSPy 3.2 only `dspy.LM` has such a method, and it does not name the class.
+    Up to DSPy 3.2 only `dspy.LM` has `dump_state`, and the state does not name the class.
     """
     if not hasattr(lm, "dump_state"):
         raise TypeError(f"{type(lm).__name__} has no dump_state()")
-    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **_without_key(lm.dump_state())}
+    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **_without_secrets(lm.dump_state())}
 
 
 def dump_module(module: dspy.Module) -> Any:
-    """A module's `dump_state()`, its predictors' LMs without their API keys."""
-    return _without_keys(module.dump_state())
+    """A module's `dump_state()` without the secrets of its predictors' LMs."""
+
+    def strip(state: Any) -> Any:
+        if not isinstance(state, dict):
+            return state
+        return {k: (_without_secrets if k == "lm" else strip)(value) for k, value in state.items()}
+
+    return strip(module.dump_state())
 
 
-def _without_keys(state: Any) -> Any:
-    if not isinstance(state, dict):
-        return state
-    return {name: (_without_key if name == "lm" else _without_keys)(value) for name, value in state.items()}
-
-
-def _without_key(state: Any) -> Any:
-    """An LM's state without its secrets; DSPy itself leaves out the `api_key` alone, and 3.0.0 not even that."""
+def _without_secrets(state: Any) -> Any:
+    """An LM's state without its secrets. DSPy itself leaves out only the `api_key`, and DSPy 3.0.0 not even that."""
     return {k: v for k, v in state.items() if not _SECRET.search(k)} if isinstance(state, dict) else state
 
 
 def load_lm(state: Mapping[str, Any]) -> Any:
-    """The LM that `dump_lm` wrote; imports its class."""
+    """The LM that `dump_lm` wrote. This imports its class."""
     given = dict(state)
     if (
         "max_completion_tokens" in given
-    ):  # a reasoning model: up to DSPy 3.3 its constructor wants the other name
+    ):  # a reasoning model: up to DSPy 3.3 the constructor takes the other name
         given["max_tokens"] = given.pop("max_completion_tokens")
     path = given[_LM_CLASS]
     module, _, name = path.rpartition(".")
@@ -204,13 +204,13 @@ def load_lm(state: Mapping[str, Any]) -> Any:
         raise ValueError(f"The LM class {path} can't be imported: {error}.") from error
     if not (isinstance(kind, type) and issubclass(kind, dspy.BaseLM)):
         raise ValueError(f"{path} is no LM class.")
-    if hasattr(kind, "load_state"):  # DSPy 3.3 and later, and classes of their own
+    if hasattr(kind, "load_state"):  # DSPy 3.3 and later, and classes that define it
         return kind.load_state(given)
     return kind(**{key: value for key, value in given.items() if key != _LM_CLASS})
 
 
 def load_module(module: dspy.Module, state: Any) -> None:
-    """`load_state` for a state that is trusted: from DSPy 3.2 on it must be told to keep the LMs' addresses."""
+    """`load_state` for a trusted state. From DSPy 3.2 on only an extra argument keeps the addresses of the LMs."""
     unsafe = "allow_unsafe_lm_state" in inspect.signature(module.load_state).parameters
     module.load_state(state, **({"allow_unsafe_lm_state": True} if unsafe else {}))
 
@@ -219,20 +219,17 @@ def load_module(module: dspy.Module, state: Any) -> None:
 
 
 def with_compile_callbacks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell DSPy's callbacks of `acompile`, as DSPy 3.3 and later do for `compile` alone.
+    """Decorator: DSPy's callbacks hear of `acompile`. DSPy 3.3 and later decorate only `compile`.
 
-    Earlier ones have no such callbacks; their decorator would take the teleprompter for a module.
+    Earlier versions have no such callbacks, and their decorator would take the teleprompter for a module.
     """
     return with_callbacks(function) if HAS_COMPILE_CALLBACKS else function
 
 
 @contextmanager
 def called_by(call_id: str | None) -> Iterator[None]:
-    """Let callbacks see `call_id` as the parent of what is called within; None changes nothing."""
-    if call_id is None:
-        yield
-        return
-    token = ACTIVE_CALL_ID.set(call_id)
+    """Callbacks see `call_id` as the parent of the calls in this context; None changes nothing."""
+    token = ACTIVE_CALL_ID.set(ACTIVE_CALL_ID.get() if call_id is None else call_id)
     try:
         yield
     finally:

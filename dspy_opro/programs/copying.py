@@ -1,4 +1,4 @@
-"""Copies of a program: predictors are never shared with it, and what can't be copied always is."""
+"""Copies of a program. A copy has its own predictors and shares only what can't be copied, such as a lock."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import dspy
 
 
 def uncopyable(module: dspy.Module) -> list[Any]:
-    """What a module and those within it hold that can't be copied.
+    """The values in a module and its submodules that can't be copied.
 
-    `dspy.Module.deepcopy` (DSPy 3.0 to 3.4) then falls back to one attribute after the other: a list with a
-    predictor and a lock in it is not copied at all, a predictor in two attributes is copied twice. One with a
-    `deepcopy` of its own knows better: nothing then.
+    For such a module `dspy.Module.deepcopy` (DSPy 3.0 to 3.4) copies one attribute after the other: it does not copy a
+    list with a predictor and a lock in it, and it copies a predictor in two attributes twice.
     """
-    if type(module).deepcopy is not dspy.Module.deepcopy:
+    if type(module).deepcopy is not dspy.Module.deepcopy:  # the module knows how to copy itself
         return []
     found: list[Any] = []
     seen: set[int] = set()
 
     def look(value: Any) -> None:
-        if id(value) in seen:
+        if id(value) in seen or _is_copyable(value):
             return
         seen.add(id(value))
-        if _is_copyable(value):
-            return
         inner = _members(value)
         if inner is None:
             found.append(value)
@@ -47,7 +44,7 @@ def _is_copyable(value: Any) -> bool:
 
 
 def _members(value: Any) -> Iterable[Any] | None:
-    """What a module or a container holds; None for anything else."""
+    """The members of a module or a container; None for anything else."""
     if isinstance(value, dspy.Module):
         value = vars(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One example through program and metric. Whatever the two raise becomes an outcome with its cause."""
+"""Runs program and metric on one example. An error of the program or the metric becomes an outcome with its cause."""
 
 from __future__ import annotations
 
@@ -28,32 +28,31 @@ MOST_BUILT = 256
 
 
 class MetricRaised(Exception):
-    """The metric itself raised; the exception is the cause."""
+    """The metric itself raised an error, which is the `__cause__`."""
 
 
 @dataclass
 class Evaluator:
-    """Runs candidates' programs on examples. It can be pickled, for a worker process."""
+    """Scores candidates on examples. It can be pickled for a worker process."""
 
     program: Program
     """The student."""
     metric: Metric
-    """Scores a prediction."""
     loop: EventLoop
     """Awaits async programs and metrics."""
     task_model: Any = None
-    """The scorer LM, or None for what the program and `dspy.settings` say."""
+    """The scorer LM, or None for the LM of the program or of `dspy.settings`."""
     failure_score: float = 0.0
     is_awaited: bool = False
-    """Whether the program is awaited. Otherwise it is called in the worker thread."""
+    """Whether to await the program. Otherwise the worker thread calls it."""
     timeout_seconds: float | None = None
-    """Wall time of an awaited program. Others can't be cut from within."""
+    """Wall time for an awaited program. The evaluator can't interrupt other programs."""
     provide_traceback: bool = False
-    """Whether failures are logged with their traceback."""
+    """Whether the log of a failure has the traceback."""
 
     def __post_init__(self) -> None:
-        self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, for the candidates at work
-        self._lock = threading.Lock()  # for building
+        self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, until `forget`
+        self._lock = threading.Lock()  # for `_built`
 
     def __reduce__(self) -> tuple[Any, ...]:
         lm = self.task_model and copy_lm(self.task_model)
@@ -61,7 +60,7 @@ class Evaluator:
         return _unpickled, (self.program, self.metric, lm, *rest)
 
     def build(self, candidate: Candidate) -> dspy.Module:
-        """The candidate's program. It is kept until `forget`."""
+        """The candidate's program. The evaluator keeps it until `forget`."""
         with self._lock:
             program = self._built.get(candidate.id)
             if program is None:
@@ -71,7 +70,7 @@ class Evaluator:
         return program
 
     def forget(self, candidate: Candidate) -> None:
-        """The candidate's race is over."""
+        """Drop the program of a candidate whose race is over."""
         self._built.pop(candidate.id, None)
 
     def evaluate(
@@ -86,11 +85,11 @@ class Evaluator:
         Args:
             candidate: The instructions.
             example: One example of the data.
-            book: Told of every LM call as it ends, so that a call that is left behind is counted too.
-            call_id: What DSPy's callbacks see as the parent of the calls.
+            book: Gets the usage of every LM call when the call ends, so that an abandoned call counts too.
+            call_id: DSPy's callbacks see it as the parent of the calls.
 
         Returns:
-            The result, and the prediction (None where the example failed).
+            The result, and the prediction (None if the example failed).
 
         Raises:
             MetricError: The metric returned something that is not a score.
@@ -103,7 +102,9 @@ class Evaluator:
                 outcome = self._judge(example, prediction)
             except MetricError:
                 raise
-            except BaseException as caught:  # a program that wants to end the process has failed, no more
+            except (
+                BaseException
+            ) as caught:  # a program that raises SystemExit has failed on this example, no more
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
@@ -131,5 +132,5 @@ def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:
 
 
 def in_brief(error: BaseException | None) -> str:
-    """An error as one short text."""
+    """An error as a short text."""
     return shorten(f"{type(error).__name__}: {error}", 500)

@@ -1,4 +1,4 @@
-"""What one piece of work spends, counted where DSPy itself writes it down."""
+"""Counts what one piece of work spends, at the places where DSPy itself records its LM calls."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NOTHING = Usage()
 
 
 class Meter:
-    """Counts LM calls, tokens and dollars; entries and answers themselves are not kept.
+    """Counts LM calls, tokens and dollars. It keeps no prompts and no answers.
 
     Args:
-        caller: On whose side calls are booked, the program's or the proposer's.
-        book: Told of every call as it ends: one that a time limit left behind is paid for, too.
-        entry: What the work itself counts as; booked at once.
+        caller: The side that makes the calls, the program's or the proposer's.
+        book: Gets the usage of every call when the call ends. An abandoned call costs money, too.
+        entry: The usage of the work itself, booked at once.
     """
 
     def __init__(
@@ -31,11 +31,12 @@ class Meter:
         self._book = book
         self._lock = threading.Lock()
         self.usage = entry
-        """What was spent so far."""
+        """The usage so far."""
         book(entry)
 
     def add(self, usage: Any, cost: Any) -> None:
-        """Book one LM call. An answer from DSPy's cache has no usage, and still the cost of the first time."""
+        """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call."""
+        spent = Usage(cached_calls=1)
         if usage:
             spent = Usage(
                 scorer_calls=int(self._caller == "scorer"),
@@ -45,15 +46,13 @@ class Meter:
                 completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
                 cost=float(cost or 0.0),
             )
-        else:
-            spent = Usage(cached_calls=1)
         with self._lock:
             self.usage += spent
         self._book(spent)
 
 
 class _History(list[Any]):
-    """Stands in for a module's `history`: DSPy appends an entry for every LM call below that module."""
+    """Replaces a module's `history`. DSPy appends an entry for every LM call below that module."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class _Caller:
 
 
 class _Tracker(UsageTracker):
-    """Counts where the history is switched off; it hears of neither costs nor cached answers."""
+    """Counts calls when the history is switched off. A tracker sees neither costs nor cached answers."""
 
     def __init__(self, meter: Meter, parent: Any) -> None:
         super().__init__()
@@ -93,11 +92,11 @@ def metered(
     entry: Usage = NOTHING,
     **settings: Any,
 ) -> Iterator[Meter]:
-    """A `dspy.context` in which all LM calls are counted, those in threads of `dspy.Parallel` too.
+    """A `dspy.context` that counts all LM calls, also those in threads of `dspy.Parallel`.
 
-    Leans on `settings.caller_modules` (DSPy 3.0 to 3.4: `record_history` appends each entry to the `history` of
-    every module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every
-    task of `dspy.Parallel` return None.
+    It uses `settings.caller_modules` (DSPy 3.0 to 3.4: `record_history` appends each entry to the `history` of every
+    module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every task of
+    `dspy.Parallel` return None.
     """
     meter = Meter(caller, book, entry)
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:

@@ -1,4 +1,4 @@
-"""The metric as users write it, in one form: what it returns becomes a score or a clear error, never a silent 0."""
+"""Calls the user's metric in one form. Its return value becomes a score or a clear error, never a silent 0."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .program import is_async_only
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's answer."""
+    """The score that a metric returned."""
 
     value: float
     feedback: str = ""
     subscores: Mapping[str, float] | None = None
-    """Further numbers it returned, name -> value."""
+    """Name -> value of the further numbers that the metric returned."""
 
 
 class MetricError(TypeError):
-    """The metric can't be called, or returned something that is no score."""
+    """The metric can't be called, or it returned something that is not a score."""
 
 
 class Metric:
-    """Calls a metric of 2, 3 or 5 arguments, whatever of them it has.
+    """Calls a metric that takes 2, 3 or 5 arguments.
 
-    `(example, prediction)`, `(example, prediction, trace)` and GEPA's `(gold, pred, trace, pred_name,
-    pred_trace)`. Arguments with defaults keep them; the others get None, as from DSPy's own optimizers.
+    These are `(example, prediction)`, `(example, prediction, trace)` and GEPA's `(gold, pred, trace, pred_name,
+    pred_trace)`. Arguments with a default keep it. The others get None, as from DSPy's own optimizers.
 
     Raises:
         MetricError: It takes fewer than 2 or more than 5 arguments, or needs keyword-only ones.
@@ -43,11 +43,11 @@ class Metric:
         self._takes_trace = _takes_three(function)
 
     def __call__(self, example: Any, prediction: Any) -> Any:
-        """What the metric returns, as it is; an awaitable where it is async."""
+        """The unchanged return value of the metric; an awaitable if the metric is async."""
         return self._call(example, prediction, *[None] * self._num_extra)
 
     def with_trace(self, example: Any, prediction: Any, trace: Any) -> Any:
-        """The same with a trace, which many metrics are stricter with: for choosing demos."""
+        """Call the metric with a trace, to choose demos. Many metrics are stricter if they get a trace."""
         if not self._takes_trace:
             return self(example, prediction)
         return self._call(example, prediction, trace, *[None] * (self._num_extra - 1))
@@ -56,7 +56,7 @@ class Metric:
 def _takes_three(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind(None, None, None)
-    except TypeError:  # also where it needs more than three
+    except TypeError:  # also raised if it needs more than three
         return _num_required(function) > 2
     except ValueError:
         return False
@@ -89,37 +89,32 @@ def _num_required(function: Callable[..., Any]) -> int:
 def to_score(value: Any) -> Score:
     """A metric's return value as a `Score`.
 
-    Takes bool, int, float, numpy scalars, `dspy.Prediction(score=..., feedback=...)` and a mapping with
-    `score`; further numbers in the latter two, and in their `subscores`, are subscores.
+    It may be a bool, int, float, numpy scalar, `dspy.Prediction(score=..., feedback=...)` or mapping with `score`.
+    Further numbers in the latter two, and in their `subscores`, become subscores.
 
     Raises:
-        MetricError: For anything else, NaN and infinities included.
+        MetricError: The value is anything else, NaN or infinite.
     """
-    fields = _fields(value)
-    if fields is None:
+    to_dict = getattr(value, "toDict", None)  # of a dspy.Prediction
+    if isinstance(value, Mapping):
+        fields = dict(value)
+    elif callable(to_dict):
+        fields = dict(to_dict())
+    else:
         return Score(_number(value))
     if "score" not in fields:
         raise MetricError(f"metric returned {value!r}, which has no 'score'.")
-    feedback = fields.get("feedback")
-    subscores = fields.get("subscores")
-    beside = {name: v for name, v in fields.items() if name not in ("score", "feedback", "subscores")}
+    number, feedback, subscores = (fields.pop(name, None) for name in ("score", "feedback", "subscores"))
     if isinstance(subscores, Mapping):
-        beside = {**subscores, **beside}
-    found = {str(name): float(v) for name, v in beside.items() if _is_number(v) and math.isfinite(v)}
-    return Score(_number(fields["score"]), "" if feedback is None else str(feedback), found or None)
-
-
-def _fields(value: Any) -> dict[str, Any] | None:
-    if isinstance(value, Mapping):
-        return dict(value)
-    to_dict = getattr(value, "toDict", None)  # dspy.Prediction and dspy.Example
-    return dict(to_dict()) if callable(to_dict) else None
+        fields = {**subscores, **fields}
+    found = {str(name): float(v) for name, v in fields.items() if _is_number(v) and math.isfinite(v)}
+    return Score(_number(number), "" if feedback is None else str(feedback), found or None)
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, numbers.Real):
         return True
-    # 0-d arrays of numpy and its kin; numpy's own strings, dates and complex numbers have a dtype too.
+    # 0-d arrays of numpy and similar libraries. numpy's strings, dates and complex numbers have a dtype, too.
     dtype = getattr(value, "dtype", None)
     return dtype is not None and getattr(value, "ndim", None) == 0 and getattr(dtype, "kind", "f") in "biuf"
 

@@ -1,11 +1,9 @@
-"""A DSPy program seen from the search: its task texts, and what it answers on one example.
-
-Nothing here changes a program that it was given: every candidate is a copy.
-"""
+"""The student as the search sees it: the task texts of its predictors. Every candidate is a copy of the student."""
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -27,18 +25,18 @@ class Fields:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     choices: Mapping[str, tuple[str, ...]]
-    """Output field -> the values that its type allows, where these can be listed."""
+    """Output field -> the values that its type allows. Only for types that list their values."""
 
 
 @dataclass(frozen=True)
 class PredictorText:
-    """One predictor's instructions: the user's task text between what a module put around it."""
+    """One predictor's instructions: the user's task text, and the text of a DSPy module before and after it."""
 
     prefix: str
     text: str
     suffix: str
     role: str
-    """What the predictor is within the program, for the meta-prompt."""
+    """The predictor's place in the program and its fields, for the meta-prompt."""
     fields: Fields
 
     def instructions(self, text: str) -> str:
@@ -47,13 +45,10 @@ class PredictorText:
 
 
 class Program:
-    """The student, read once.
-
-    Args:
-        student: Any `dspy.Module`; it is not touched.
+    """The student's task texts, read once. The student itself stays unchanged.
 
     Raises:
-        ValueError: It has no predictors, or all of them are frozen.
+        ValueError: The student has no predictors, or all of them are frozen.
     """
 
     def __init__(self, student: dspy.Module) -> None:
@@ -62,9 +57,9 @@ class Program:
         if not predictors:
             raise ValueError(
                 f"{type(student).__name__} has no predictors to optimize: no dspy.Predict can be reached from its "
-                "attributes, or the modules that hold them are frozen (_compiled=True)."
+                "attributes, or the modules around them are frozen (_compiled=True)."
             )
-        # Names repeat where a dict has the keys 1 and "1", so predictors are paired by position.
+        # Names repeat if a dict has the keys 1 and "1", so predictors are paired by position.
         self.names = _unique([name for name, _ in predictors])
         self.texts: Mapping[str, PredictorText] = {
             name: _predictor_text(student, name, predictor, len(predictors))
@@ -72,21 +67,19 @@ class Program:
         }  # predictor name -> its text, in the order of `named_predictors()`
         self._shared = uncopyable(student)
         copied = self.copy().predictors()
-        if len(copied) != len(predictors) or any(
-            a is b for a, (_, b) in zip(copied, predictors, strict=True)
-        ):
+        if len(copied) != len(predictors) or any(map(operator.is_, copied, student.predictors())):
             raise ValueError(
                 f"{type(student).__name__} can't be copied: its copy has other predictors or shares them with it. "
                 "Give it a deepcopy() or a __deepcopy__ that copies its predictors."
             )
 
     def copy(self) -> dspy.Module:
-        """A copy of the student; only what can't be copied, like a lock or a connection, is shared with it."""
+        """A copy of the student. It shares only what can't be copied, such as a lock or a connection."""
         return copy_module(self.student, self._shared)
 
     @property
     def candidate(self) -> Candidate:
-        """The student's own instructions: candidate number zero."""
+        """The student's own instructions: candidate zero."""
         return Candidate({name: own.text for name, own in self.texts.items()})
 
     def build(self, candidate: Candidate) -> dspy.Module:
@@ -108,7 +101,7 @@ def is_async_only(module: object) -> bool:
 
 
 def read_demos(text: str) -> list[Any]:
-    """The demos of one predictor, from the text that `demos.py` makes of them."""
+    """The demos of one predictor, from the JSON text of `proposers/demos.py`."""
     return [dspy.Example(**demo) for demo in json.loads(text)]
 
 
@@ -118,18 +111,26 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def _predictor_text(student: dspy.Module, name: str, predictor: Any, count: int) -> PredictorText:
     prefix, text, suffix = task_text(student, predictor)
-    role = _role(student, name, predictor, count)
+    inputs, outputs = predictor.signature.input_fields, predictor.signature.output_fields
+    lines = [_field("input", field, info) for field, info in inputs.items()]
+    lines += [_field("output", field, info) for field, info in outputs.items()]
+    if count > 1:
+        place = f"It is the predictor {name!r}, one of {count} in the program {type(student).__name__}."
+        lines.insert(0, place)
     fixed = f"{prefix}{suffix}".strip()
     if fixed:
-        role += f"\nThe program itself adds these words, which stay: {shorten(fixed, 1200)}"
-    return PredictorText(prefix, text, suffix, role, _fields(predictor.signature))
+        lines.append(f"The program itself adds these words, which stay: {shorten(fixed, 1200)}")
+    choices = {field: values for field, info in outputs.items() if (values := _choices(info.annotation))}
+    return PredictorText(
+        prefix, text, suffix, "\n".join(lines), Fields(tuple(inputs), tuple(outputs), choices)
+    )
 
 
-def _fields(signature: Any) -> Fields:
-    outputs = signature.output_fields
-    listed = {name: _choices(info.annotation) for name, info in outputs.items()}
-    choices = {name: values for name, values in listed.items() if values}
-    return Fields(tuple(signature.input_fields), tuple(outputs), choices)
+def _field(kind: str, name: str, info: Any) -> str:
+    annotation, desc = info.annotation, (info.json_schema_extra or {}).get("desc") or ""
+    is_plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    type_name = annotation.__name__ if is_plain else str(annotation).replace("typing.", "")
+    return f"- {kind} `{name}` ({type_name})" + ("" if desc in ("", f"${{{name}}}") else f": {desc}")
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
@@ -140,28 +141,8 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return ("True", "False") if annotation is bool else ()
 
 
-def _role(student: dspy.Module, name: str, predictor: Any, count: int) -> str:
-    signature = predictor.signature
-    lines = []
-    if count > 1:
-        lines.append(f"It is the predictor {name!r}, one of {count} in the program {type(student).__name__}.")
-    for kind, infos in (("input", signature.input_fields), ("output", signature.output_fields)):
-        for field, info in infos.items():
-            extra = info.json_schema_extra or {}
-            desc = extra.get("desc") or ""
-            detail = "" if desc in ("", f"${{{field}}}") else f": {desc}"
-            lines.append(f"- {kind} `{field}` ({_type_name(info.annotation)}){detail}")
-    return "\n".join(lines)
-
-
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
-
-
 def describe(values: Mapping[str, Any], limit: int = 600) -> str:
-    """Fields as `name: value` lines, long values cut in the middle."""
+    """Fields as `name: value` lines. The middle of a long value is left out."""
     return "\n".join(f"{name}: {shorten(shown(value), limit)}" for name, value in values.items())
 
 
@@ -175,17 +156,15 @@ def shorten(text: str, limit: int) -> str:
 def output_text(prediction: Any) -> str:
     """A prediction as short text for the meta-prompt."""
     items = getattr(prediction, "items", None)
-    if callable(items):
-        return shorten(describe(dict(items())), 1000)
-    return shorten(shown(prediction), 1000)
+    return shorten(describe(dict(items())) if callable(items) else shown(prediction), 1000)
 
 
 def check_examples(examples: Sequence[Any], name: str) -> None:
-    """Raise where a dataset can't be used, before anything is spent.
+    """Check that a dataset is usable.
 
     Raises:
         ValueError: It is empty, or an example does not say which of its fields are inputs.
-        TypeError: It holds something that is no `dspy.Example`.
+        TypeError: One of its items is not a `dspy.Example`.
     """
     if not examples:
         raise ValueError(f"{name} must have at least one example, but is empty.")
@@ -193,16 +172,11 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
         if not isinstance(example, dspy.Example):
             raise TypeError(f"{name}[{index}] must be a dspy.Example, but is {type(example).__name__}.")
         if getattr(example, "_input_keys", None) is None:
-            raise ValueError(
-                f"{name}[{index}] does not say which fields are inputs: call .with_inputs(...) on it."
-            )
+            rule = "does not say which fields are inputs: call .with_inputs(...) on it."
+            raise ValueError(f"{name}[{index}] {rule}")
 
 
 def same_inputs(trainset: Sequence[Any], valset: Sequence[Any]) -> int:
-    """How many validation examples have the inputs of a training example."""
-    seen = {_inputs_key(example) for example in trainset}
-    return sum(_inputs_key(example) in seen for example in valset)
-
-
-def _inputs_key(example: Any) -> str:
-    return as_json(fields(example.inputs()))
+    """How many validation examples have the same inputs as a train example."""
+    train, val = ([as_json(fields(example.inputs())) for example in data] for data in (trainset, valset))
+    return sum(map(set(train).__contains__, val))

@@ -1,4 +1,4 @@
-"""What stands in an example's fields, as text for a meta-prompt, and as JSON that all processes agree on."""
+"""The values in an example's fields: as text for the meta-prompt, and as JSON that is equal in all processes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 import dspy
 
-# DSPy 3.0 to 3.4 mark images, audio and files so in a text, and make parts of a message of them again. Within stands
-# JSON, in 3.0.0 the repr of a list.
+# DSPy 3.0 to 3.4 mark images, audio and files in a text like this. Between the marks is JSON, in 3.0.0 the repr of a
+# list.
 _MEDIA = re.compile(r"<<CUSTOM-TYPE-START-IDENTIFIER>>.*?<<CUSTOM-TYPE-END-IDENTIFIER>>", re.DOTALL)
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\*["']""")
 
 
 def fields(example: Any) -> dict[str, Any]:
-    """An example's own fields; DSPy's datasets give each one a random `dspy_uuid`, too."""
+    """An example's own fields, without the random `dspy_uuid` that DSPy's datasets add."""
     return {name: value for name, value in example.items() if not name.startswith("dspy_")}
 
 
 def shown(value: Any) -> str:
-    """A value as a text; images and the like are named, not sent."""
-    return _MEDIA.sub(_placeholder, str(plain(value)))
+    """A value as text. Images and other media become a name such as `<image>`."""
 
+    def name(match: re.Match[str]) -> str:
+        kind = _KIND.search(match.group())
+        return f"<{kind.group(1) if kind else 'media'}>"
 
-def _placeholder(match: re.Match[str]) -> str:
-    kind = _KIND.search(match.group())
-    return f"<{kind.group(1) if kind else 'media'}>"
+    return _MEDIA.sub(name, str(plain(value)))
 
 
 def plain(value: Any) -> Any:
-    """A value made of dicts with text keys, lists and scalars, as DSPy's adapters show it."""
+    """A value as dicts with text keys, lists and scalars, in the form that DSPy's adapters show."""
     if type(value) in _SCALARS:
         return value
     if isinstance(value, Enum):
@@ -48,19 +48,23 @@ def plain(value: Any) -> Any:
         return tuple(plain(item) for item in value)
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
-    for convert in (
-        "model_dump",
-        "toDict",
-        "tolist",
-        "isoformat",
-    ):  # pydantic's models, examples, arrays, dates
-        if not isinstance(value, type) and callable(getattr(value, convert, None)):
-            return plain(getattr(value, convert)())
+    for name in () if isinstance(value, type) else _CONVERSIONS:
+        convert = getattr(value, name, None)
+        if callable(convert):
+            return plain(convert())
     return value
 
 
+_CONVERSIONS = (
+    "model_dump",
+    "toDict",
+    "tolist",
+    "isoformat",
+)  # of pydantic's models, examples, arrays, dates
+
+
 def as_json(value: Any) -> str:
-    """The same text in every process, whatever the order of sets and keys; without addresses in memory."""
+    """A value as JSON. The text is the same in every process: keys and sets are sorted, addresses are left out."""
     return json.dumps(plain(value), sort_keys=True, default=_name)
 
 

@@ -1,4 +1,4 @@
-"""Proposers ask the optimizer LM for new instructions, or for demos. Own ones are modules that take `request=`."""
+"""Proposers ask the optimizer LM for new instructions. A proposer of the user is a module that takes `request=`."""
 
 from __future__ import annotations
 

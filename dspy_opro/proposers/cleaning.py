@@ -1,4 +1,4 @@
-"""From what an optimizer LM wrote to an instruction, or to the reason why it can't be used."""
+"""Turns the answer of an optimizer LM into an instruction, or into the reason why the answer is not usable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORD = re.compile(r"\w+")
 
 
 def clean(text: str) -> str:
-    """The instruction within an answer: without thoughts, fences, tags, labels and quotes around it."""
+    """The instruction in an answer, without the thoughts, fences, tags, labels and quotes around it."""
     text = text.strip()
     while True:
         before = text
@@ -54,35 +54,35 @@ def clean(text: str) -> str:
 
 
 def placeholders(text: str) -> frozenset[str]:
-    """The `{names}` in a text; doubled braces are none."""
+    """The `{names}` in a text. Names in doubled braces do not count."""
     return frozenset(_PLACEHOLDER.findall(text))
 
 
 @dataclass(frozen=True)
 class InstructionRules:
-    """What a usable instruction keeps to."""
+    """The rules for a usable instruction."""
 
     max_length: int = 4000
-    """Characters."""
+    """In characters."""
     quotes: Collection[int] = frozenset()
-    """Hashes of the data's n-grams, see `ngrams`."""
+    """Hashes of the n-grams in the data; see `ngrams`."""
     ngram: int = 8
-    """Words in a row that count as a quotation."""
+    """So many consecutive words of the data count as a quotation."""
 
     @classmethod
     def of(cls, program: Program, trainset: Sequence[Any], is_paper: bool) -> InstructionRules:
-        """The rules for a program's instructions, and for the data that the meta-prompt may show."""
-        # The beginning of each field is enough to notice a quotation, and keeps long documents out of memory.
+        """The rules for the student's instructions and for the data that the meta-prompt may show."""
+        # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
         texts = (shown(value)[:2000] for example in trainset for value in fields(example).values())
         instructions = [own.text for own in program.texts.values()]
         longest = max(map(len, instructions))
-        # The paper's code drops texts above 500 characters; a student's own text may be longer.
+        # The paper's code drops texts above 500 characters. The student's own instruction may be longer.
         max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
         quotes = frozenset(ngrams(texts, cls.ngram)) - set(ngrams(instructions, cls.ngram))
         return cls(max_length, quotes)
 
     def problem(self, text: str, original: str) -> str | None:
-        """Why `text` can't take the place of `original`, or None."""
+        """The reason why `text` can't replace `original`, or None."""
         if not text:
             return "empty"
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
@@ -100,7 +100,7 @@ class InstructionRules:
 
 
 def ngrams(texts: Iterable[str], n: int) -> Iterable[int]:
-    """Hashes of every run of `n` words, case and punctuation aside."""
+    """A hash for every `n` consecutive words, without case and punctuation."""
     for text in texts:
         words = _WORD.findall(text.lower())
         for start in range(len(words) - n + 1):

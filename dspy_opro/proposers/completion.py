@@ -1,8 +1,8 @@
-"""A proposer for models that continue text: small ones, and those without tuning on instructions.
+"""A proposer for models that continue text: small models, and models without instruction tuning.
 
-Three forms in turn. `refine` is the paper's for pre-trained models (arXiv 2309.03409, section 5.1): a list of scored
-texts in ascending order, which the model continues with the next, better one. Where the answers can be listed,
-`explore` has it continue guidelines for telling them apart, and `extend` adds a guideline to the best text so far.
+The requests have three styles in turn. `refine` is the paper's for pre-trained models (arXiv 2309.03409, section 5.1):
+the model continues a list of scored instructions, in ascending order, with the next and better one. If the answers can
+be listed, the model continues guidelines in the style `explore`, and adds one to the best instruction in `extend`.
 """
 
 from __future__ import annotations
@@ -19,49 +19,29 @@ from dspy_opro.search.tasks import rng
 from .cleaning import clean
 from .meta_prompt import ProposalRequest
 
-# Tasks like those that programs have, none of them the user's. A small model takes from them what an instruction is:
-# (input, answers, instructions from worse to better).
-_OTHER_TASKS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
-    (
-        "email",
-        ("spam", "wanted"),
-        (
-            "Decide whether the email is spam or wanted mail.",
-            "Answer spam if the email tries to sell something to a stranger, and wanted if not.",
-        ),
-    ),
-    (
-        "sentence",
-        ("correct", "wrong"),
-        (
-            "Check the grammar of the sentence: is it correct or wrong?",
-            "Look at verbs and word order. A sentence with a mistake is wrong, all others are correct.",
-        ),
-    ),
-    (
-        "headline",
-        ("sport", "politics", "business"),
-        (
-            "Say what the headline is about: sport, politics or business.",
-            "Choose business for companies, politics for governments, sport for games and players.",
-        ),
-    ),
-    (
-        "question",
-        ("easy", "hard"),
-        (
-            "Mark the question as easy or hard.",
-            "Would a child know the answer? Then the question is easy, else it is hard.",
-        ),
-    ),
-)
+# Typical tasks of programs, as (input, answers, instructions from worse to better). They show a small model what an
+# instruction is.
+_OTHER_TASKS: Sequence[tuple[str, tuple[str, ...], tuple[str, str]]] = (
+    ("email", ("spam", "wanted"), (
+        "Decide whether the email is spam or wanted mail.",
+        "Answer spam if the email tries to sell something to a stranger, and wanted if not.")),
+    ("sentence", ("correct", "wrong"), (
+        "Check the grammar of the sentence: is it correct or wrong?",
+        "Look at verbs and word order. A sentence with a mistake is wrong, all others are correct.")),
+    ("headline", ("sport", "politics", "business"), (
+        "Say what the headline is about: sport, politics or business.",
+        "Choose business for companies, politics for governments, sport for games and players.")),
+    ("question", ("easy", "hard"), (
+        "Mark the question as easy or hard.",
+        "Would a child know the answer? Then the question is easy, else it is hard.")),
+)  # fmt: skip
 
 
 class CompletionProposer(dspy.Module):
-    """Lets the optimizer LM continue a text in which the next thing is a better instruction.
+    """Asks the optimizer LM to continue a text whose next line is a better instruction.
 
     Args:
-        max_tokens: The most tokens of one instruction; it ends with its line.
+        max_tokens: The most tokens of one instruction. The instruction ends at the end of its line.
 
     Example:
         >>> from dspy_opro import OPROTeleprompter
@@ -83,23 +63,22 @@ class CompletionProposer(dspy.Module):
         return dspy.Prediction(instruction=f"{begin}{text}" if text else "")
 
     def prompt(self, request: ProposalRequest) -> tuple[str, str]:
-        """The text to continue, and what of it belongs to the instruction."""
+        """The text to continue, and the end of this text that belongs to the instruction."""
         (name,) = request.predictors
         generator = rng(request.seed, "completion")
         fields, current = request.fields[name], request.current[name].strip()
         inputs, answers = " and ".join(fields.inputs), _answers(fields, generator)
-        if fields.choices and request.style == "explore":
+        if fields.choices and request.style != "refine":
             begin = f"Answer {answers[0]} if"
-            return f"Guidelines for labelling a {inputs} as {' or '.join(answers)}:\n- {begin}", f"{begin} "
-        if fields.choices and request.style == "extend":
-            begin = f"{current.rstrip('.')}. Answer {answers[0]} if"
+            if request.style == "extend":
+                begin = f"{current.rstrip('.')}. {begin}"
             return f"Guidelines for labelling a {inputs} as {' or '.join(answers)}:\n- {begin}", f"{begin} "
         scored = [(text, score) for text, score in request.scored_instructions[name] if score is not None]
         return _list(inputs, answers, scored[-4:], generator), ""
 
 
 def _answers(fields: Fields, generator: Random) -> Sequence[str]:
-    """The answers that the step may give, in any order: a model that favours the first should not always."""
+    """The answers that the predictor may give, in random order, because a model may favour the first."""
     named = [name for name in fields.outputs if name in fields.choices]
     if not named:
         return fields.outputs
@@ -108,7 +87,7 @@ def _answers(fields: Fields, generator: Random) -> Sequence[str]:
 
 
 def _list(inputs: str, answers: Sequence[str], scored: Sequence[tuple[str, int]], generator: Random) -> str:
-    """The paper's list of scored texts, after lists of the same kind for other tasks."""
+    """The paper's list of scored instructions, after the same lists for other tasks."""
     blocks = []
     for other, labels, texts in generator.sample(_OTHER_TASKS, 3):
         low = generator.randint(40, 60)

@@ -1,4 +1,4 @@
-"""Sets of demos, made by DSPy's own BootstrapFewShot; as JSON text they are recorded and shared like proposals."""
+"""Sets of demos, made by DSPy's own BootstrapFewShot. They are JSON text, so the log records them like proposals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("dspy_opro")
 
 @dataclass(frozen=True)
 class DemoWriter:
-    """Makes one demo set after the other; see `OPROTeleprompter` for the names that are DSPy's."""
+    """Makes the demo sets. `OPROTeleprompter` documents the fields that have DSPy's names."""
 
     program: Program
     metric: Metric
@@ -43,29 +43,28 @@ class DemoWriter:
     teacher_settings: Mapping[str, Any] | None
     seed: int
     task_model: Any
-    """The scorer LM, or None for what the program and `dspy.settings` say."""
+    """The scorer LM, or None for the LM of the program or of `dspy.settings`."""
 
     def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
-        """The demo set of the task's slot; `book` is told of every LM call as it ends."""
+        """The demo set of the task's slot. `book` gets the usage of every LM call when the call ends."""
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
         with metered("scorer", book, trace=[], **settings) as meter:
             try:
                 proposal = Proposal(self.demo_set(task.slot))
             except Exception as caught:
                 error = caught
-                logger.warning("No demos could be bootstrapped: %s", in_brief(caught))
+                logger.warning("A demo set could not be bootstrapped: %s", in_brief(caught))
                 proposal = Proposal({}, error=in_brief(caught))
         return TaskResult(proposal, meter.usage, error=error)
 
     def demo_set(self, number: int) -> dict[str, str]:
         """Predictor name -> its demos in set `number`.
 
-        As in MIPROv2 the sets differ in what they draw from: the first one is BootstrapFewShot's own, the second
-        has labeled demos alone where they are wanted, all others see the trainset in another order and have
-        fewer demos or as many.
+        The sets differ as in MIPROv2. Set 0 is the one of BootstrapFewShot. Set 1 has only labeled demos, if the user
+        wants labeled demos. Every other set has its own order of the trainset and a random number of demos.
 
         Raises:
-            ValueError: There are none: the metric let none pass, or none can be told to be a predictor's.
+            ValueError: There are no demos: none passed the metric, or none belongs to a predictor of the program.
         """
         generator = rng(self.seed, "demos", number)
         trainset, most = list(self.trainset), self.max_bootstrapped_demos
@@ -81,11 +80,10 @@ class DemoWriter:
         }
 
     def _labeled(self, program: dspy.Module, trainset: list[Any]) -> Any:
-        optimizer = LabeledFewShot(k=self.max_labeled_demos)
-        return _compile(optimizer, program, trainset=trainset)
+        return _compile(LabeledFewShot(k=self.max_labeled_demos), program, trainset=trainset)
 
     def _bootstrapped(self, size: int, trainset: list[Any]) -> Any:
-        """The teacher's answers as demos, for a student that differs in nothing but that it has none."""
+        """A program whose demos are the teacher's answers."""
         optimizer = _Bootstrapping(
             metric=self._judge,
             metric_threshold=self.metric_threshold,
@@ -98,22 +96,20 @@ class DemoWriter:
         teacher = self._copy()
         if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
             teacher = self._labeled(teacher, trainset)
-        # Else BootstrapFewShot does the same again, and tells the callbacks of a compile.
-        teacher._compiled = True
+        teacher._compiled = (
+            True  # otherwise BootstrapFewShot adds labeled demos again and reports a `compile`
+        )
         compiled = _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
         if any(predictor.demos for predictor in compiled.predictors()):
             return compiled
         if optimizer.num_passed:
-            raise ValueError(
-                "no demo is of the program's own predictors: like BestOfN and Refine it calls copies"
-            )
-        limit = self.metric_threshold
-        raise ValueError(
-            "no demo passed the metric" + ("" if limit is None else f" with metric_threshold={limit:g}")
-        )
+            rule = "no demo is of the program's own predictors: the program calls copies, like BestOfN and Refine"
+            raise ValueError(rule)
+        limit = "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
+        raise ValueError(f"no demo passed the metric{limit}")
 
     def _copy(self) -> dspy.Module:
-        """The teacher, or the student without one, as BootstrapFewShot takes it: not compiled, with a `forward`."""
+        """A copy of the teacher (by default the student) that BootstrapFewShot accepts: uncompiled, with `forward`."""
         program = self.program.student if self.teacher is None else self.teacher
         shared = uncopyable(program)
         copied = copy_module(program, shared)
@@ -128,7 +124,7 @@ class DemoWriter:
 
 
 class _Bootstrapping(BootstrapFewShot):
-    """BootstrapFewShot, which in DSPy 3.0 to 3.4 draws a progress bar of its own and prints."""
+    """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4."""
 
     def _bootstrap(self, *, max_bootstraps: int | None = None) -> None:
         self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
@@ -144,15 +140,15 @@ class _Bootstrapping(BootstrapFewShot):
 
 
 def _compile(optimizer: Any, program: dspy.Module, **arguments: Any) -> Any:
-    """`compile` as a step of another one: neither DSPy's callbacks nor mlflow, which both wrap it, are told."""
+    """Call `compile` without the wrappers of DSPy's callbacks and mlflow: it is only a step of our own `compile`."""
     return inspect.unwrap(type(optimizer).compile)(optimizer, program, **arguments)
 
 
 class _Bootstrappable(dspy.Module):
     """A program that BootstrapFewShot can call and copy.
 
-    It calls `forward`, which an async program lacks, and it copies again and again, which a lock in the program
-    prevents.
+    BootstrapFewShot calls `forward`, which an async program lacks. It also copies the program, and a lock in the
+    program would prevent this.
     """
 
     def __init__(self, program: dspy.Module, shared: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the optimizer LM gets to see: scored instructions, exemplars, and the predictor's place in the program."""
+"""The content of the meta-prompt: scored instructions, exemplars, and the predictor's place in the program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Exemplar:
     inputs: str
     expected: str
     prediction: str
-    """What the program answered under the best instructions; empty where it was not run yet."""
+    """The output of the program under the best instructions; empty if the example was not run yet."""
     outcome: Outcome | None
     score_range: tuple[float, float]
     """Lowest and highest score seen, in the metric's own scale."""
@@ -34,10 +34,10 @@ class Exemplar:
 
 @dataclass(frozen=True)
 class ProposalRequest:
-    """What a proposer is asked for."""
+    """A request for one proposal: everything that a proposer needs to know."""
 
     predictors: tuple[str, ...]
-    """Names of the predictors to write for: one, or with `predictor_strategy="joint"` all of them."""
+    """Names of the predictors to write instructions for: one, or with `predictor_strategy="joint"` all of them."""
     current: Mapping[str, str]
     """Predictor name -> its text in the best program so far."""
     scored_instructions: Mapping[str, Sequence[tuple[str, int | None]]]
@@ -50,34 +50,35 @@ class ProposalRequest:
     style: Style
     round: int
     slot: int
-    """Which of the round's proposals this is."""
+    """Index of this proposal within the round."""
     wave: int
-    """How often the round had to ask again before."""
+    """How often the round has asked for more proposals before this one."""
     seed: int
-    """Differs between all requests of a run and is the same when the run is repeated."""
+    """Different for every request of a run, and the same in a repeated run."""
 
 
 @dataclass(frozen=True)
 class MetaPrompt:
-    """Makes the request that the proposer gets for a `ProposalTask` of the search."""
+    """Turns a `ProposalTask` of the search into the request for the proposer."""
 
     program: Program
     """The student."""
     trainset: Sequence[Any]
-    """Examples in the order of the race's positions."""
+    """Examples by position in the race."""
     k_best: int
     num_exemplars: int
     seed: int
     is_paper: bool
-    """Whether the paper is followed: one style, exemplars at random."""
+    """Whether to follow the paper: one style, random exemplars."""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
-        """The request for a task: a pure function of task and seed, so that a rerun asks the same."""
+        """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
         view = task.view
-        style = self._style(task)
+        styles = STYLES[:1] if self.is_paper else STYLES if len(task.predictors) == 1 else STYLES[:2]
+        style = styles[(task.round + task.slot + task.wave) % len(styles)]
         score_range = view.trajectory.score_range
         count = self.k_best if style == "explore" else min(3, self.k_best)
-        # The paper draws one meta-prompt a step; here each proposal sees examples of its own.
+        # The paper draws the exemplars once per step. Here every proposal sees other exemplars.
         generator = rng(self.seed, "exemplars", task.round, 0 if self.is_paper else task.slot)
         positions = choose(view, self.num_exemplars, generator, at_random=self.is_paper)
         return ProposalRequest(
@@ -91,14 +92,8 @@ class MetaPrompt:
             round=task.round,
             slot=task.slot,
             wave=task.wave,
-            seed=_number(self.seed, task.round, task.slot, task.wave, task.predictors),
+            seed=_request_seed(self.seed, task.round, task.slot, task.wave, task.predictors),
         )
-
-    def _style(self, task: ProposalTask) -> Style:
-        if self.is_paper:
-            return "explore"
-        styles = STYLES if len(task.predictors) == 1 else STYLES[:2]
-        return styles[(task.round + task.slot + task.wave) % len(styles)]
 
     def _exemplar(self, outcome: Outcome | None, position: int, score_range: tuple[float, float]) -> Exemplar:
         example = self.trainset[position]
@@ -122,19 +117,15 @@ def _scored(task: ProposalTask, name: str, count: int) -> list[tuple[str, int | 
     return [(text, percent(reward, *trajectory.score_range)) for text, reward in texts]
 
 
-def _number(*parts: object) -> int:
-    """A positive 31-bit number out of the parts, the same in every process."""
+def _request_seed(*parts: object) -> int:
+    """A 31-bit hash of the parts, the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big") >> 1
 
 
 def choose(view: View, count: int, generator: random.Random, at_random: bool = False) -> list[int]:
-    """Positions of up to `count` examples.
+    """Positions of up to `count` examples to show: failures and successes on which the best candidates disagree.
 
-    Args:
-        view: What is known when the proposals are asked for.
-        count: How many to show.
-        generator: Seeded; two slots of a round see different examples.
-        at_random: The paper's choice (section 4.2): uniformly, whatever their scores.
+    `at_random` is the paper's choice (section 4.2): it draws uniformly and ignores the scores.
     """
     positions = list(range(len(view.outcomes)))
     generator.shuffle(positions)
@@ -142,7 +133,7 @@ def choose(view: View, count: int, generator: random.Random, at_random: bool = F
     if at_random or not scored:
         return positions[:count]
     spread = disagreement(view.trajectory, len(positions))
-    # Of the examples that the leading candidates disagree on most, a random half: enough to differ by slot.
+    # The random term changes the order enough that the slots of a round see different examples.
     ranked = sorted(scored, key=lambda p: spread[p] + 0.25 * generator.random(), reverse=True)
     ceiling = max(o.score for o in scored.values())
     failures = [p for p in ranked if scored[p].score < ceiling]
@@ -152,23 +143,21 @@ def choose(view: View, count: int, generator: random.Random, at_random: bool = F
 
 
 def disagreement(trajectory: Trajectory, num_positions: int, leaders: int = 8) -> list[float]:
-    """Variance of the best candidates' scores, by position; 0 where fewer than two were scored there."""
+    """Variance of the best candidates' scores by position; 0 for a position with fewer than two scores."""
     columns: list[list[float]] = [[] for _ in range(num_positions)]
     for trial in trajectory.top(leaders):
         for column, score in zip(columns, trial.scores, strict=False):
             column.append(score)
-    return [_variance(column) for column in columns]
+    return [_variance(column) if len(column) > 1 else 0.0 for column in columns]
 
 
-def _variance(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
+def _variance(values: Sequence[float]) -> float:  # statistics.pvariance is 20 times slower
     average = sum(values) / len(values)
     return sum((v - average) ** 2 for v in values) / len(values)
 
 
 def verdict(outcome: Outcome | None, low: float, high: float) -> str:
-    """An outcome's score in the words of the meta-prompt."""
+    """An outcome's score in words for the meta-prompt."""
     if outcome is None:
         return "not scored yet"
     if outcome.error is not None:

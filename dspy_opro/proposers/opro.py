@@ -1,4 +1,4 @@
-"""The optimizer LM's side: the meta-prompt, and from its answers to usable instructions.
+"""The proposers that ask the optimizer LM with OPRO's meta-prompt: our own version, and the paper's to the letter.
 
 A proposer is any `dspy.Module` whose call `proposer(request=ProposalRequest)` returns a `dspy.Prediction` with
 `instruction` (a str, or for several predictors at once a dict name -> str).
@@ -18,11 +18,11 @@ from .meta_prompt import Exemplar, ProposalRequest, verdict
 class ProposeInstruction(dspy.Signature):
     """Write the instruction for one step of a language model program.
 
-    You see instructions that were tried, in ascending order of their scores from 0 to 100 (higher is better, the
-    best comes last), and examples of what the program did with the best one. Find out what separates good
-    instructions from bad ones and what goes wrong in the examples. The new instruction must be concise,
-    effective and generally applicable to inputs that you have not seen: never quote or list the examples. Keep
-    every placeholder in {curly braces}. Answer with the text of the instruction alone.
+    You see the instructions tried so far, in ascending order of their scores from 0 to 100. Higher is better, and
+    the best instruction comes last. You also see examples of what the program did with the best instruction. Find
+    out what separates good instructions from bad ones, and what goes wrong in the examples. The new instruction must
+    be concise, effective and generally applicable to inputs that you have not seen: never quote or list the examples.
+    Keep every placeholder in {curly braces}. Answer only with the text of the instruction.
     """
 
     role: str = dspy.InputField(desc="the step that the instruction is for, and its fields")
@@ -35,10 +35,10 @@ class ProposeInstruction(dspy.Signature):
 class ProposeInstructions(dspy.Signature):
     """Write the instructions for all steps of a language model program, so that they work well together.
 
-    You see instructions that were tried, in ascending order of their scores from 0 to 100 (higher is better, the
-    best comes last), and examples of what the program did with the best ones. The new instructions must be
-    concise, effective and generally applicable to inputs that you have not seen: never quote or list the
-    examples. Keep every placeholder in {curly braces}. Answer with one instruction for every step name.
+    You see the instructions tried so far, in ascending order of their scores from 0 to 100. Higher is better, and
+    the best instructions come last. You also see examples of what the program did with the best instructions. The new
+    instructions must be concise, effective and generally applicable to inputs that you have not seen: never quote or
+    list the examples. Keep every placeholder in {curly braces}. Answer with one instruction for every step name.
     """
 
     role: str = dspy.InputField(desc="the steps and their fields")
@@ -50,13 +50,13 @@ class ProposeInstructions(dspy.Signature):
 
 REQUESTS: Mapping[str, str] = {
     "explore": "Write a new instruction that is different from all the ones above and has a score as high as possible.",
-    "refine": "Rewrite the best instruction: keep what makes it work, and mend what goes wrong in the examples.",
+    "refine": "Rewrite the best instruction. Keep what makes it work, and fix what goes wrong in the examples.",
     "extend": (
-        "Write one or two sentences that are added at the end of the best instruction, to mend what goes wrong "
-        "in the examples. Answer with these sentences alone."
+        "Write one or two sentences to add at the end of the best instruction. They must fix what goes wrong in the "
+        "examples. Answer only with these sentences."
     ),
 }
-"""Style of a request -> its words. `extend` answers are appended to the best instruction."""
+"""Style -> the request in the meta-prompt. An answer to `extend` is appended to the best instruction."""
 
 
 class OPROProposer(dspy.Module):
@@ -92,7 +92,7 @@ def _fields(request: ProposalRequest) -> dict[str, str]:
 
 
 def _extended(request: ProposalRequest, answer: Any) -> Any:
-    """For the style `extend` of a single predictor: the best instruction with the answer after it."""
+    """The answer; in the style `extend` the best instruction followed by the answer."""
     if request.style != "extend" or not isinstance(answer, str) or not answer.strip():
         return answer
     (name,) = request.predictors
@@ -100,7 +100,7 @@ def _extended(request: ProposalRequest, answer: Any) -> Any:
 
 
 def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str:
-    """Scored instructions as the paper writes them, one `text:` and `score:` each."""
+    """Scored instructions in the paper's form: a `text:` and a `score:` for each."""
     head = f"Step {step}:\n" if step else ""
     return head + "\n\n".join(
         f"text:\n{text}\nscore:\n{'not scored yet' if score is None else score}" for text, score in scored
@@ -108,24 +108,19 @@ def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str
 
 
 def exemplar_text(exemplar: Exemplar) -> str:
-    """One exemplar as `input`, `output`, `expected`, result and feedback."""
-    lines = [f"input:\n{exemplar.inputs}"]
-    if exemplar.prediction:
-        lines.append(f"output:\n{exemplar.prediction}")
-    if exemplar.expected:
-        lines.append(f"expected:\n{exemplar.expected}")
-    if exemplar.outcome is not None:
-        lines.append(f"result:\n{verdict(exemplar.outcome, *exemplar.score_range)}")
-        if exemplar.outcome.feedback:
-            lines.append(f"feedback:\n{exemplar.outcome.feedback}")
-    return "\n".join(lines)
+    """One exemplar as `input`, `output`, `expected`, `result` and `feedback`, without the empty ones."""
+    outcome = exemplar.outcome
+    parts = {"input": exemplar.inputs, "output": exemplar.prediction, "expected": exemplar.expected}
+    if outcome is not None:
+        parts |= {"result": verdict(outcome, *exemplar.score_range), "feedback": outcome.feedback}
+    return "\n".join(f"{name}:\n{text}" for name, text in parts.items() if text or name == "input")
 
 
 class PaperProposer(dspy.Module):
-    """The paper's meta-prompt to the letter (section 4.2, Figure 3), for instructions that stand before the input.
+    """The paper's meta-prompt to the letter (section 4.2, Figure 3), for instructions before the input.
 
-    Only the threshold below which the paper's code leaves texts out is missing: the paper does not have it, and
-    a task on which all scores are low would be shown nothing.
+    The paper's code leaves out texts below a score threshold. This proposer does not: the paper does not mention the
+    threshold, and on a task with only low scores the meta-prompt would show no text.
     """
 
     def __init__(self) -> None:
@@ -142,13 +137,9 @@ class PaperProposer(dspy.Module):
         return dspy.Prediction(instruction=answer.instruction)
 
     def meta_prompt(self, request: ProposalRequest) -> str:
-        """The text that the optimizer LM gets, without the adapter's words around it."""
+        """The text for the optimizer LM, without the text that the adapter adds."""
         (name,) = request.predictors
-        scored = "\n\n".join(
-            f"text:\n{text}\nscore:\n{score}"
-            for text, score in request.scored_instructions[name]
-            if score is not None
-        )
+        scored = scored_text([pair for pair in request.scored_instructions[name] if pair[1] is not None])
         exemplars = "\n\n".join(
             f"input:\n<INS>\n{e.inputs}\noutput:\n{e.expected}" for e in request.exemplars
         )

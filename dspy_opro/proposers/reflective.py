@@ -1,4 +1,4 @@
-"""GEPA's kind of instruction proposer as one of ours: the same function, asked with what our meta-prompt shows."""
+"""Adapts GEPA's kind of instruction proposer to ours: it gets the exemplars of our meta-prompt."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ ARGUMENTS = ("candidate", "reflective_dataset", "components_to_update")
 
 
 def adapt(proposer: Any) -> Any:
-    """A proposer that takes `request=`.
-
-    Args:
-        proposer: One that does, or GEPA's `ProposalFn`, which is called with `candidate` (predictor name -> text),
-            `reflective_dataset` (name -> examples with Inputs, Generated Outputs and Feedback) and
-            `components_to_update` (names) and returns name -> new text.
-    """
-    return ReflectiveProposer(proposer) if _takes_a_dataset(proposer) else proposer
+    """A proposer that takes `request=`: the given one, or a `ReflectiveProposer` around GEPA's `ProposalFn`."""
+    target = getattr(type(proposer), "forward", proposer)  # the `__call__` of a module takes any argument
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return proposer
+    return ReflectiveProposer(proposer) if all(name in parameters for name in ARGUMENTS) else proposer
 
 
 class ReflectiveProposer:
-    """Calls a `ProposalFn` for a request."""
+    """Calls GEPA's `ProposalFn` for a request.
+
+    Args:
+        function: Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs,
+            Generated Outputs and Feedback) and `components_to_update` (names). Returns name -> new text.
+    """
 
     def __init__(self, function: Callable[..., Mapping[str, str]]) -> None:
         self.function = function
@@ -36,15 +40,6 @@ class ReflectiveProposer:
             components_to_update=list(request.predictors),
         )
         return {name: text for name, text in new.items() if name in request.predictors}
-
-
-def _takes_a_dataset(proposer: Any) -> bool:
-    target = getattr(type(proposer), "forward", proposer)  # a module's own call takes anything
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return False
-    return all(name in parameters for name in ARGUMENTS)
 
 
 def _example(exemplar: Exemplar) -> dict[str, Any]:

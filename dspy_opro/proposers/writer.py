@@ -1,9 +1,10 @@
-"""One call of the proposer: it gives a usable text, or the reason why there is none. A failing LM is no error."""
+"""Calls the proposer for one proposal. The result is usable texts, or the reason why there are none."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -22,43 +23,31 @@ from .meta_prompt import MetaPrompt, ProposalRequest
 logger = logging.getLogger("dspy_opro")
 
 
+@dataclass
 class InstructionWriter:
-    """Asks a proposer, and cleans and checks what it answers.
+    """Asks the proposer, and cleans and checks its answers."""
 
-    Args:
-        proposer: See `opro.py`.
-        prompt_model: The optimizer LM.
-        temperature: Its sampling temperature.
-        program: The student.
-        meta_prompt: Makes the requests.
-        rules: What a usable instruction keeps to.
-        loop: Awaits async proposers.
-    """
+    proposer: Any
+    """See `opro.py`."""
+    prompt_model: Any
+    """The optimizer LM."""
+    temperature: float
+    """The sampling temperature of the optimizer LM."""
+    program: Program
+    """The student."""
+    meta_prompt: MetaPrompt
+    rules: InstructionRules
+    loop: EventLoop
+    """Awaits async proposers."""
 
-    def __init__(
-        self,
-        proposer: Callable[..., Any],
-        prompt_model: Any,
-        temperature: float,
-        program: Program,
-        meta_prompt: MetaPrompt,
-        rules: InstructionRules,
-        loop: EventLoop,
-    ) -> None:
-        self._proposer: Any = proposer
-        self._prompt_model = prompt_model
-        self._temperature = temperature
-        self._program = program
-        self._meta_prompt = meta_prompt
-        self._rules = rules
-        self._loop = loop
+    def __post_init__(self) -> None:
         self._takes_no_temperature = False
         self._num_failed = 0
 
     def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
-        """New texts for the task's predictors; `book` is told of every LM call as it ends."""
-        request, error = self._meta_prompt.request(task), None
-        lm = sampling_lm(self._prompt_model, self._temperature, request.seed)
+        """New texts for the task's predictors. `book` gets the usage of every LM call when the call ends."""
+        request, error = self.meta_prompt.request(task), None
+        lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
         with metered("proposer", book, trace=[]) as meter:
             try:
                 proposal = self._read(task, self._answer(request, lm))
@@ -69,23 +58,25 @@ class InstructionWriter:
         return TaskResult(proposal, meter.usage, error=error)
 
     def _answer(self, request: ProposalRequest, lm: Any) -> Any:
-        """Ask the proposer. An LM that takes no temperature is asked without one from then on."""
+        """Ask the proposer. If the LM refuses the temperature, all further requests go without one."""
         if self._takes_no_temperature:
             lm = without_temperature(lm)
         with dspy.context(lm=lm):
             try:
-                call = self._proposer.acall if is_async_only(self._proposer) else self._proposer
-                return self._loop.resolve(call(request=request))
+                call = self.proposer.acall if is_async_only(self.proposer) else self.proposer
+                return self.loop.resolve(call(request=request))
             except Exception as caught:
                 has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
                 if not (has_one and refuses_temperature(caught)):
                     raise
-                logger.warning("%s is asked without a temperature: %s", lm.model, in_brief(caught))
+                logger.warning(
+                    "%s refuses the temperature and is asked without: %s", lm.model, in_brief(caught)
+                )
         self._takes_no_temperature = True
         return self._answer(request, lm)
 
     def _warn(self, error: Exception) -> None:
-        """Log the first failure and then every tenth: an LM that is down fails on all of them."""
+        """Log the first failure and then every tenth, because an LM that is down fails every time."""
         self._num_failed += 1
         if self._num_failed == 1:
             logger.warning("A proposal failed: %s", in_brief(error))
@@ -104,7 +95,7 @@ class InstructionWriter:
         texts, problems = {}, []
         for name in task.predictors:
             text = canonical(clean(str(instruction.get(name) or "")))
-            problem = self._rules.problem(text, self._program.texts[name].text)
+            problem = self.rules.problem(text, self.program.texts[name].text)
             if problem is None:
                 texts[name] = text
             else:

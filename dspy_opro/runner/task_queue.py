@@ -334,7 +334,7 @@ class TaskQueue:
         calls = self._in_flight.values()
         oldest_start = now - 3 * self._time_limit.seconds
         num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
-        if num_hung >= self._num_threads:
+        if min(num_hung, len(self._left_behind)) >= self._num_threads:
             hung = len(calls) + len(self._left_behind)
             self._fail(TooManyErrors(f"{hung} examples hang, and no thread is left for others."))
 

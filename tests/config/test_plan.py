@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dspy_opro.config.arguments import OPROConfig, make_config
-from dspy_opro.config.plan import forecast, make_search
+from dspy_opro.config.plan import data_sizes, forecast, make_search
 from dspy_opro.search import Search
 from dspy_opro.search.trajectory import Candidate
 from dspy_opro.search.tasks import Plan
@@ -14,8 +14,8 @@ STUDENT = Candidate({"self": "Answer."})
 
 
 def search(num_train: int = 60, num_val: int = 0, **options: Any) -> tuple[OPROConfig, Search]:
-    config = make_config({"metric": lambda example, prediction: 1.0, **options}).resolve()
-    return config, make_search(config, STUDENT, num_train, num_val)
+    config = make_config({"metric": lambda example, prediction: 1.0, "confirm": False, **options}).resolve()
+    return config, make_search(config, STUDENT, data_sizes(config, num_train, num_val))
 
 
 def plan(**options: Any) -> Plan:

@@ -13,7 +13,6 @@ from dspy_opro.programs.program import (
     check_examples,
     describe,
     is_async_only,
-    maybe_await,
     output_text,
     same_inputs,
     shorten,
@@ -234,10 +233,3 @@ def test_shared_examples_are_counted_by_their_inputs() -> None:
     train = [example(q=n, a=n) for n in range(3)]
     val = [example(q=1, a="other"), example(q=7, a=7), example(q=2)]
     assert same_inputs(train, val) == 2
-
-
-async def test_values_and_awaitables() -> None:
-    async def later() -> int:
-        return 2
-
-    assert [await maybe_await(1), await maybe_await(later())] == [1, 2]

@@ -141,7 +141,7 @@ def test_the_summary_has_one_line_of_an_error_and_one_of_each() -> None:
         "0 candidates in 1 round, 0 dropped early",
         "1 example scored (this call took 75.0 s)",
         "1 scorer call and 1 proposer call paid",
-        "0 from the cache, 1 token, $0.0000",
+        "0 from the cache, 1 token, cost unknown",
         "1 example failed, first: ValueError: no",
         "no proposal was used, first problem: AuthError: no key",
     ]

@@ -706,8 +706,8 @@ def failed_positions(case: Case) -> list[int]:
 
 def test_an_example_that_takes_too_long_counts_as_failed_and_its_result_is_late() -> None:
     """It returns in time for its worker to go on."""
-    case = Case(1, time_limit=0.5, plan=Plan(4, num_rounds=0), storage=kept())
-    case.world.on_score = lambda task: time.sleep(0.7) if task.position == 1 else None
+    case = Case(1, time_limit=1.0, plan=Plan(4, num_rounds=0), storage=kept())
+    case.world.on_score = lambda task: time.sleep(1.4) if task.position == 1 else None
     case()
     assert failed_positions(case) == [1]
     assert case.queue.num_replaced == 0
@@ -717,7 +717,7 @@ def test_an_example_that_takes_too_long_counts_as_failed_and_its_result_is_late(
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_a_worker_that_hangs_is_replaced_after_twice_the_time(num_threads: int) -> None:
-    case = Case(num_threads, time_limit=0.15, plan=Plan(40, num_rounds=0), storage=kept())
+    case = Case(num_threads, time_limit=0.5, plan=Plan(40, num_rounds=0), storage=kept())
     hanging, started = Hanging(case, 2), time.monotonic()
     case()
     assert time.monotonic() - started < 10
@@ -737,7 +737,7 @@ def test_a_worker_that_hangs_is_replaced_after_twice_the_time(num_threads: int) 
 
 def test_a_worker_that_was_left_behind_ends_when_its_call_returns() -> None:
     """Its place is taken: with one thread there is never more than one call that is not timed out."""
-    case = Case(1, time_limit=0.1, plan=Plan(30, num_rounds=0), seconds=0.0)
+    case = Case(1, time_limit=0.5, plan=Plan(30, num_rounds=0), seconds=0.0)
     hanging, seen = Hanging(case, 2), list[int]()
     hang = case.world.on_score
 
@@ -758,18 +758,31 @@ def test_a_worker_that_was_left_behind_ends_when_its_call_returns() -> None:
 
 
 def test_where_all_places_hang_the_run_ends_and_never_more_than_twice_num_threads_are_open() -> None:
-    case = Case(3, time_limit=0.1)
+    case = Case(3, time_limit=0.5)
     hanging, started = Hanging(case, *range(20)), time.monotonic()
     with pytest.raises(TooManyErrors, match="6 examples hang"):
         case()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert case.world.max_in_flight == 6
     assert case.search.stop_reason == "error"
     hanging.end.set()
 
 
+def test_a_process_that_stood_still_has_no_hung_examples() -> None:
+    """All calls look as if they had begun long ago, when it goes on."""
+    case = Case(3, time_limit=0.5, plan=Plan(20, num_rounds=0))
+    hanging = Hanging(case, *range(3))
+    case.queue.replay()
+    with WorkerPool(case.queue, case.world.perform, 3) as workers:
+        time.sleep(2.0)  # nobody looks at the clock
+        for _ in case.queue.events():
+            workers.refill()
+            hanging.end.set()
+    assert case.search.stop_reason == "num_rounds"
+
+
 def test_as_many_examples_as_there_are_threads_may_hang() -> None:
-    case = Case(3, time_limit=0.1, plan=Plan(20, num_rounds=0))
+    case = Case(3, time_limit=0.5, plan=Plan(20, num_rounds=0))
     hanging = Hanging(case, 0, 1, 2)
     case()
     assert failed_positions(case) == [0, 1, 2]
@@ -779,8 +792,8 @@ def test_as_many_examples_as_there_are_threads_may_hang() -> None:
 
 
 def test_a_proposal_may_take_longer_than_an_example() -> None:
-    case = Case(1, time_limit=0.1, plan=Plan(8, num_rounds=1, num_candidates=2))
-    case.world.on_propose = lambda task: time.sleep(0.5)
+    case = Case(1, time_limit=0.5, plan=Plan(8, num_rounds=1, num_candidates=2))
+    case.world.on_propose = lambda task: time.sleep(1.8)
     case()
     assert case.search.stop_reason == "num_rounds"
     assert case.queue.num_replaced == 0
@@ -788,8 +801,8 @@ def test_a_proposal_may_take_longer_than_an_example() -> None:
 
 
 def test_nobody_watches_the_clock_all_the_time_while_a_proposal_takes_long() -> None:
-    case, ticks = Case(1, time_limit=0.1, plan=Plan(8, num_rounds=1, num_candidates=1)), 0
-    case.world.on_propose = lambda task: time.sleep(1.0)
+    case, ticks = Case(1, time_limit=0.5, plan=Plan(8, num_rounds=1, num_candidates=1)), 0
+    case.world.on_propose = lambda task: time.sleep(2.5)
     case.queue.replay()
     with WorkerPool(case.queue, case.world.perform, 1):
         for event in case.queue.events():
@@ -798,7 +811,7 @@ def test_nobody_watches_the_clock_all_the_time_while_a_proposal_takes_long() -> 
 
 
 def test_a_first_example_that_hangs_is_a_failed_one() -> None:
-    case = Case(2, time_limit=0.1, first=FirstExamples(20), plan=Plan(20, num_rounds=0))
+    case = Case(2, time_limit=0.5, first=FirstExamples(20), plan=Plan(20, num_rounds=0))
     fail_at()(case)
     hanging = Hanging(case, 0)
     case()
@@ -808,7 +821,7 @@ def test_a_first_example_that_hangs_is_a_failed_one() -> None:
 
 
 def test_three_first_examples_that_hang_end_the_run() -> None:
-    case = Case(2, time_limit=0.1, first=FirstExamples(20))
+    case = Case(2, time_limit=0.5, first=FirstExamples(20))
     hanging = Hanging(case, *range(20))
     with pytest.raises(TooManyErrors, match="fails on every example tried"):
         case()
@@ -817,9 +830,9 @@ def test_three_first_examples_that_hang_end_the_run() -> None:
 
 
 def test_a_stop_does_not_wait_for_an_example_that_took_too_long() -> None:
-    case = Case(2, time_limit=0.1, plan=Plan(20, num_rounds=0))
+    case = Case(2, time_limit=0.5, plan=Plan(20, num_rounds=0))
     hanging = Hanging(case, 0, 1)
-    threading.Timer(0.15, case.queue.stop, ["interrupted"]).start()
+    threading.Timer(0.7, case.queue.stop, ["interrupted"]).start()
     started = time.monotonic()
     case()
     assert time.monotonic() - started < 5

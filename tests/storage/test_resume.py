@@ -137,7 +137,7 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_best_program_is_on_disk_for_the_students_class(tmp_path: Path) -> None:
-    program = compile_(tmp_path)
+    program = compile_(tmp_path, confirm=False)
     loaded = TASK.student()
     loaded.load(tmp_path / "best.json")
     assert (

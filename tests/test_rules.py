@@ -250,7 +250,7 @@ def test_4_a_program_error_counts_and_is_shown(server: SimulatedServer) -> None:
     assert result.num_failures == len(result.failures) > 0
     assert result.baseline.num_failures == 1
     assert min(result.baseline.scores) == -1.0
-    assert f"{result.num_failures} examples failed" in result.summary()
+    assert f"{result.num_failures} example{'s' * (result.num_failures > 1)} failed" in result.summary()
 
 
 @pytest.mark.parametrize(

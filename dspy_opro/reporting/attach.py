@@ -81,9 +81,8 @@ def _deciding(result: OPROResult) -> list[tuple[float, Trial]]:
         scored = [(t.valset_score, t) for t in trials if t.valset_score is not None]
     else:
         scored = [(t.reward, t) for t in trials]
-    return sorted(
-        scored, key=lambda pair: pair[0], reverse=True
-    )  # stable: among equals the earlier one leads
+    # Stable: of equal trials the earlier one comes first.
+    return sorted(scored, key=lambda pair: (pair[1].id == result.best.id, pair[0]), reverse=True)
 
 
 def _taken(program: dspy.Module) -> set[str]:

@@ -114,7 +114,7 @@ def test_a_frozen_part_is_no_part_of_the_search() -> None:
             self.frozen._compiled = True
 
     program = Program(Outer())
-    assert list(program.parts) == ["open"]
+    assert list(program.texts) == ["open"]
     built: Any = program.build(Candidate({"open": "New."}))
     assert built.frozen._compiled is True
     assert built.frozen.note.signature.instructions == "Note what the item is."
@@ -147,7 +147,7 @@ def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
         plan: str = dspy.OutputField()
 
     program = Program(dspy.ReAct(Trip, tools=[TOOL]))
-    part = program.parts["react"]
+    part = program.texts["react"]
     assert part.text == "Plan the trip."
     assert "weather" in part.suffix
     assert "The program itself adds these words, which stay:" in part.role
@@ -157,7 +157,7 @@ def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
     longer: Any = program.build(
         Candidate({"react": "Plan the trip.\n\nBe brief.", "extract.predict": "Sum up."})
     )
-    assert Program(longer).parts["react"].text == "Plan the trip.\n\nBe brief."
+    assert Program(longer).texts["react"].text == "Plan the trip.\n\nBe brief."
 
 
 class OnlyAsync(dspy.Module):  # type: ignore[misc]

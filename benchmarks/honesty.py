@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dspy_opro.racing import affordable_examples
+from dspy_opro.setup import Setup, set_up
+from dspy_opro.trajectory import Outcome
+from dspy_opro.work import Ask, Block
 from rows import Row, keep, load
 
 from dspy_opro.config import make_config
-from dspy_opro.racing import affordable_examples
 from dspy_opro.search.confidence import judge
 from dspy_opro.search.reserve import held_back, num_pairs
-from dspy_opro.setup import Setup, set_up
 from dspy_opro.testing import ScriptedLM, VocabularyTask
-from dspy_opro.trajectory import Outcome
-from dspy_opro.work import Ask, Block
 
 LANDSCAPES: Mapping[str, Callable[[int], VocabularyTask]] = {
     "strong": VocabularyTask,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,11 @@ from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RunStorage, open_run
 
+logger = logging.getLogger("dspy_opro")
+
+FEW_EXAMPLES = 20
+"""Fewer train examples than these say little."""
+
 
 def optimize(job: Job) -> Any:
     """Run the search and build the best program. Whatever ends the run, the best program so far is kept.
@@ -53,6 +59,7 @@ def optimize(job: Job) -> Any:
     queue = job.queue
     try:
         queue.replay()  # what earlier processes measured is not paid for again
+        job.announce_resume()
         with interrupts(queue.stop), WorkerPool(queue, job.perform, job.num_threads) as workers:
             for event in queue.events():  # waits; None at least twice a second
                 workers.refill()
@@ -159,6 +166,18 @@ class Job:
             _time_limit(config),
         )
 
+    def announce_resume(self) -> None:
+        """Say what earlier processes left."""
+        if self.storage.is_fresh or not (self.config.display_progress or self.config.verbose):
+            return
+        usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
+        planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
+        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.2f} spent"
+        name = self.config.log_dir or self.storage.study.study_name
+        announce(
+            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {cost}."
+        )
+
     def perform(self, task: Task) -> TaskResult:
         """Do a task, in a worker thread."""
         if not isinstance(task, ScoringTask):
@@ -194,10 +213,22 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
+            self._say_what_can_be_gained(event)
             warn_of_percent(self.config.stop_at_score, event.best)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
+
+    def _say_what_can_be_gained(self, event: RoundDecided) -> None:
+        score, (low, high) = event.best_score, self.queue.search.trajectory.score_range
+        if (low, high) == (0.0, 1.0) and score > 0.9:
+            logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
+        if len(self.inputs.trainset) < FEW_EXAMPLES:
+            logger.warning(
+                "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make "
+                "a gain of 0.1 visible.",
+                *(len(self.inputs.trainset), 1.0 / len(self.inputs.trainset) ** 0.5, FEW_EXAMPLES),
+            )
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search

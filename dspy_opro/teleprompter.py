@@ -122,6 +122,18 @@ class OPROTeleprompter(Teleprompter):
         builtin = {name: value for name, value in values.items() if name not in FIELDS}
         self.config = make_config(ours | translate(builtin, ours, type(self).__name__))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIELDS:
+            raise AttributeError(
+                f"{name} can't be assigned. Pass {name}=... to {type(self).__name__}(...) or to compile(...)."
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def metric(self) -> Callable[..., Any] | None:
+        """The metric, as DSPy's own optimizers have it."""
+        return self.config.metric
+
     @shows_arguments
     def compile(
         self,

@@ -1,7 +1,7 @@
-"""A language model gets a better instruction: `make demo`, or `python examples/quickstart.py --help`.
+"""A language model gets a better instruction. Run `make demo`, or `python examples/quickstart.py --help`.
 
-Without arguments everything runs inside this process, on SmolLM2 with 135 million parameters: it answers, and it
-writes the new instructions too. Any other model: `--model openai/gpt-4o-mini`, with `--api-base` for a server of yours.
+Without arguments everything runs inside this process, on SmolLM2 with 135 million parameters. This model is the scorer
+LM and the optimizer LM. `--model openai/gpt-4o-mini` takes another model, and `--api-base` a server of yours.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def accuracy(program: dspy.Module, examples: list[dspy.Example], num_threads: in
 
 
 def show(study: Any, trial: Any) -> None:
-    """One line a candidate, as its race ends; Optuna's form of a callback."""
+    """Print one line for each candidate when its race ends. The arguments are those of Optuna's callbacks."""
     about = trial.user_attrs
     text = about["instructions"]["self"]
     print(
@@ -76,7 +76,7 @@ def main() -> None:
         from dspy_opro.local import LocalLM
 
         lm: dspy.LM = LocalLM(seed=arguments.seed)
-        proposer = CompletionProposer()  # so small a model does not follow a request; it can continue a list
+        proposer = CompletionProposer()  # this model is too small to follow a request, but it can continue a list
     else:
         lm = dspy.LM(arguments.model, **({"api_base": arguments.api_base} if arguments.api_base else {}))
     dspy.configure(lm=lm, adapter=dspy.JSONAdapter())

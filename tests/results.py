@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dspy_opro.reporting.result import OPROResult
-from dspy_opro.search.trajectory import Usage
-from dspy_opro.search.trajectory import Candidate, State, Trajectory, Trial, mean
 from dspy_opro.search.tasks import Failure
+from dspy_opro.search.trajectory import Candidate, State, Trajectory, Trial, Usage, mean
 
 
 def trial(

@@ -348,7 +348,7 @@ def test_6_equal_ones_do_not_take_the_students_place(server: SimulatedServer) ->
 @pytest.mark.parametrize("valset", [None, VALSET])
 def test_6_the_returned_program_leads_the_candidates(server: SimulatedServer, valset: Any) -> None:
     """`candidate_programs` goes by the data that decides, as scripts expect that take its first entry."""
-    program = optimize(server, num_rounds=4, trainset=TASK.trainset(20), valset=valset)
+    program = optimize(server, num_rounds=4, trainset=TASK.trainset(20), valset=valset, confirm=False)
     entries = program.candidate_programs
     assert entries[0]["id"] == program.opro_result.best.id
     assert entries[0]["score"] == program.score

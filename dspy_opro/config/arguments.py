@@ -198,7 +198,9 @@ class OPROConfig(BaseModel):
         if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then gives sizes only
             for name in ("num_rounds", "patience"):
                 given.pop(name, None)
-        if (self.max_metric_calls or self.max_full_evals) and not paper(self):  # a larger budget has larger rounds
+        if (self.max_metric_calls or self.max_full_evals) and not paper(
+            self
+        ):  # a larger budget has larger rounds
             given.pop("num_candidates", None)
         if self.num_trials is not None:
             if not paper(self):

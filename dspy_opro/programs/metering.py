@@ -59,7 +59,11 @@ class _History(list[Any]):
         self._meter = meter
 
     def append(self, entry: Any) -> None:
-        self._meter.add(entry.get("usage"), entry.get("cost"))
+        is_cached = bool(getattr(entry.get("response"), "cache_hit", False))
+        # Many servers send no usage. An answer without it is paid for, unless it says that it is from the cache.
+        self._meter.add(
+            entry.get("usage") or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost")
+        )
 
 
 class _Caller:

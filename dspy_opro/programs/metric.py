@@ -76,6 +76,11 @@ def _num_required(function: Callable[..., Any]) -> int:
         raise MetricError(
             f"metric must take (example, prediction, ...), but {name} takes {len(positional)} argument(s)."
         )
+    if len(required) == len(positional) == 4 and not takes_any:
+        raise MetricError(
+            f"metric must take 2, 3 or 5 arguments, but {name} takes 4: (example, prediction[, trace[, pred_name, "
+            "pred_trace]])."
+        )
     missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if missing or len(required) > 5:
         extra = missing or [p.name for p in required[5:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ _WORD = re.compile(r"\w+")
 
 def clean(text: str) -> str:
     """The instruction in an answer, without the thoughts, fences, tags, labels and quotes around it."""
-    text = text.strip()
+    text = storable(text).strip()
     while True:
         before = text
         text = _THINK.sub("", text).strip()
@@ -51,6 +52,11 @@ def clean(text: str) -> str:
                 text = inner.strip()
         if text == before:
             return text
+
+
+def storable(text: str) -> str:
+    """The text without half a surrogate pair, which UTF-8 and most databases can't hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def placeholders(text: str) -> frozenset[str]:
@@ -73,12 +79,17 @@ class InstructionRules:
     def of(cls, program: Program, trainset: Sequence[Any], is_paper: bool) -> InstructionRules:
         """The rules for the student's instructions and for the data that the meta-prompt may show."""
         # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
-        texts = (shown(value)[:2000] for example in trainset for value in fields(example).values())
+        shared: Counter[int] = Counter()  # word sequence -> examples that have it
+        for example in trainset:
+            shared.update(set(ngrams((shown(v)[:2000] for v in fields(example).values()), cls.ngram)))
+        # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
+        limit = max(1, len(trainset) // 2)
         instructions = [own.text for own in program.texts.values()]
         longest = max(map(len, instructions))
         # The paper's code drops texts above 500 characters. The student's own instruction may be longer.
         max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
-        quotes = frozenset(ngrams(texts, cls.ngram)) - set(ngrams(instructions, cls.ngram))
+        quotes = frozenset(gram for gram, count in shared.items() if count <= limit)
+        quotes -= set(ngrams(instructions, cls.ngram))
         return cls(max_length, quotes)
 
     def problem(self, text: str, original: str) -> str | None:

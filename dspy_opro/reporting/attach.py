@@ -1,6 +1,6 @@
-"""What hangs on the returned program: data under the names that DSPy's own optimizers use, cheap to copy.
+"""Attaches the result to the returned program, under the names that DSPy's own optimizers use.
 
-`dspy.BestOfN` and `dspy.Refine` deep-copy their program on every call, so a copy shares these values.
+`dspy.BestOfN` and `dspy.Refine` deep-copy their program on every call, so all copies share these values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("dspy_opro")
 
 NAMES = ("opro_result", "score", "total_calls", "candidate_programs", "trial_logs")
 NUM_PROGRAMS = 20
-"""Candidate programs that are kept at most."""
+"""The most candidate programs on the returned program."""
 
 
 class SharedList(list[Any]):
@@ -43,16 +43,11 @@ def attach(
     build: Callable[[Candidate], dspy.Module],
     track_stats: bool = True,
 ) -> None:
-    """Hang the result on the program.
+    """Set the result's attributes on the program, and remove those of an earlier run.
 
-    A name that the program uses itself, e.g. a predictor called `score`, stays the program's; `opro_result` has
-    all there is.
-
-    Args:
-        program: A copy of the student; what an earlier run hung on the student goes.
-        result: Becomes `program.opro_result`.
-        build: Makes a candidate's program.
-        track_stats: Whether to add `candidate_programs`, best first, and `trial_logs`.
+    If the program itself uses a name, e.g. for a predictor called `score`, that attribute stays. `opro_result` has
+    all the data. With `track_stats` the program also gets `candidate_programs`, best first, and `trial_logs`; `build`
+    makes the program of a candidate.
     """
     taken = _taken(program)
     values: dict[str, Any] = {
@@ -75,7 +70,7 @@ def attach(
 
 
 def _deciding(result: OPROResult) -> list[tuple[float, Trial]]:
-    """The trials that were scored in full on the data that decides, best first: the returned program leads."""
+    """Score and trial of every full score on the deciding data: the returned program first, then the best."""
     trials = [t for t in result.trajectory.trials if t.state == "complete"]
     if result.selected_on == "valset":
         scored = [(t.valset_score, t) for t in trials if t.valset_score is not None]
@@ -86,22 +81,21 @@ def _deciding(result: OPROResult) -> list[tuple[float, Trial]]:
 
 
 def _taken(program: dspy.Module) -> set[str]:
-    """The names that mean something else on this program."""
-    own, attributes = type(program), vars(program)
-    optimized = (
-        "opro_result" in attributes or "candidate_programs" in attributes
-    )  # by us, or by MIPROv2 and others
+    """The names that the program itself uses."""
+    attributes = vars(program)
+    # Else the other attributes come from an earlier run of ours, or of MIPROv2 and others.
+    is_fresh = "opro_result" not in attributes and "candidate_programs" not in attributes
     return {
         name
         for name in NAMES
-        if hasattr(own, name)
+        if hasattr(type(program), name)
         or isinstance(attributes.get(name), (dspy.Module, Parameter))
-        or (name in attributes and not optimized)
+        or (name in attributes and is_fresh)
     }
 
 
 def _bare(program: dspy.Module, taken: set[str]) -> dspy.Module:
-    """The program without an earlier run's results."""
+    """The program without the results of an earlier run."""
     for name in NAMES:
         if name not in taken:
             vars(program).pop(name, None)

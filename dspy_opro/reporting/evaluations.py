@@ -1,7 +1,7 @@
-"""Candidates as evaluations for DSPy's callbacks: a start and an end each, one after the other, in the caller's thread.
+"""Reports every candidate to DSPy's callbacks as an evaluation: its start and its end, in the caller's thread.
 
-mlflow's autologging (read in 3.17) keeps its runs on a stack of the thread that called `compile`: an evaluation
-reported from elsewhere would lose its parent, and two open ones would mix.
+mlflow's autologging (read in 3.17) keeps its runs on a stack of the thread that called `compile`. In another thread an
+evaluation would lose its parent, and two open evaluations would mix.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -23,26 +22,16 @@ from dspy_opro.search.trajectory import Candidate, Outcome, Trial
 logger = logging.getLogger("dspy_opro")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A candidate's scores on one split."""
-
-    call_id: str
-    program: Any
-    metric_key: str
-    """`eval_full`, `eval_minibatch` where the race ended early, or `eval_valset`."""
-    score: float
-    """Percent, as `dspy.Evaluate` has it."""
-    results: list[tuple[Any, Any, float]]
-    """(example, prediction, score) each."""
+# The other arguments of `dspy.Evaluate.__call__`, which handlers expect in `inputs`.
+_EMPTY_INPUTS: Mapping[str, Any] = dict.fromkeys(
+    ["metric", "devset", "num_threads", "display_progress", "display_table", "save_as_csv", "save_as_json"]
+)
 
 
 class EvaluationCallbacks:
-    """Tells the callbacks in `dspy.settings` of every candidate. It does nothing where none of them listens.
+    """Reports candidates to the callbacks in `dspy.settings` that listen to evaluations.
 
-    Args:
-        metric: The user's.
-        loop: The caller's event loop, on whose thread the callbacks are called; None calls them at once.
+    `loop` is the caller's event loop, whose thread calls the callbacks. Without one they are called at once.
     """
 
     def __init__(self, metric: Callable[..., Any], loop: asyncio.AbstractEventLoop | None) -> None:
@@ -50,22 +39,21 @@ class EvaluationCallbacks:
         self._loop = loop
         self._listeners = [cb for cb in dspy.settings.callbacks or () if _listens(cb)]
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
-        self._answers: dict[
-            tuple[str, str], dict[int, tuple[Any, float]]
-        ] = {}  # candidate id, split -> position -> (prediction, score)
+        # (candidate id, split) -> position -> (prediction, score)
+        self._answers: dict[tuple[str, str], dict[int, tuple[Any, float]]] = {}
 
     def call_id(self, candidate: Candidate) -> str | None:
-        """The parent of what a candidate calls, or None where nobody listens."""
+        """The parent of a candidate's calls; None if no callback listens."""
         return self._call_ids.setdefault(candidate.id, uuid.uuid4().hex) if self._listeners else None
 
     def keep(self, task: ScoringTask, prediction: Any, result: TaskResult) -> None:
-        """Remember a prediction until its candidate is reported."""
+        """Keep a prediction until the report of its candidate."""
         if self._listeners and isinstance(result.content, Outcome) and result.content.error is None:
             predictions = self._answers.setdefault((task.candidate.id, task.split), {})
             predictions[task.position] = (prediction, result.content.score)
 
     def finished(self, trial: Trial, program: Callable[[], Any], splits: Mapping[str, Sequence[Any]]) -> None:
-        """A race has ended: report the candidate, on each split that it was scored on."""
+        """Report a candidate whose race has ended, once for each split with a score."""
         if not self._listeners:
             return
         key = "eval_full" if trial.state == "complete" else "eval_minibatch"
@@ -76,38 +64,25 @@ class EvaluationCallbacks:
             answers = self._answers.pop((trial.id, split), {})
             if reward is None:
                 continue
-            if split == "train":  # scores of a resumed run are known without their predictions
+            if split == "train":  # a resumed run has scores without predictions
                 for position, score in enumerate(trial.scores):
                     answers.setdefault(position, (dspy.Prediction(), score))
             results = [(splits[split][position], *answers[position]) for position in sorted(answers)]
+            outputs = EvaluationResult(score=round(100 * reward, 2), results=results)
             call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
-            evaluation = Evaluation(call_id, program(), metric_key, round(100 * reward, 2), results)
+            evaluation = call_id, program(), metric_key, outputs
             if self._loop is None:
-                self._report(evaluation)
+                self._report(*evaluation)
             else:
-                asyncio.run_coroutine_threadsafe(self._report_on_loop(evaluation), self._loop).result()
+                asyncio.run_coroutine_threadsafe(self._report_on_loop(*evaluation), self._loop).result()
 
-    async def _report_on_loop(self, evaluation: Evaluation) -> None:
-        self._report(evaluation)
+    async def _report_on_loop(self, *evaluation: Any) -> None:
+        self._report(*evaluation)
 
-    def _report(self, evaluation: Evaluation) -> None:
-        devset = [example for example, _, _ in evaluation.results]
-        instance = dspy.Evaluate(
-            devset=devset, metric=self._metric
-        )  # what handlers expect; it is never called
-        inputs = {
-            "program": evaluation.program,
-            "metric": None,
-            "devset": None,
-            "num_threads": None,
-            "display_progress": None,
-            "display_table": None,
-            "callback_metadata": {"metric_key": evaluation.metric_key},
-            "save_as_csv": None,
-            "save_as_json": None,
-        }
-        outputs = EvaluationResult(score=evaluation.score, results=evaluation.results)
-        call_id = evaluation.call_id
+    def _report(self, call_id: str, program: Any, metric_key: str, outputs: EvaluationResult) -> None:
+        devset = [example for example, _, _ in outputs.results]
+        instance = dspy.Evaluate(devset=devset, metric=self._metric)  # handlers expect one; nothing calls it
+        inputs = {**_EMPTY_INPUTS, "program": program, "callback_metadata": {"metric_key": metric_key}}
         for callback in self._listeners:
             _call(callback.on_evaluate_start, call_id=call_id, instance=instance, inputs=dict(inputs))
         for callback in self._listeners:
@@ -122,5 +97,5 @@ def _listens(callback: Any) -> bool:
 def _call(handler: Callable[..., None], **arguments: Any) -> None:
     try:
         handler(**arguments)
-    except Exception as error:  # as DSPy does: a callback never ends a run
+    except Exception as error:  # DSPy does the same: a callback never ends a run
         logger.warning("A callback failed: %s: %s", type(error).__name__, error)

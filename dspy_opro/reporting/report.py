@@ -1,4 +1,4 @@
-"""A run as one HTML page. Here are its figures as plain data; `report.html.jinja` has its words and its looks."""
+"""A run as one HTML page: its figures as plain data. `report.html.jinja` has the words and the layout."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Row:
 
     number: int
     x: float
-    """Its round; the trials of one round lie side by side, less than half a round from it."""
+    """The round of the trial, less than half a round to the left or right: the trials of a round lie side by side."""
     trial: Trial
     kind: str
-    """ "returned", "student", or the state of its trial."""
+    """ "returned", "student", or the state of the trial."""
     score: float
-    """An estimate stays within the range of the scores that were seen."""
+    """An estimate is cut to the range of the scores in the run."""
     change: float
-    """Its score less the student's."""
+    """The score minus the student's score."""
     parent: Row | None
 
     @property
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def order(self) -> tuple[float, bool, float]:
-        """The best is lowest: the valset decides where there is one, and full scores come before estimates."""
+        """The best row is the lowest: first by valset score if there is one, then full scores before estimates."""
         valset = self.trial.valset_score
         return math.inf if valset is None else -valset, not self.is_measured, -self.score
 
@@ -81,7 +81,7 @@ class Axes:
 
     num_rounds: int
     ticks: Sequence[float]
-    """The marked values, ascending; the first and the last are the ends of the axis."""
+    """The marked values, ascending. The first and the last are the ends of the axis."""
     width: int
     height: int
     left, right, top, bottom = 46, 14, 16, 34  # margins
@@ -95,18 +95,18 @@ class Axes:
         return round(self.height - self.bottom - (self.height - self.top - self.bottom) * share, 1)
 
     def rounds(self) -> range:
-        """The rounds that have room for their number."""
+        """The rounds whose number is shown: there is room for each of them."""
         room = (self.num_rounds + 1) * 34 / self.width
         return range(0, self.num_rounds + 1, next(n for n in (1, 2, 5, 10, 20, 50, 100, 10**9) if n >= room))
 
     def staircase(self, values: Iterable[float]) -> str:
-        """A path that holds the value of each round until the next round."""
+        """A path that keeps the value of each round until the next round."""
         first, *rest = ((self.x(r), self.y(value)) for r, value in enumerate(values))
         return " ".join([f"M{first[0]} {first[1]}", *(f"H{x} V{y}" for x, y in rest)])
 
 
 def score_axes(result: OPROResult, rows: Sequence[Row], width: int, height: int) -> Axes:
-    """Room for the best score after each round and for every trial."""
+    """Axes for the best score after each round and the score of every trial."""
     scores = [*result.curve, *(row.score for row in rows)]
     num_rounds = max(len(result.curve) - 1, *(row.trial.candidate.round for row in rows))
     return Axes(num_rounds, ticks(min(scores), max(scores)), width, height)
@@ -114,14 +114,14 @@ def score_axes(result: OPROResult, rows: Sequence[Row], width: int, height: int)
 
 @dataclass(frozen=True)
 class Bar:
-    """Train examples scored in one round: on candidates scored in full, and on dropped ones."""
+    """Train examples scored in one round, for candidates that were scored in full and for dropped ones."""
 
     complete: int
     dropped: int
 
 
 def effort_bars(trials: Sequence[Trial]) -> list[Bar]:
-    """A bar a round, from round 0."""
+    """A bar for every round, from round 0."""
     scored: Counter[tuple[int, bool]] = Counter()
     for trial in trials:
         scored[trial.candidate.round, trial.state == "complete"] += trial.num_scored
@@ -135,7 +135,7 @@ def effort_axes(bars: Sequence[Bar], width: int, height: int) -> Axes:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that enclose `low` to `high`, and 0 to 1 too where the two are one."""
+    """About `count` round numbers that enclose `low` and `high`. If the two are equal they enclose 0 and 1, too."""
     if high - low <= max(1e-9 * abs(low), 1e-9 * abs(high), 1e-9):
         low, high = min(low, 0.0), max(high, 1.0)
     span = high - low
@@ -147,7 +147,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 @dataclass(frozen=True)
 class Words:
-    """A run of words as the old and as the new text have it; white space stands before its word."""
+    """A run of words in the old and in the new text, with the white space before each word."""
 
     before: str
     after: str
@@ -157,12 +157,10 @@ class Words:
 def word_diff(before: str, after: str) -> list[Words]:
     """The two texts as runs of words in reading order.
 
-    White space alone is no change: line breaks move when a model rewrites a text.
+    A difference in white space alone is not a change: line breaks move when a model rewrites a text.
     """
     old, new = (re.findall(r"\s*\S+", text) for text in (before, after))
-    matcher = difflib.SequenceMatcher(
-        None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False
-    )
+    matcher = difflib.SequenceMatcher(None, *([w.strip() for w in words] for words in (old, new)), autojunk=False)
     return [
         Words("".join(old[i:j]), "".join(new[k:m]), kind == "equal")
         for kind, i, j, k, m in matcher.get_opcodes()
@@ -177,11 +175,11 @@ class Cause:
     count: int
     num_candidates: int
     examples: Mapping[str, Sequence[int]]
-    """Split -> indices into the dataset as it was given."""
+    """Split -> indices into the user's dataset."""
 
 
 def causes(failures: Sequence[Failure]) -> list[Cause]:
-    """Failures by their error, the most frequent first."""
+    """The failures grouped by error, the most frequent error first."""
     found = []
     for error, count in Counter(f.error for f in failures).most_common():
         mine = [f for f in failures if f.error == error]
@@ -192,13 +190,13 @@ def causes(failures: Sequence[Failure]) -> list[Cause]:
 
 
 def number(value: float) -> str:
-    """A score with three decimals, a large one with fewer."""
+    """A score with three decimals, from 100 on with one."""
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
     return text.replace("-0.000", "0.000").replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float) -> str:
-    """A difference, with its sign where it has one."""
+    """A difference with its sign. 0 has none."""
     text = number(value)
     return f"+{text}" if value > 0 and text != "0.000" else text
 
@@ -225,9 +223,7 @@ TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes}
 
 def page(result: OPROResult) -> str:
     """The page as text."""
-    from dspy_opro import (
-        __version__,
-    )  # the package is complete by now, and this module is not part of its start
+    from dspy_opro import __version__  # `dspy_opro/__init__.py` imports this folder
 
     style, script = ((files(__package__) / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     versions = {name: metadata.version(name) for name in ("dspy", "optuna")}
@@ -239,14 +235,14 @@ def page(result: OPROResult) -> str:
         versions={"dspy_opro": __version__, **versions, "python": platform.python_version()},
         style=style,
         script=script,
-        # Only this script runs and nothing is loaded, whatever a model has written into the texts.
+        # The browser runs only this script and loads nothing, whatever a model has written into the texts.
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def write_report(result: OPROResult, path: str | os.PathLike[str]) -> None:
-    """Write the page; it loads nothing from anywhere. Directories on the way to the file are made."""
+    """Write the page, and make the directories on the way to the file."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A model may answer half of a surrogate pair, which UTF-8 can't hold.
+    # The data may contain half of a surrogate pair, which UTF-8 can't encode.
     file.write_text(page(result), encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""`OPROResult`: what a run found, tried and spent, as plain data that deep-copies and pickles."""
+"""`OPROResult`: the results, the trials and the spending of a run, as plain data that deep-copies and pickles."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OPROResult:
-    """The outcome of one `compile`, on the returned program as `program.opro_result`."""
+    """The outcome of one `compile`. The returned program has it as `program.opro_result`."""
 
     trajectory: Trajectory
     """All decided trials in order; the first is the student itself."""
     curve: Sequence[float]
-    """Best score after each round, from round 0; on the valset where there is one."""
+    """Best score after each round, from round 0. With a valset these are valset scores."""
     stop_reason: str
-    """What ended the run, e.g. "patience", "max_tokens", "interrupted"."""
+    """The reason why the run ended, e.g. "patience", "max_tokens", "interrupted"."""
     usage: Usage
     seconds: float
     """Wall time of this call."""
@@ -32,20 +32,19 @@ class OPROResult:
     """The first 1,000 failed examples."""
     num_failures: int = 0
     selected_on: str = "trainset"
-    """Which data decided the result: "valset" where there was one."""
+    """The data that decided the result: "valset" if there was one, otherwise "trainset"."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's settings as readable values."""
     study_name: str = ""
     problems: Sequence[str] = ()
-    """Why proposals were not used, one entry each (the first 1,000)."""
-
+    """The reason for each proposal that was not used (the first 1,000)."""
     returned: str = ""
-    """Id of the candidate that the run returned; empty for the best one."""
+    """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
-    """How sure the best candidate's gain over the student is. None where the best one is the student."""
+    """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
 
     def __deepcopy__(self, memo: Any) -> OPROResult:
-        return self  # nothing in it changes, and BestOfN and Refine copy the program that carries it on every call
+        return self  # it never changes, and BestOfN and Refine copy the program with it on every call
 
     @property
     def best(self) -> Trial:
@@ -62,21 +61,21 @@ class OPROResult:
 
     @property
     def best_score(self) -> float:
-        """The deciding mean score of the returned program, in the metric's own scale."""
+        """Mean score of the returned program on the deciding data, in the metric's own scale."""
         best = self.best
         return best.reward if best.valset_score is None else best.valset_score
 
     @property
     def instructions(self) -> Mapping[str, str]:
-        """Predictor name -> the task text that was found for it."""
+        """Predictor name -> its instructions in the returned program."""
         return self.best.candidate.instructions
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One flat dict a trial: number, round, state, reward, valset score, texts, why it ended."""
+        """One flat dict per trial: number, round, state, reward, valset score, instructions, reason of its end."""
         return [_row(number, trial) for number, trial in enumerate(self.trajectory.trials)]
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """`to_dicts()` as a `pandas.DataFrame`, a row a trial.
+        """`to_dicts()` as a `pandas.DataFrame`, one row per trial.
 
         Raises:
             ImportError: pandas is not installed.
@@ -91,7 +90,7 @@ class OPROResult:
         """Write one self-contained HTML page: curve, trials, instructions before and after, spending.
 
         Args:
-            path: The file; directories on the way to it are made.
+            path: The file. Missing directories are made.
         """
         from .report import write_report
 
@@ -101,7 +100,7 @@ class OPROResult:
         """A few lines to print."""
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
-        candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # the student is neither
+        candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.4f}"
         lines = [
@@ -122,7 +121,7 @@ class OPROResult:
 
     @property
     def deciding_data(self) -> str:
-        """What the score was measured on, in words, e.g. "100 of 400 train examples"."""
+        """The data behind the score in words, e.g. "100 of 400 train examples"."""
         given, trials = self.config.get("trainset"), self.trajectory.trials
         if self.selected_on == "trainset" and trials and given and trials[0].num_scored < given:
             return f"{trials[0].num_scored:,} of {given:,} train examples"
@@ -138,7 +137,7 @@ class OPROResult:
         return f"{self.curve[0]:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
-        """What is known of the gain, in up to two sentences."""
+        """The gain and its certainty, in up to two sentences."""
         if self.gain is None:
             return []
         lines = [str(self.gain)]

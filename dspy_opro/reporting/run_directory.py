@@ -1,6 +1,6 @@
-"""A run's directory: the best program so far, the settings, a log, and a file named `stop` to end the run.
+"""The directory of a run: the best program so far, the settings, a log, and a file named `stop` to end the run.
 
-A file is there in full or not at all; one that cannot be written is said once and never ends a run.
+A file is complete or does not exist. If a file cannot be written, the run logs it once and goes on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "
 
 
 class RunDirectory:
-    """The files in `log_dir`.
-
-    Args:
-        path: The directory; made where it is missing.
+    """The files in `log_dir`. The directory is made if it does not exist.
 
     Raises:
-        ValueError: There can't be such a directory.
+        ValueError: The directory can't be made.
         RuntimeError: Another process uses the directory.
     """
 
@@ -46,7 +43,7 @@ class RunDirectory:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
         self._complaints: set[str] = set()
-        self._best = ""  # what `best.json` holds
+        self._best = ""  # the program in `best.json`
         self._saving: threading.Thread | None = None
 
     def _take_lock(self) -> IO[str] | None:
@@ -59,10 +56,8 @@ class RunDirectory:
             lock.seek(0)
             holder = lock.read() or "unknown"
             lock.close()
-            raise RuntimeError(
-                f"log_dir {str(self.path)!r} is in use by process {holder}. Wait for it, or use another "
-                "log_dir."
-            ) from None
+            rule = f"log_dir {str(self.path)!r} is in use by process {holder}."
+            raise RuntimeError(f"{rule} Wait for it, or use another log_dir.") from None
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -74,12 +69,9 @@ class RunDirectory:
         self._replace(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_best(self, name: str, save: Callable[[Path], object], wait: bool = False) -> None:
-        """`best.json`, in the background, unless it holds this program already or is being written.
+        """Write `best.json` in the background, unless it has this program already or a write is under way.
 
-        Args:
-            name: Tells programs apart.
-            save: Writes the program to a path that ends in `.json`.
-            wait: Whether to return once it is written.
+        `name` identifies the program, and `save` writes it to a path. With `wait` the call returns after the write.
         """
         if wait and self._saving is not None:
             self._saving.join()
@@ -100,17 +92,14 @@ class RunDirectory:
             part.replace(self.path / name)
         except Exception as error:
             part.unlink(missing_ok=True)
-            self._best = "" if name == BEST else self._best  # tried again
-            self._complain(name, error)
-
-    def _complain(self, name: str, error: Exception) -> None:
-        if name not in self._complaints:
-            self._complaints.add(name)
-            words = f"{type(error).__name__}: {error}"
-            logger.warning("%s cannot be written; the run goes on: %s", self.path / name, words)
+            self._best = "" if name == BEST else self._best  # so that the next call tries again
+            if name not in self._complaints:
+                self._complaints.add(name)
+                words = f"{type(error).__name__}: {error}"
+                logger.warning("%s cannot be written; the run goes on: %s", self.path / name, words)
 
     def take_stop(self) -> bool:
-        """Whether somebody has made a file `stop`; it is removed, so that the next process goes on."""
+        """Whether there is a file `stop`. It is removed, so that the next process does not stop."""
         stop = self.path / STOP
         try:
             stop.unlink()
@@ -121,7 +110,7 @@ class RunDirectory:
         return True
 
     def log(self, message: str, *values: object) -> None:
-        """A line in `run.log`."""
+        """Write a line to `run.log`."""
         record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, values, None)
         self._handler.handle(record)
 
@@ -129,11 +118,15 @@ class RunDirectory:
         logger.removeHandler(self._handler)
         self._handler.close()
         if self._lock is not None:
+            if fcntl is not None:  # a forked child may keep the file open
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
 
 
 class _LogFile(logging.FileHandler):
-    """A log on a full disk is not worth a traceback a line."""
+    """A log file without a traceback for every line that a full disk refuses."""
+
+    belongs_to_run = True
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass

@@ -47,7 +47,9 @@ class JournalLock(JournalFileOpenLock):
         if fcntl is None:
             super().release()
         else:
-            os.close(self._descriptor)  # which unlocks
+            # A child forked meanwhile keeps the descriptor open, and closing it here alone would not unlock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
 
 
 def cut_torn_line(descriptor: int) -> None:

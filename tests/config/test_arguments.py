@@ -261,3 +261,30 @@ def test_a_config_cannot_be_changed() -> None:
     config = OPROTeleprompter(metric).config
     with pytest.raises(ValueError, match="frozen"):
         config.k_best = 3
+
+
+def test_an_argument_cannot_be_assigned_and_the_metric_can_be_read() -> None:
+    teleprompter = OPROTeleprompter(metric=len)
+    assert teleprompter.metric is len
+    with pytest.raises(AttributeError, match=r"num_rounds can't be assigned. Pass num_rounds=... to"):
+        teleprompter.num_rounds = 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"max_metric_calls": 10_000},
+        {"max_full_evals": 9},
+        {"max_tokens": 9},
+        {"max_cost": 1.0},
+        {"timeout_seconds": 9},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("auto", ["light", "medium", "heavy"])
+def test_a_budget_lifts_the_rounds_and_the_patience_of_the_preset(auto: Any, budget: dict[str, Any]) -> None:
+    config = make_config({"metric": len, "auto": auto, **budget}).resolve()
+    assert (config.num_rounds, config.patience) == (None, None)
+    assert config.max_train_examples is not None
+    kept = make_config({"metric": len, "auto": auto, "num_rounds": 3, "patience": 2, **budget}).resolve()
+    assert (kept.num_rounds, kept.patience) == (3, 2)

@@ -14,9 +14,15 @@ from dspy.teleprompt import COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewSh
 
 from dspy_opro import OPROTeleprompter
 from dspy_opro.config.arguments import OPROConfig
-from dspy_opro.config.keywords import Arguments, BuiltinKeywords
-from dspy_opro.config.keywords import COMPUTED, RENAMED, UNUSED, for_this_call, translate
-from dspy_opro.search.pruners import Halving
+from dspy_opro.config.keywords import (
+    COMPUTED,
+    RENAMED,
+    UNUSED,
+    Arguments,
+    BuiltinKeywords,
+    for_this_call,
+    translate,
+)
 
 BUILTINS = [MIPROv2, COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewShotWithRandomSearch]
 VERSION = tuple(int(part) for part in dspy.__version__.split(".")[:2])

@@ -7,8 +7,8 @@ import pytest
 from dspy_opro.config.arguments import OPROConfig, make_config
 from dspy_opro.config.plan import data_sizes, forecast, make_search
 from dspy_opro.search import Search
-from dspy_opro.search.trajectory import Candidate
 from dspy_opro.search.tasks import Plan
+from dspy_opro.search.trajectory import Candidate
 
 STUDENT = Candidate({"self": "Answer."})
 
@@ -64,7 +64,8 @@ def test_trials_are_candidates_in_all() -> None:
             {"num_train": 10},
             (
                 "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 if "
-                "all of them are rejected). The race usually needs far fewer examples. The run may end earlier because of patience."
+                "all of them are rejected). The race usually needs far fewer examples. The run may end earlier because of "
+                "patience."
             ),
         ),
         (

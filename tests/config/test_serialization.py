@@ -25,9 +25,9 @@ from optuna.pruners import (
 )
 
 from dspy_opro import Halving, OPROTeleprompter
+from dspy_opro.config.serialization import from_json, to_json
 from dspy_opro.programs.compat import dump_lm
 from dspy_opro.proposers.opro import OPROProposer
-from dspy_opro.config.serialization import from_json, to_json
 from dspy_opro.search.stoppers import Patience, StopAtScore
 from dspy_opro.testing import VocabularyTask
 

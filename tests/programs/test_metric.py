@@ -178,3 +178,15 @@ def test_an_async_module_is_a_metric() -> None:
 
     metric = Metric(Judge())
     assert asyncio.run(metric(None, None)) == asyncio.run(metric.with_trace(None, None, [])) == 0.5
+
+
+def test_a_metric_of_four_arguments_is_refused() -> None:
+    def four(example: Any, prediction: Any, trace: Any, pred_name: Any) -> float:
+        return 1.0
+
+    def five(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any = None) -> float:
+        return 1.0
+
+    with pytest.raises(MetricError, match="must take 2, 3 or 5 arguments, but four takes 4"):
+        Metric(four)
+    assert Metric(five)(EXAMPLE, PREDICTION) == 1.0

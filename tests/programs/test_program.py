@@ -17,8 +17,8 @@ from dspy_opro.programs.program import (
     same_inputs,
     shorten,
 )
-from dspy_opro.testing import ScriptedLM
 from dspy_opro.search.trajectory import Candidate
+from dspy_opro.testing import ScriptedLM
 from tests.runs import TwoSteps
 
 TOOL = dspy.Tool(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspy_opro.programs.program import Program
 from dspy_opro.proposers.cleaning import InstructionRules, clean, ngrams, placeholders
 
 TEXT = "Read the review. Answer with one word."
@@ -152,3 +154,27 @@ def test_ngrams_do_not_depend_on_case_and_punctuation(text: str, n: int) -> None
     noisy = text.replace(" ", " ... ")
     assert list(ngrams([text], n)) == list(ngrams([noisy], n))
     assert len(list(ngrams(["a b c"], n))) == max(0, 4 - n)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [("Smile \ud83d now", "Smile � now"), ("Smile \ud83d\ude00", "Smile 😀"), ("\udc00", "�")],
+)
+def test_half_a_surrogate_pair_is_replaced(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+    assert clean(text).encode()
+
+
+def test_what_most_examples_share_is_no_quotation() -> None:
+    options = "Options: question about a person, a place, a number or an abbreviation of something."
+    examples = [
+        dspy.Example(
+            question=f"Item number {n} has words that only it has, such as w{n}a w{n}b w{n}c. {options}"
+        )
+        for n in range(10)
+    ]
+    examples = [example.with_inputs("question") for example in examples]
+    rules = InstructionRules.of(Program(dspy.Predict("question -> answer")), examples, is_paper=False)
+    assert rules.problem(f"Classify the question. {options}", "Answer.") is None
+    text = "Item number 3 has words that only it has, such as w3a w3b w3c."
+    assert rules.problem(text, "Answer.") == "quotes the data"

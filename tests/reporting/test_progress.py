@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dspy_opro.reporting.progress import Progress, announce
+from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Usage
-from dspy_opro.search.tasks import RoundDecided, TrialFinished, CandidatesProposed
 from tests.forks import Forks
 from tests.results import trial
 

@@ -35,10 +35,9 @@ from dspy_opro.reporting.report import (
     write_report,
 )
 from dspy_opro.reporting.result import OPROResult
-from dspy_opro.search.trajectory import Usage
-from dspy_opro.storage.run_storage import RESUMABLE
-from dspy_opro.search.trajectory import Trajectory
 from dspy_opro.search.tasks import Failure
+from dspy_opro.search.trajectory import Trajectory, Usage
+from dspy_opro.storage.run_storage import RESUMABLE
 from tests.results import empty, result, trial
 
 finite = st.floats(-1e6, 1e6)

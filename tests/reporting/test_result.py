@@ -13,9 +13,8 @@ import pytest
 
 from dspy_opro.reporting.attach import NAMES, attach
 from dspy_opro.reporting.result import OPROResult
-from dspy_opro.search.trajectory import Usage
-from dspy_opro.search.trajectory import Candidate, Trajectory
 from dspy_opro.search.tasks import Failure
+from dspy_opro.search.trajectory import Candidate, Trajectory, Usage
 from tests.results import empty, result, trial
 
 

@@ -113,7 +113,8 @@ class _Clock:
         if isinstance(task, ProposalTask):
             return self._job.writer.write(task)
         (instruction,) = task.candidate.instructions.values()
-        item = f"{task.split}-{self._job.inputs.orders[task.split][task.position]}"
+        question = self._job.inputs.splits[task.split][task.position].question
+        item = question.removesuffix("?").split()[-1]
         is_right = self._vocabulary.is_right(instruction, item)
         output = f"answer: {self._vocabulary.answer(item) if is_right else 'code unknown'}"
         return TaskResult(Outcome(float(is_right), output))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .programs.failures import TooManyErrors
 from .programs.metric import MetricError
 from .proposers.meta_prompt import Exemplar, ProposalRequest
 from .reporting.result import OPROResult
-from .runner.failures import TooManyErrors
 from .search.pruners import Halving, Pruner
 from .search.stoppers import RunState, Stopper
 from .search.trajectory import Candidate, Trajectory, Trial, Usage

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,8 @@ from .config.readable import readable
 from .programs.awaiting import EventLoop
 from .programs.compat import defines, model_name
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
+from .programs.failures import FailureLimit, FirstExamples
+from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
@@ -34,11 +37,10 @@ from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
 from .reporting.result import OPROResult
 from .reporting.run_directory import RunDirectory
-from .runner.budget import Budget, Ledger
-from .runner.failures import FailureLimit, FirstExamples
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .search.stoppers import Budget
 from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
@@ -47,18 +49,18 @@ from .storage.run_storage import RunStorage, open_run
 logger = logging.getLogger("dspy_opro")
 
 FEW_EXAMPLES = 20
-"""Fewer train examples than these say little."""
+"""A run with fewer train examples gets a warning."""
 
 
 def optimize(job: Job) -> Any:
-    """Run the search and build the best program. Whatever ends the run, the best program so far is kept.
+    """Run the search and build the best program.
 
     Raises:
-        Exception: What ended the run. Its `program` is the best one so far.
+        Exception: The error that ended the run. Its `program` is the best program so far.
     """
     queue = job.queue
     try:
-        queue.replay()  # what earlier processes measured is not paid for again
+        queue.replay()  # results of earlier processes are not paid for again
         job.announce_resume()
         with interrupts(queue.stop), WorkerPool(queue, job.perform, job.num_threads) as workers:
             for event in queue.events():  # waits; None at least twice a second
@@ -75,47 +77,36 @@ def optimize(job: Job) -> Any:
 
 
 async def optimize_in_thread(job: Job) -> Any:
-    """`optimize` beside the caller's event loop; a program with an `aforward` of its own is awaited on that loop."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+    """`optimize` in a thread. A program with its own `aforward` is awaited on the caller's event loop."""
+    done: Future[tuple[Any, BaseException | None]] = Future()
+    done.set_running_or_notify_cancel()  # if the caller is cancelled, the thread still ends without an error
     context = contextvars.copy_context()
 
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.done():  # cancelled
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
     def work() -> None:
-        result, error = None, None
         try:
-            result = context.run(optimize, job)
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
+            done.set_result((context.run(optimize, job), None))
+        except BaseException as error:  # raised below as it is; `set_exception` would replace a TimeoutError
+            done.set_result((None, error))
 
     threading.Thread(target=work, name="dspy_opro compile", daemon=True).start()
     try:
         with interrupts(job.queue.stop):
-            return await future
+            program, error = await asyncio.wrap_future(done)
     finally:
         job.queue.close()  # the caller may have been cancelled
+    if error is not None:
+        raise error
+    return program
 
 
 class Job:
-    """One compile call: what it works on, how its tasks are performed, and what is told of its events.
+    """One compile call: its inputs, the work on its tasks, and the reports on its events.
 
-    Args:
-        config: The arguments.
-        student: The program.
-        loop: The caller's event loop in `acompile`.
+    `loop` is the caller's event loop in `acompile`.
 
     Raises:
-        ValueError: A dataset, the program or a setting can't be used. Nothing was spent.
-        TypeError: Something is not of the type it must be. Nothing was spent.
+        ValueError: A dataset, the program or a setting is not usable. Nothing was spent.
+        TypeError: An input has the wrong type. Nothing was spent.
         RuntimeError: Another process uses `log_dir`. Nothing was spent.
     """
 
@@ -125,49 +116,43 @@ class Job:
         self._started = time.monotonic()
         self.inputs = inputs = check(config, student)
         self.config = config = inputs.config
-        with ExitStack() as on_error:
-            self._open(inputs, config, loop, on_error)
+        with ExitStack() as on_error:  # closes the parts if a later one can't be made
+            self.ledger = Ledger()
+            self._loop = EventLoop(loop)
+            on_error.callback(self._loop.close)
+            self.evaluator = _evaluator(inputs, self._loop, is_async=loop is not None)
+            self._remote: RemoteEvaluator | None = None
+            if config.executor is not None:
+                self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
+            self.writer = _writer(inputs, self._loop)
+            self._demo_writer = _demo_writer(inputs)
+            self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
+            search = make_search(config, inputs.program.candidate, inputs.sizes)
+            self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
+            if self._directory is not None:
+                on_error.callback(self._directory.close)
+            self.storage = _storage(inputs)
+            if self._directory is not None:  # the storage has checked that the directory belongs to this run
+                self._directory.write_config(readable(config))
+            if config.display_progress or config.verbose:
+                announce(forecast(config.auto, search, config.bounds))
+            self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+            on_error.callback(self._progress.close)
+            self.num_threads = config.num_threads or dspy.settings.num_threads
+            self.queue = TaskQueue(
+                search,
+                self.storage,
+                self.ledger,
+                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                FailureLimit(config.max_errors, dspy.settings.max_errors),
+                FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+                self.num_threads,
+                _time_limit(config),
+            )
             on_error.pop_all()
 
-    def _open(
-        self, inputs: Inputs, config: OPROConfig, loop: asyncio.AbstractEventLoop | None, on_error: ExitStack
-    ) -> None:
-        program = inputs.program
-        self.ledger = Ledger()
-        self._loop = EventLoop(loop)
-        on_error.callback(self._loop.close)
-        self.evaluator = _evaluator(inputs, self._loop, is_async=loop is not None)
-        self._remote: RemoteEvaluator | None = None
-        if config.executor is not None:
-            self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
-        self.writer = _writer(inputs, self._loop)
-        self._demo_writer = _demo_writer(inputs)
-        self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
-        search = make_search(config, program.candidate, inputs.sizes)
-        self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
-        if self._directory is not None:
-            on_error.callback(self._directory.close)
-        self.storage = _storage(inputs)
-        if self._directory is not None:  # only now it is known to be this run's
-            self._directory.write_config(readable(config))
-        if config.display_progress or config.verbose:
-            announce(forecast(config.auto, search, config.bounds))
-        self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
-        on_error.callback(self._progress.close)
-        self.num_threads = config.num_threads or dspy.settings.num_threads
-        self.queue = TaskQueue(
-            search,
-            self.storage,
-            self.ledger,
-            Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
-            FailureLimit(config.max_errors, dspy.settings.max_errors),
-            FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
-            self.num_threads,
-            _time_limit(config),
-        )
-
     def announce_resume(self) -> None:
-        """Say what earlier processes left."""
+        """Print what earlier processes of this run recorded."""
         if self.storage.is_fresh or not (self.config.display_progress or self.config.verbose):
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
@@ -192,7 +177,7 @@ class Job:
         return result
 
     def report(self, event: Event | None) -> None:
-        """Tell of an event, in the calling thread: trials, callbacks, progress, the best program."""
+        """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""
         if event is not None:
             self.storage.trials.show(event)
         elif self.storage.outage.is_under_way:
@@ -213,21 +198,21 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            self._say_what_can_be_gained(event)
+            self._warn_of_little_to_gain(event)
             warn_of_percent(self.config.stop_at_score, event.best)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
 
-    def _say_what_can_be_gained(self, event: RoundDecided) -> None:
-        score, (low, high) = event.best_score, self.queue.search.trajectory.score_range
-        if (low, high) == (0.0, 1.0) and score > 0.9:
+    def _warn_of_little_to_gain(self, event: RoundDecided) -> None:
+        score, num_train = event.best_score, len(self.inputs.trainset)
+        if self.queue.search.trajectory.score_range == (0.0, 1.0) and score > 0.9:
             logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
-        if len(self.inputs.trainset) < FEW_EXAMPLES:
+        if num_train < FEW_EXAMPLES:
             logger.warning(
                 "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make "
                 "a gain of 0.1 visible.",
-                *(len(self.inputs.trainset), 1.0 / len(self.inputs.trainset) ** 0.5, FEW_EXAMPLES),
+                *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
             )
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
@@ -237,7 +222,7 @@ class Job:
             directory.write_best(best.id, lambda path: build(best).save(path), wait)
 
     def close(self) -> None:
-        """Write what is left, and leave nothing open."""
+        """Write the rest of the run, and close everything."""
         reason = self.queue.search.stop_reason or "error"
         self.storage.close(reason)
         self._progress.close()
@@ -248,15 +233,14 @@ class Job:
             self._directory.close()
 
     def best_program(self) -> Any:
-        """The best program so far, with what the run found attached."""
+        """The best program so far, with its result attached."""
         result, program = self.result(), self.inputs.program
-        best = result.best.candidate if len(result.trajectory) else program.candidate
-        built = program.build(best)
-        attach(built, result, program.build, self.config.track_stats)
-        return built
+        best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        attach(best, result, program.build, self.config.track_stats)
+        return best
 
     def result(self) -> OPROResult:
-        """What the run found so far."""
+        """The result of the run so far."""
         search, orders = self.queue.search, self.inputs.orders
         failures = sorted(search.failures, key=lambda f: (f.candidate, f.split, f.example))
         return OPROResult(
@@ -281,9 +265,7 @@ class Job:
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
     config, student = inputs.config, inputs.program.student
-    provide_traceback = config.provide_traceback
-    if provide_traceback is None:
-        provide_traceback = bool(dspy.settings.provide_traceback)
+    default = bool(dspy.settings.provide_traceback)
     return Evaluator(
         inputs.program,
         inputs.metric,
@@ -292,7 +274,7 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
-        provide_traceback=provide_traceback,
+        provide_traceback=default if config.provide_traceback is None else config.provide_traceback,
     )
 
 
@@ -312,7 +294,7 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
 
 
 def _demo_writer(inputs: Inputs) -> DemoWriter:
-    """Makes demos out of the examples that candidates are not scored on, where those are enough."""
+    """Its demos come from the examples that no candidate is scored on, if there are enough of them."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
     scored = {*inputs.orders["train"], *(() if inputs.splits["val"] else inputs.orders["unseen"])}

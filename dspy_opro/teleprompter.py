@@ -21,74 +21,77 @@ if TYPE_CHECKING:
 class OPROTeleprompter(Teleprompter):
     """Rewrites the instructions of every predictor of a program in OPRO rounds (arXiv 2309.03409).
 
-    An optimizer LM sees the instructions tried so far with their scores and proposes better ones; the
-    candidates race on the trainset; each of them is one Optuna trial. What comes back is a copy of the student.
+    An optimizer LM sees the instructions tried so far with their scores and proposes better ones. The candidates race
+    on the trainset. Every candidate is one Optuna trial. `compile` returns a copy of the student.
 
     Args:
-        metric: `metric(example, prediction)`, also with `trace` and GEPA's five arguments, sync or async. It
-            returns a bool, a number, or a `dspy.Prediction` or dict with `score` and `feedback`.
-        prompt_model: The optimizer LM; default `dspy.settings.lm` when `compile` runs.
-        task_model: The scorer LM; default what the program and `dspy.settings` say.
-        proposer: A `dspy.Module` called with `request=ProposalRequest`; see `dspy_opro.proposer`.
-        trainset, valset: Used by `compile` where it is given none.
-        name, description: For people; `name` also names the study.
-        auto: The preset that fills what is not given: "light", "medium", "heavy", "paper" (the paper to the
-            letter) or None.
-        num_rounds: Rounds at most. Default: the preset's, "light" 8, "medium" 8, "heavy" 10, "paper" 200;
-            `auto=None` has no limit.
-        num_candidates: Candidates a round. Default 8 (section 5.1 of the paper), "medium" 16 and "heavy" 32; where
-            a budget alone bounds the run as many more, 64 at most, as leave eight rounds or more.
-        num_trials: Candidates in all; gives `num_rounds`.
-        k_best: Scored instructions shown to the optimizer LM, 20 (section 5.1).
-        num_exemplars: Examples shown to it, 3 (section 5.1).
-        init_temperature: Its sampling temperature, 1.0 (section 5.1).
-        max_train_examples: Train examples that candidates are scored on at most, a seeded choice. Default: the
-            preset's, "light" 100, "medium" 300, "heavy" 1,000, else all of them; with `max_metric_calls` no more than a
-            32nd of that, and 16 at least, unless a `pruner` is given or `auto="paper"`.
-        patience: Rounds in a row without a better program that end the run. Default: the preset's, "light" 4,
-            "medium" 3, "heavy" 3, else none.
-        min_delta: What counts as better for `patience`, in the metric's scale.
-        stop_at_score: Mean score that ends the run.
-        max_metric_calls: Examples scored at most, those apart that BootstrapFewShot tries for demos.
-        max_full_evals: The same in passes over trainset and valset.
-        max_tokens: Tokens of all LM calls at most, cache hits apart.
-        max_cost: US dollars at most, as far as the LMs' prices are known.
-        timeout_seconds: Wall time at most; calls under way are cut.
-        stoppers: Functions of a `RunState` that answer with a reason to stop, or None.
-        confirm: Whether the result is confirmed. The search then holds examples back (a third of the data that decides
-            at most, about 15% of the calls), scores the student and the best candidate on them at the end, and returns
-            the student unless the evidence favours the candidate. `docs/decisions/0014-honest-scores.md` has the rule.
-        pruner: "auto" (successive halving on paired differences), None (everything is scored in full), an
-            Optuna pruner or an own `Pruner`.
-        predictor_strategy: With several predictors: "all" rewrites each in every round, "round_robin" one a
+        metric: `metric(example, prediction)`, also with `trace` or GEPA's five arguments, sync or async. It returns a
+            bool, a number, or a `dspy.Prediction` or dict with `score` and `feedback`.
+        prompt_model: The optimizer LM. Default: `dspy.settings.lm` when `compile` runs.
+        task_model: The scorer LM. Default: the LM of the program or of `dspy.settings`.
+        proposer: A `dspy.Module` that is called with `request=ProposalRequest`; see `dspy_opro.proposers`.
+        trainset, valset: The data for a `compile` that gets none.
+        name, description: Texts for the report. `name` also names the study.
+        auto: The preset: "light", "medium", "heavy", "paper" (the paper to the letter) or None. Explicit values
+            override the preset.
+        num_rounds: The most rounds. Default of the preset: "light" 8, "medium" 8, "heavy" 10, "paper" 200; None has no
+            limit. With a budget (`max_metric_calls`, `max_full_evals`, `max_tokens`, `max_cost`, `timeout_seconds`) the
+            preset sets no limit.
+        num_candidates: Candidates per round. Default: 8 (section 5.1 of the paper), "medium" 16, "heavy" 32. With
+            `max_metric_calls`, `max_full_evals` or `num_trials` up to 64, as long as they allow about eight rounds.
+        num_trials: The most candidates of the whole run. It determines `num_rounds`.
+        k_best: How many scored instructions the optimizer LM sees: 20 (section 5.1).
+        num_exemplars: How many examples the optimizer LM sees: 3 (section 5.1).
+        init_temperature: The sampling temperature of the optimizer LM: 1.0 (section 5.1).
+        max_train_examples: The most train examples for the score of a candidate, a seeded choice. Default of the
+            preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` at most 1/32 of
+            that number, but at least 16, unless there is a `pruner` or `auto="paper"`.
+        patience: The run ends after so many rounds in a row without a better program. Default of the preset: "light" 4,
+            "medium" 3, "heavy" 3, otherwise none. With a budget or `num_trials` the preset sets none.
+        min_delta: For `patience`, a better program must be better by more than this, in the metric's own scale.
+        stop_at_score: The mean score that ends the run, in the metric's own scale.
+        max_metric_calls: The most scored examples, without those that BootstrapFewShot tries for demos.
+        max_full_evals: The same limit in passes over trainset and valset.
+        max_tokens: The most tokens of all LM calls, without cache hits.
+        max_cost: The most US dollars, as far as the prices of the LMs are known.
+        timeout_seconds: The most wall time. The run does not wait for calls that are still running.
+        stoppers: Functions that get a `RunState` and return a reason to stop, or None.
+        confirm: Whether the run confirms its result. The search then holds examples back: at most a third of the
+            deciding data, about 15% of the calls. At the end it scores the student and the best candidate on them, and
+            returns the student unless the evidence favours the candidate. `docs/decisions/0014-honest-scores.md` has
+            the rule.
+        pruner: "auto" (successive halving on paired differences), None (every candidate is scored in full), an Optuna
+            pruner or your own `Pruner`.
+        predictor_strategy: For several predictors. "all" rewrites each of them in every round, "round_robin" one per
             round, "joint" all in one proposal.
-        lag: Rounds that may be undecided when the next one's proposals are asked for: more overlaps rounds (faster);
-            0 lets every proposal see all earlier results (better per call). Default: a quarter of the rounds there
-            can be, rounded down, 3 at most; "paper" 0.
-        minibatch_size: Examples that every candidate of a round is scored on before the first of them are dropped;
-            with an Optuna pruner the examples between two of its decisions, 16. Default: 4, and fewer for few examples.
-        seed: Same seed, data and answers: same trials.
-        max_bootstrapped_demos, max_labeled_demos: Demos per predictor at most. Above 0, demo sets made by DSPy's
-            BootstrapFewShot race together with the instructions; by default the student keeps its demos.
-        max_rounds, metric_threshold, teacher_settings: Handed to BootstrapFewShot.
-        storage: An Optuna storage or URL; default in memory, or a journal file in `log_dir`. Without `study_name`,
-            `name` or `log_dir` each `compile` is a new run there, under a name that Optuna makes up.
-        study_name: Names the run; `compile` resumes a run of that name in `storage` or `log_dir`. Default: `name`; else
-            with `log_dir` "opro", or that directory's name where there is a `storage` too.
-        log_dir: Directory for the run's files.
-        callbacks: Optuna's convention, `f(study, trial)`.
-        track_stats: Whether the result carries `candidate_programs` and `trial_logs`.
+        lag: How many rounds may be undecided when the next round asks for its proposals. A larger lag overlaps more
+            rounds and is faster. With 0 every proposal sees all earlier results, which is better per call. Default: a
+            quarter of the possible rounds, rounded down, and at most 3; "paper" 0.
+        minibatch_size: How many examples every candidate of a round is scored on before the race drops the first
+            candidates. Default: 4, or fewer with few examples. With an Optuna pruner: the examples between two of its
+            decisions, by default 16.
+        seed: The same seed, data and answers give the same trials.
+        max_bootstrapped_demos, max_labeled_demos: The most demos per predictor. Above 0, demo sets by DSPy's
+            BootstrapFewShot race together with the instructions. By default the student keeps its own demos.
+        max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
+        storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,
+            `name` and `log_dir` every `compile` starts a new run in the storage, and Optuna names it.
+        study_name: The name of the run. `compile` resumes a run of this name in `storage` or `log_dir`. Default:
+            `name`, otherwise with a `log_dir` "opro", or with `log_dir` and `storage` the name of the directory.
+        log_dir: The directory for the files of the run.
+        callbacks: Functions `f(study, trial)`, Optuna's convention.
+        track_stats: Whether the returned program has `candidate_programs` and `trial_logs`.
         verbose: Whether to log every candidate.
         display_progress: Whether to show the progress line.
-        num_threads: LM calls in flight at most; default `dspy.settings.num_threads`.
-        executor: Any `concurrent.futures.Executor`, in whose processes the examples are scored. `docs/scaling.md` says
-            what travels there. By default they are scored in threads of this process.
-        max_errors: Failed examples, of the whole run in this process, that end it. Default: no fixed number; the run
-            ends when not one example succeeded in the last rounds.
-        failure_score: What a failed example counts.
-        provide_traceback: Whether failures are logged with their traceback.
-        example_timeout_seconds: Wall time for one example; longer counts as a failure.
-        keywords: What the constructors of DSPy's own optimizers take; see `migration.py`.
+        num_threads: The most LM calls at the same time. Default: `dspy.settings.num_threads`.
+        executor: Any `concurrent.futures.Executor`; its processes score the examples. `docs/scaling.md` says what is
+            sent to them. By default threads of this process score the examples.
+        max_errors: The run ends at so many failed examples in this process. Default: no fixed number; the run ends if
+            no example succeeded in the last rounds.
+        failure_score: The score of a failed example.
+        provide_traceback: Whether the log of a failure has the traceback.
+        example_timeout_seconds: The most wall time for one example. An example that takes longer has failed.
+        keywords: Keywords of DSPy's own optimizers; `docs/migrating.md` explains them.
 
     Raises:
         ValueError: A value is out of range; the message names argument, rule and value.
@@ -131,7 +134,7 @@ class OPROTeleprompter(Teleprompter):
 
     @property
     def metric(self) -> Callable[..., Any] | None:
-        """The metric, as DSPy's own optimizers have it."""
+        """The metric. DSPy's own optimizers have this attribute, too."""
         return self.config.metric
 
     @shows_arguments
@@ -147,37 +150,35 @@ class OPROTeleprompter(Teleprompter):
     ) -> Any:
         """Return a copy of the student with better instructions.
 
-        Works in a script, in the running loop of a notebook and in a thread; it blocks until the end.
+        It blocks until the end, and works in a script, in a thread and in the running loop of a notebook.
 
         Args:
-            student: Any `dspy.Module` with predictors. It is not changed.
-            trainset: Examples with `.with_inputs(...)`; candidates are scored on them.
-            metric: In place of the constructor's.
-            teacher: Bootstraps the demos, where demos are searched; of a list the first.
-            valset: Decides early stopping and the result, where it is given.
-            keywords: Any argument of the constructor, for this call, and what DSPy's own take; see `migration.py`.
+            student: Any `dspy.Module` with predictors. It stays unchanged.
+            trainset: Examples with `.with_inputs(...)`. Candidates are scored on them.
+            metric: Overrides the constructor's metric.
+            teacher: The program that bootstraps demos, if there is a search for demos; of a list the first.
+            valset: Decides early stopping and the result. Without it the trainset does.
+            keywords: Any argument of the constructor, for this call, and the keywords of DSPy's own optimizers;
+                `docs/migrating.md` explains them.
 
         Returns:
-            The best program, never worse on the deciding data than the student. `opro_result` on it says more.
+            The best program. On the deciding data it is never worse than the student. Its `opro_result` says more.
 
         Raises:
-            ValueError, TypeError: An argument, the data or the program can't be used, or the run in the storage is
-                another one or has workers with other settings; nothing was spent.
-            RuntimeError: Another process uses `log_dir`; nothing was spent.
-            MetricError: The metric can't be called with an example and a prediction (nothing was spent), raised or
-                returned no score on the first example, or returned no score later.
-            TooManyErrors: The program failed on the first three examples, on `max_errors` in all, or on every example
+            ValueError, TypeError: An argument, the data or the program is not usable, or the storage has a run of
+                this name with other data, program or settings. Nothing was spent.
+            RuntimeError: Another process uses `log_dir`. Nothing was spent.
+            MetricError: The metric can't be called with an example and a prediction (nothing was spent), it raised an
+                error or returned no score on the first example, or it returned no score later.
+            TooManyErrors: The program failed on the first three examples, on `max_errors` examples, or on every example
                 of the last rounds.
-            Exception: What a stopper, a pruner or, when it is opened, the storage raises.
+            Exception: The error of a stopper or a pruner, or of the storage when the run opens it.
 
-            What ends a run that has begun has the best program so far as its `program`, the student where nothing was
-            scored in full.
+            An error that ends a run has the best program so far as its `program`. This is the student if no candidate
+            was scored in full.
         """
         data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
-        from .compile import (  # Optuna, which it needs, takes longer to import than all else here
-            Job,
-            optimize,
-        )
+        from .compile import Job, optimize  # needs Optuna, which takes longer to import than all the rest
 
         return optimize(Job(for_this_call(self.config, {**data, **arguments}), student))
 
@@ -193,7 +194,7 @@ class OPROTeleprompter(Teleprompter):
         valset: Sequence[Any] | None = None,
         **arguments: Unpack[Arguments],
     ) -> Any:
-        """`compile` for a running loop; programs with an `aforward` of their own are awaited in it."""
+        """`compile` for a running loop. The loop awaits a program that has its own `aforward`."""
         data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
         from .compile import Job, optimize_in_thread
 
@@ -201,14 +202,14 @@ class OPROTeleprompter(Teleprompter):
         return await optimize_in_thread(Job(config, student, asyncio.get_running_loop()))
 
     def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments and their values; a copy."""
+        """A copy of the constructor's arguments: name -> value."""
         return {name: getattr(self.config, name) for name in FIELDS if name != "teacher"}
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that were given, as JSON: `from_config` makes the same teleprompter of it.
+        """The given arguments as JSON. `from_config` makes the same teleprompter from it.
 
-        LMs are written by their `dump_state()` (API keys are not), functions and classes by their import path,
-        datasets by their fields; a `storage` URL stands there with its password.
+        An LM is written as its `dump_state()` without API keys, a function or class as its import path, a dataset as
+        its fields. The password in a `storage` URL is written, too.
 
         Raises:
             ValueError: An argument can't be written, e.g. a lambda; the message has the remedy.
@@ -219,11 +220,11 @@ class OPROTeleprompter(Teleprompter):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The teleprompter that `get_config` described.
 
-        It imports and calls what the config names: read only configs that you trust.
+        It imports and calls what the config names, so read only configs that you trust.
 
         Raises:
-            ValueError: Something that it names can't be imported or made.
-            TypeError: It has an unknown argument.
+            ValueError: Something in the config can't be imported or made.
+            TypeError: The config has an unknown argument.
         """
         return cls(**from_json(config))
 

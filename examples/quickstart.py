@@ -76,7 +76,7 @@ def main() -> None:
         from dspy_opro.local import LocalLM
 
         lm: dspy.LM = LocalLM(seed=arguments.seed)
-        proposer = CompletionProposer()  # this model is too small to follow a request, but it can continue a list
+        proposer = CompletionProposer()  # the model is too small to follow requests
     else:
         lm = dspy.LM(arguments.model, **({"api_base": arguments.api_base} if arguments.api_base else {}))
     dspy.configure(lm=lm, adapter=dspy.JSONAdapter())

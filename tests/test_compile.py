@@ -115,6 +115,7 @@ def test_a_program_becomes_better_over_http(server: SimulatedServer) -> None:
         num_rounds=5,
         num_candidates=8,
         num_threads=16,
+        confirm=False,
     )
     result = program.opro_result
     assert result.best_score > result.curve[0]

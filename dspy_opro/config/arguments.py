@@ -34,7 +34,7 @@ BOUNDS = (
 """Arguments that each can end a run."""
 
 BUDGETS = ("num_trials", "max_metric_calls", "max_full_evals", "max_tokens", "max_cost", "timeout_seconds")
-"""Arguments each of which is what a run spends, whatever rounds and patience the preset has."""
+"""Arguments that say how much a run may spend. They override rounds and patience of the preset."""
 
 MEANT: Mapping[str, str] = {
     "lm": "prompt_model",
@@ -195,13 +195,11 @@ class OPROConfig(BaseModel):
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
         values = {name: getattr(self, name) for name in type(self).model_fields}
         given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
-        if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then gives sizes only
+        if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then sets only sizes
             for name in ("num_rounds", "patience"):
                 given.pop(name, None)
-        if (self.max_metric_calls or self.max_full_evals) and not paper(
-            self
-        ):  # a larger budget has larger rounds
-            given.pop("num_candidates", None)
+        if (self.max_metric_calls or self.max_full_evals) and not paper(self):
+            given.pop("num_candidates", None)  # a larger budget has larger rounds
         if self.num_trials is not None:
             if not paper(self):
                 given["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)

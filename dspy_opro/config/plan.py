@@ -25,7 +25,7 @@ logger = logging.getLogger("dspy_opro")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many of the given examples serve what."""
+    """How many of the given examples the run uses for what."""
 
     num_train: int
     """Train examples of a full score: the first ones in race order, so a larger budget adds to them on resume."""
@@ -33,7 +33,7 @@ class Sizes:
     num_held_back: int
     """Unseen examples that confirm the result."""
     num_unseen: int
-    """Unseen examples there are: of the valset where there is one, else of the trainset; the last ones in order."""
+    """All unseen examples, the last ones in order: of the valset if there is one, otherwise of the trainset."""
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
@@ -45,7 +45,7 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
         on_train = wanted if num_val else min(wanted, num_train - held)
         on_val = num_val - held if num_val else 0
         if held and (budget is None or budget - 2 * held >= on_train + on_val):
-            return Sizes(on_train, on_val, held, held if num_val else num_train - on_train)
+            return Sizes(on_train, on_val, held, held if num_val else min(2 * held, num_train - on_train))
     return Sizes(wanted, num_val, 0, 0)
 
 
@@ -68,10 +68,9 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
 
     num_candidates = config.num_candidates
     if num_candidates is None:
-        is_chosen = (
-            config.num_rounds is not None
-        )  # larger rounds would leave fewer rounds than the user chose
-        num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
+        # With `num_rounds`, larger rounds would leave fewer rounds than the user chose.
+        rounds = most_rounds(PAPER_CANDIDATES) if config.num_rounds is None else 0
+        num_candidates = usual_candidates(rounds)
     plan = Plan(
         num_train=num_train,
         num_val=num_val,
@@ -91,7 +90,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
 
 
 def _num_wanted(config: OPROConfig, num_train: int) -> int:
-    """Train examples that a winner would be scored on."""
+    """Train examples of a full score, without the examples that are held back."""
     num_train = min(num_train, config.max_train_examples or num_train)
     is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
     is_raced_our_way = config.pruner == "auto" and config.minibatch_size is None
@@ -113,7 +112,7 @@ def _pruner(config: OPROConfig, num_train: int) -> Pruner:
 
 
 def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
-    """Examples that the rounds may score: the budget without what confirming the result takes."""
+    """Examples that the rounds may score: the budget without the examples that confirm the result."""
     num_train, num_val = sizes.num_train, sizes.num_val
     least = num_train + num_val
     if config.max_full_evals is not None:
@@ -176,6 +175,7 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     examples += search.most_calls(rest) if rest else 0
     if plan.max_metric_calls is not None:
         examples = min(examples, plan.max_metric_calls)
+    examples += 2 * plan.num_held_back
     # With several predictors a round has one more candidate: it combines the best known texts.
     num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
     proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)

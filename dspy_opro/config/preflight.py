@@ -34,7 +34,7 @@ class Inputs:
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the race."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the user's dataset, by position in the race. Unseen examples are of the valset, if any."""
+    """Split -> index into the user's dataset, by position in the race. Unseen examples come from the valset, if any."""
     sizes: Sizes
 
 
@@ -87,7 +87,7 @@ def _warn(config: OPROConfig) -> None:
         for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
             if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
                 warn(
-                    f"{name} is not used: it is for bootstrapping demos. Set max_bootstrapped_demos above 0."
+                    f"{name} is not used: it is for bootstrapping demos. Pass max_bootstrapped_demos above 0."
                 )
 
 
@@ -100,14 +100,12 @@ def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
         return None
     if not isinstance(teacher, dspy.Module):
         raise TypeError(f"teacher must be a dspy.Module, but is {_kind(teacher)}.")
-    fields = [
-        {name: list(p.signature.fields) for name, p in m.named_predictors()}
-        for m in (teacher, program.student)
-    ]
-    if fields[0] != fields[1]:
-        raise ValueError(
-            f"teacher must have the student's predictors and fields {fields[1]}, but has {fields[0]}."
-        )
+    own, needed = (
+        {name: list(predictor.signature.fields) for name, predictor in module.named_predictors()}
+        for module in (teacher, program.student)
+    )
+    if own != needed:
+        raise ValueError(f"teacher must have the student's predictors and fields {needed}, but has {own}.")
     return teacher
 
 

@@ -21,26 +21,20 @@ def uncopyable(module: dspy.Module) -> list[Any]:
     seen: set[int] = set()
 
     def look(value: Any) -> None:
-        if id(value) in seen or _is_copyable(value):
+        if id(value) in seen:
             return
         seen.add(id(value))
-        inner = _members(value)
-        if inner is None:
-            found.append(value)
-        else:
-            for member in inner:
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            inner = _members(value)
+            if inner is None:
+                found.append(value)
+            for member in inner or ():
                 look(member)
 
     look(module)
     return found
-
-
-def _is_copyable(value: Any) -> bool:
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
 
 
 def _members(value: Any) -> Iterable[Any] | None:

@@ -80,16 +80,10 @@ class Evaluator:
         book: Callable[[Usage], None] = lambda usage: None,
         call_id: str | None = None,
     ) -> tuple[TaskResult, Any]:
-        """Score a candidate on an example.
+        """Score a candidate on an example. Returns the result and the prediction (None if the example failed).
 
-        Args:
-            candidate: The instructions.
-            example: One example of the data.
-            book: Gets the usage of every LM call when the call ends, so that an abandoned call counts too.
-            call_id: DSPy's callbacks see it as the parent of the calls.
-
-        Returns:
-            The result, and the prediction (None if the example failed).
+        `book` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
+        callbacks see `call_id` as the parent of the calls.
 
         Raises:
             MetricError: The metric returned something that is not a score.
@@ -98,24 +92,23 @@ class Evaluator:
         settings = {} if self.task_model is None else {"lm": self.task_model}
         with metered("scorer", book, ONE_EXAMPLE, trace=[], **settings) as meter, called_by(call_id):
             try:
-                prediction = self._predict(program, dict(example.inputs().items()))
+                inputs = dict(example.inputs().items())
+                if self.is_awaited:
+                    prediction = self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
+                else:
+                    prediction = program(**inputs)
                 outcome = self._judge(example, prediction)
             except MetricError:
                 raise
             except (
                 BaseException
-            ) as caught:  # a program that raises SystemExit has failed on this example, no more
+            ) as caught:  # e.g. SystemExit: the program has failed on this example, no more
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
                 detail = "".join(traceback.format_exception(error)) if self.provide_traceback else cause
                 logger.warning("Failed on an example: %s", detail)
         return TaskResult(outcome, meter.usage, error=error), prediction
-
-    def _predict(self, program: dspy.Module, inputs: dict[str, Any]) -> Any:
-        if self.is_awaited:
-            return self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
-        return program(**inputs)
 
     def _judge(self, example: Any, prediction: Any) -> Outcome:
         try:

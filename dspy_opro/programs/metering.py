@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import dspy
@@ -15,32 +17,44 @@ from dspy_opro.search.trajectory import Usage
 NOTHING = Usage()
 
 
-class Meter:
-    """Counts LM calls, tokens and dollars. It keeps no prompts and no answers.
+class Ledger:
+    """The one count of a run's spending. Any thread may add to it."""
 
-    Args:
-        caller: The side that makes the calls, the program's or the proposer's.
-        book: Gets the usage of every call when the call ends. An abandoned call costs money, too.
-        entry: The usage of the work itself, booked at once.
-    """
-
-    def __init__(
-        self, caller: Literal["scorer", "proposer"], book: Callable[[Usage], None], entry: Usage
-    ) -> None:
-        self._caller = caller
-        self._book = book
+    def __init__(self) -> None:
+        self._usage = Usage()
         self._lock = threading.Lock()
-        self.usage = entry
-        """The usage so far."""
-        book(entry)
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    def add(self, usage: Usage) -> None:
+        with self._lock:
+            self._usage = self._usage + usage
+
+
+@dataclass
+class Meter:
+    """Counts LM calls, tokens and dollars. It keeps no prompts and no answers."""
+
+    caller: Literal["scorer", "proposer"]
+    """The side that makes the calls."""
+    book: Callable[[Usage], None]
+    """Gets the usage of every call when the call ends. An abandoned call costs money, too."""
+    usage: Usage
+    """The usage so far, from the start with that of the work itself."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self.book(self.usage)
 
     def add(self, usage: Any, cost: Any) -> None:
         """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call."""
         spent = Usage(cached_calls=1)
         if usage:
             spent = Usage(
-                scorer_calls=int(self._caller == "scorer"),
-                proposer_calls=int(self._caller == "proposer"),
+                scorer_calls=int(self.caller == "scorer"),
+                proposer_calls=int(self.caller == "proposer"),
                 # The second name is that of the Responses API.
                 prompt_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
                 completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
@@ -48,7 +62,7 @@ class Meter:
             )
         with self._lock:
             self.usage += spent
-        self._book(spent)
+        self.book(spent)
 
 
 class _History(list[Any]):
@@ -59,16 +73,12 @@ class _History(list[Any]):
         self._meter = meter
 
     def append(self, entry: Any) -> None:
-        is_cached = bool(getattr(entry.get("response"), "cache_hit", False))
-        # Many servers send no usage. An answer without it is paid for, unless it says that it is from the cache.
-        self._meter.add(
-            entry.get("usage") or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost")
-        )
-
-
-class _Caller:
-    def __init__(self, meter: Meter) -> None:
-        self.history = _History(meter)
+        response, usage = entry.get("response"), entry.get("usage")
+        # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
+        # 3.3 set `cache_hit`, in 3.4 the cached response still has the usage that its entry does not have.
+        tokens = getattr(getattr(response, "usage", None), "total_tokens", None)
+        is_cached = getattr(response, "cache_hit", False) or tokens
+        self._meter.add(usage or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost"))
 
 
 class _Tracker(UsageTracker):
@@ -105,6 +115,6 @@ def metered(
     meter = Meter(caller, book, entry)
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:
         settings["usage_tracker"] = _Tracker(meter, dspy.settings.usage_tracker)
-    callers = [_Caller(meter), *(dspy.settings.caller_modules or [])]
+    callers = [SimpleNamespace(history=_History(meter)), *(dspy.settings.caller_modules or [])]
     with dspy.context(caller_modules=callers, **settings):
         yield meter

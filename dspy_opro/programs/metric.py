@@ -39,8 +39,9 @@ class Metric:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._call = getattr(function, "acall", function) if is_async_only(function) else function
-        self._num_extra = max(0, _num_required(function) - 2)
-        self._takes_trace = _takes_three(function)
+        num_required = _num_required(function)
+        self._num_extra = max(0, num_required - 2)
+        self._takes_trace = num_required > 2 or _takes_three(function)
 
     def __call__(self, example: Any, prediction: Any) -> Any:
         """The unchanged return value of the metric; an awaitable if the metric is async."""
@@ -56,9 +57,7 @@ class Metric:
 def _takes_three(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind(None, None, None)
-    except TypeError:  # also raised if it needs more than three
-        return _num_required(function) > 2
-    except ValueError:
+    except (TypeError, ValueError):  # ValueError: a builtin without a signature
         return False
     return True
 

@@ -45,7 +45,7 @@ class CompletionProposer(dspy.Module):
 
     Example:
         >>> from dspy_opro import OPROTeleprompter
-        >>> from dspy_opro.completion import CompletionProposer
+        >>> from dspy_opro.proposers.completion import CompletionProposer
         >>> def metric(example, prediction):
         ...     return example.label == prediction.label
         >>> teleprompter = OPROTeleprompter(metric=metric, proposer=CompletionProposer())

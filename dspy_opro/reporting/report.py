@@ -160,7 +160,8 @@ def word_diff(before: str, after: str) -> list[Words]:
     A difference in white space alone is not a change: line breaks move when a model rewrites a text.
     """
     old, new = (re.findall(r"\s*\S+", text) for text in (before, after))
-    matcher = difflib.SequenceMatcher(None, *([w.strip() for w in words] for words in (old, new)), autojunk=False)
+    bare_old, bare_new = ([word.strip() for word in words] for words in (old, new))
+    matcher = difflib.SequenceMatcher(None, bare_old, bare_new, autojunk=False)
     return [
         Words("".join(old[i:j]), "".join(new[k:m]), kind == "equal")
         for kind, i, j, k, m in matcher.get_opcodes()

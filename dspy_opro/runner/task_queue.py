@@ -17,7 +17,10 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from dspy_opro.programs.awaiting import as_exception
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.metering import Ledger
 from dspy_opro.search import Search
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
     RoundDecided,
@@ -28,9 +31,6 @@ from dspy_opro.search.tasks import (
     task_key,
     urgency,
 )
-
-from .budget import Budget, Ledger
-from .failures import FailureLimit, FirstExamples, TooManyErrors
 
 if TYPE_CHECKING:
     from dspy_opro.storage.run_storage import RunStorage

@@ -157,7 +157,8 @@ def test_no_language_model_at_all() -> None:
 
 STORAGES: dict[Any, str] = {
     "foo": "storage 'foo' can't be opened: Could not parse",
-    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://me:***@host/db?sslpassword=***' can't be opened: Can't load",
+    "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://me:***@host/db?sslpassword=***' can't be "
+    "opened: Can't load",
     "mysql://me:secret@host/db": "storage 'mysql://me:***@host/db' can't be opened: Failed to import DB access module",
     "sqlite:////no/such/folder/qa.db": "storage 'sqlite:////no/such/folder/qa.db' can't be opened: (sqlite3.Op",
     5: "storage 5 can't be opened: it is of type int.",

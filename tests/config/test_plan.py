@@ -64,8 +64,8 @@ def test_trials_are_candidates_in_all() -> None:
             {"num_train": 10},
             (
                 "OPRO (auto='light'): at most 64 candidates in 8 rounds, 298 examples scored and 64 proposals (192 if "
-                "all of them are rejected). The race usually needs far fewer examples. The run may end earlier because of "
-                "patience."
+                "all of them are rejected). The race usually needs far fewer examples. The run may end earlier "
+                "because of patience."
             ),
         ),
         (

@@ -269,7 +269,7 @@ def test_num_trials_beside_an_auto_warns_unless_it_is_the_constructors_default(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         optimizer.compile(dspy.Predict(QA), trainset=trainset(), num_trials=2, **call)
-    assert any("num_trials=2 takes the place" in str(w.message) for w in caught) is warned
+    assert any("num_trials=2 overrides" in str(w.message) for w in caught) is warned
 
 
 def test_auto_none_without_a_bound_is_an_error() -> None:

@@ -64,7 +64,13 @@ def trainset(count: int = 4, **inputs: Any) -> list[Any]:
 
 def teleprompter(**changes: Any) -> OPROTeleprompter:
     """A short run."""
-    values = {"num_rounds": 1, "num_candidates": 2, "num_threads": 4, "display_progress": False}
+    values: dict[str, Any] = {
+        "num_rounds": 1,
+        "num_candidates": 2,
+        "num_threads": 4,
+        "display_progress": False,
+    }
+    values["confirm"] = False  # of so few examples none can be held back, and hardly any gain is proven
     return OPROTeleprompter(**{"metric": metric, **values, **changes})
 
 

@@ -17,9 +17,9 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from dspy_opro.programs.awaiting import EventLoop
 from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised
+from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.metric import Metric, MetricError
 from dspy_opro.programs.program import Program
-from dspy_opro.runner.budget import Ledger
 from dspy_opro.search.tasks import TaskResult
 from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 from dspy_opro.testing import LMCall, ScriptedLM

@@ -11,12 +11,12 @@ import pytest
 
 from dspy_opro import ProposalRequest
 from dspy_opro.programs.awaiting import EventLoop
+from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.program import Program
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import OPROProposer
 from dspy_opro.proposers.writer import InstructionWriter
-from dspy_opro.runner.budget import Ledger
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, View
 from dspy_opro.search.trajectory import Trajectory
 from dspy_opro.testing import LMCall, ScriptedLM

@@ -19,12 +19,13 @@ from typing import Any
 import optuna
 import pytest
 
-from dspy_opro.runner.budget import Budget, Ledger
-from dspy_opro.runner.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.metering import Ledger
 from dspy_opro.runner.interrupts import interrupts
 from dspy_opro.runner.task_queue import TaskQueue, TimeLimit, WorkerPool
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
     Plan,

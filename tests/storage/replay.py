@@ -12,11 +12,12 @@ from typing import Any
 
 import optuna
 
-from dspy_opro.runner.budget import Budget, Ledger
-from dspy_opro.runner.failures import FailureLimit
+from dspy_opro.programs.failures import FailureLimit
+from dspy_opro.programs.metering import Ledger
 from dspy_opro.runner.task_queue import TaskQueue
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Plan, Proposal, ProposalTask, ScoringTask, Task, TaskResult, task_key
 from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 from dspy_opro.storage.recombination import recombine

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dspy_opro.programs.evaluator import MetricRaised
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
 from dspy_opro.programs.metric import MetricError
-from dspy_opro.runner.failures import FailureLimit, FirstExamples, TooManyErrors
 from dspy_opro.search.tasks import (
     Proposal,
     ProposalTask,

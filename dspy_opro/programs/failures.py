@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dspy_opro.programs.evaluator import MetricRaised, in_brief
-from dspy_opro.programs.metric import MetricError
 from dspy_opro.search.tasks import RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from dspy_opro.search.trajectory import Outcome, Trial
+
+from .evaluator import MetricRaised, in_brief
+from .metric import MetricError
 
 NUM_DEAD = 4
 """Candidates in a row that fail on every example and are taken for a broken program or LM."""

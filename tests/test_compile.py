@@ -116,6 +116,7 @@ def test_a_program_becomes_better_over_http(server: SimulatedServer) -> None:
         num_candidates=8,
         num_threads=16,
         confirm=False,
+        seed=1,
     )
     result = program.opro_result
     assert result.best_score > result.curve[0]

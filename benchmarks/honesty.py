@@ -7,22 +7,18 @@ answered directly: what it does depends on the answers alone, so that neither th
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dspy_opro.racing import affordable_examples
-from dspy_opro.setup import Setup, set_up
-from dspy_opro.trajectory import Outcome
-from dspy_opro.work import Ask, Block
 from rows import Row, keep, load
 
-from dspy_opro.config import make_config
-from dspy_opro.search.confidence import judge
-from dspy_opro.search.reserve import held_back, num_pairs
+from dspy_opro.compile import Job
+from dspy_opro.config.arguments import make_config
+from dspy_opro.search.tasks import ProposalTask, ScoringTask, TaskResult, urgency
+from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.testing import ScriptedLM, VocabularyTask
 
 LANDSCAPES: Mapping[str, Callable[[int], VocabularyTask]] = {
@@ -35,7 +31,6 @@ LANDSCAPES: Mapping[str, Callable[[int], VocabularyTask]] = {
 
 SETTINGS = ("200", "600", "1600", "light", "medium", "heavy")
 """Values of `max_metric_calls`, and presets."""
-MOST_EXAMPLES = {"light": 100, "medium": 300, "heavy": 1000}
 KEY = ("landscape", "setting", "confirm", "num_train", "num_val", "seed")
 
 
@@ -43,97 +38,73 @@ def run(
     landscape: str, setting: str, seed: int, confirm: bool = True, num_train: int = 60, num_val: int = 0
 ) -> dict[str, Any]:
     """One run as a row; gains are differences of probabilities."""
-    task, budget = LANDSCAPES[landscape](seed), int(setting) if setting.isdigit() else None
-    wanted = MOST_EXAMPLES[setting] if budget is None else affordable_examples(budget)
-    data = num_val or num_train  # what decides
-    reserved = held_back(data, data if num_val else min(data, wanted), budget) if confirm else 0
+    task = LANDSCAPES[landscape](seed)
     options: dict[str, Any] = {"auto": setting}
-    if budget is not None:
-        options = {"auto": None, "max_metric_calls": budget - 2 * reserved}
-    sizes = (num_train, num_val - reserved) if num_val else (num_train - reserved, 0)
-    setup, num_calls, num_proposals = search(task, seed, *sizes, **options)
-    split = "val" if num_val else "train"
-    used = sizes[1] if num_val else setup.search.plan.num_train
-    left = None if budget is None else budget - num_calls
-    pairs = num_pairs(reserved, data - used, left) if confirm else 0
-    trajectory = setup.search.trajectory
-    student, best = trajectory.trials[0], trajectory.best
-    row = dict(zip(KEY, (landscape, setting, confirm, num_train, num_val, seed), strict=True))
-    row |= {"calls": num_calls, "proposals": num_proposals, "num_full": used, "num_fresh": pairs}
-    row |= {"said": 0.0, "true": 0.0, "best_true": 0.0, "returned": False, "covered": None, "naive": 0.0}
-    if best.id == student.id:
-        return row
-    texts = [next(iter(t.candidate.instructions.values())) for t in (student, best)]
-
-    def differences(items: Iterable[str]) -> list[float]:
-        return [float(task.is_right(texts[1], item)) - task.is_right(texts[0], item) for item in items]
-
-    order = setup.inputs.orders[split]
-    searched = differences(f"{split}-{order[position]}" for position in range(used))
-    tried = [t for t in trajectory.trials[1:] if not num_val or t.valset_score is not None]
-    share = 1.0 if num_val else statistics.fmean(t.num_scored for t in tried) / used
-    # Which untouched examples is all the same here: items are drawn independently.
-    fresh = differences(f"fresh-{number}" for number in range(pairs))
-    verdict = judge(searched, len(tried), fresh, share=share)
-    gain, interval = task.true_quality(texts[1]) - task.true_quality(texts[0]), verdict.interval
-    naive = statistics.fmean(searched)
-    returned = verdict.is_better or not confirm
-    return {
-        **row,
-        "calls": num_calls + 2 * pairs,
-        "said": verdict.gain if confirm else naive,
-        "true": gain if returned else 0.0,
-        "best_true": gain,
-        "naive": naive,
-        "fresh": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "basis": interval.basis,
-        "returned": returned,
-        "covered": interval.low - 1e-9 <= gain <= interval.high + 1e-9,
-    }
-
-
-def search(
-    task: VocabularyTask, seed: int, num_train: int, num_val: int, **options: Any
-) -> tuple[Setup, int, int]:
-    """A search to its end, the examples that it scored, and the proposals that it asked for."""
+    if setting.isdigit():
+        options = {"auto": None, "max_metric_calls": int(setting)}
     values = {
         "metric": task.metric,
         "trainset": task.trainset(num_train),
         "valset": task.valset(num_val) or None,
-    }
-    values |= {
         "prompt_model": ScriptedLM(task.proposer, keep_calls=False),
         "task_model": ScriptedLM(task.scorer),
+        "seed": seed,
+        "display_progress": False,
+        "confirm": confirm,
     }
-    values |= {"seed": seed, "display_progress": False}
-    setup = set_up(make_config({**values, **options}), task.student(), is_async=False)
+    job = Job(make_config({**values, **options}), task.student())
     try:
-        return setup, *asyncio.run(_answer(setup, task))
+        num_calls, num_proposals = answer(job, task)
     finally:
-        setup.close()
+        job.close()
+    search = job.queue.search
+    student, best, gain = search.trajectory.trials[0], search.trajectory.best, search.gain
+    row = dict(zip(KEY, (landscape, setting, confirm, num_train, num_val, seed), strict=True))
+    row |= {"calls": num_calls, "proposals": num_proposals, "num_fresh": 0, "covered": None}
+    row |= {"said": 0.0, "true": 0.0, "best_true": 0.0, "returned": False}
+    if gain is None:  # the best one is the student
+        return row
+    before, after = (
+        task.true_quality(next(iter(t.candidate.instructions.values()))) for t in (student, best)
+    )
+    true, interval, returned = after - before, gain.interval, search.returned.id == best.id
+    return {
+        **row,
+        "num_fresh": interval.num_examples if interval.basis == "fresh" else 0,
+        "said": gain.value if confirm else gain.candidate_score - gain.student_score,
+        "true": true if returned else 0.0,
+        "best_true": true,
+        "low": interval.low,
+        "high": interval.high,
+        "basis": interval.basis,
+        "returned": returned,
+        "covered": interval.low - 1e-9 <= true <= interval.high + 1e-9,
+    }
 
 
-async def _answer(setup: Setup, task: VocabularyTask) -> tuple[int, int]:
-    num_calls = num_proposals = 0
-    while not setup.search.done and (work := setup.search.next()) is not None:
-        if isinstance(work, Ask):
-            num_proposals += 1
-            proposal, _ = await setup.executor.propose(work)
-            setup.search.tell_proposal(work, proposal)
-        else:
-            num_calls += work.stop - work.start
-            outcomes = [_outcome(setup, task, work, position) for position in range(work.start, work.stop)]
-            setup.search.tell_block(work, outcomes)
-    return num_calls, num_proposals
+def answer(job: Job, task: VocabularyTask) -> tuple[int, int]:
+    """Run the search of a job to its end: the examples that it scored, and the proposals that it asked for."""
+    search, waiting, counts = job.queue.search, [], [0, 0]
+    while not search.done:
+        waiting += search.next_tasks()
+        waiting.sort(key=urgency)
+        work = waiting.pop(0)
+        if not search.wants(work):
+            continue
+        counts[isinstance(work, ProposalTask)] += 1
+        result = job.writer.write(work) if isinstance(work, ProposalTask) else outcome(job, task, work)
+        search.tell(work, result)
+    return counts[0], counts[1]
 
 
-def _outcome(setup: Setup, task: VocabularyTask, block: Block, position: int) -> Outcome:
-    (instruction,) = block.candidate.instructions.values()
-    item = f"{block.split}-{setup.inputs.orders[block.split][position]}"
+def outcome(job: Job, task: VocabularyTask, work: ScoringTask) -> TaskResult:
+    """What the task answers, without a program."""
+    (instruction,) = work.candidate.instructions.values()
+    example = job.inputs.splits[work.split][work.position]
+    item = example.question.removeprefix("Which code belongs to item ").removesuffix("?")
     right = task.is_right(instruction, item)
-    return Outcome(float(right), f"answer: {task.answer(item) if right else 'code unknown'}")
+    said = f"answer: {task.answer(item) if right else 'code unknown'}"
+    return TaskResult(Outcome(float(right), said), Usage(metric_calls=1))
 
 
 def table(rows: Iterable[Row]) -> str:

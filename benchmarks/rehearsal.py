@@ -62,7 +62,7 @@ def rehearse(
         proposer_calls=clock.num_done[ProposalTask],
         wall_seconds=clock.now,
         utilization=clock.busy_seconds / (num_threads * clock.now),
-        quality=task.quality(next(iter(search.trajectory.best.candidate.instructions.values()))),
+        quality=task.quality(next(iter(search.returned.candidate.instructions.values()))),
         num_rounds=len(search.best_scores) - 1,
     )
 
@@ -104,6 +104,8 @@ class _Clock:
     def _start(self) -> None:
         while self._waiting and len(self._in_flight) < self._num_threads:
             task = heapq.heappop(self._waiting)[-1]
+            if not self._search.wants(task):
+                continue
             latency = self._latencies[type(task)]
             seconds = latency.median_seconds * self._draws.lognormvariate(0.0, latency.sigma)
             self.busy_seconds += seconds

@@ -1,4 +1,4 @@
-"""When failed examples end a run. One is data; `max_errors` of them, or whole rounds of nothing else, are an error."""
+"""When failed examples end a run: after `max_errors` of them, or after whole rounds in which every example failed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from .evaluator import MetricRaised, in_brief
 from .metric import MetricError
 
 NUM_DEAD = 4
-"""Candidates in a row that fail on every example and are taken for a broken program or LM."""
+"""If so many candidates in a row fail on every example, the program or the LM is broken."""
 NUM_FIRST = 3
-"""Examples on which the student may fail before the run ends at its start."""
+"""If the student fails on so many examples at the start, the run ends."""
 
 
 class TooManyErrors(RuntimeError):
-    """The program failed on `max_errors` examples, or on everything for a while. The first failure is the cause."""
+    """The program failed on `max_errors` examples, or on every example for a while. The first error is the cause."""
 
 
 class FailureLimit:
-    """The failed examples of this process.
+    """Counts the failed examples of this process.
 
-    Args:
-        max_errors: Failed examples that end the run, or None for the rule over whole rounds.
-        num_in_dead_rounds: Failures in rounds of nothing else that end a run where `max_errors` is None.
+    `max_errors` failed examples end the run. If it is None, `num_in_dead_rounds` failures end the run, if they are
+    all examples of whole rounds.
     """
 
     def __init__(self, max_errors: int | None, num_in_dead_rounds: int) -> None:
@@ -36,10 +35,10 @@ class FailureLimit:
         self._first_error: Exception | None = None
 
     def count(self, task: Task, result: TaskResult) -> None:
-        """A result has come in.
+        """Count a result.
 
         Raises:
-            TooManyErrors: It was the last of `max_errors`.
+            TooManyErrors: `max_errors` examples have failed.
         """
         outcome = result.content
         if not isinstance(task, ScoringTask) or not isinstance(outcome, Outcome) or outcome.error is None:
@@ -54,13 +53,13 @@ class FailureLimit:
         self._finished.append(event.trial)
 
     def decided(self, event: RoundDecided) -> None:
-        """A round is over: end the run where nothing works any more and `max_errors` is not given.
+        """Without `max_errors`, end the run if the last rounds have only failures.
 
-        Single failures are data, and so is a candidate that fails on everything: instructions break formats. But when
-        whole rounds fail, the cause is elsewhere. The rule is the same whatever the order of arrival.
+        A candidate may fail on every example, because an instruction can break the output format. If whole rounds
+        fail, the cause is elsewhere. The rule does not depend on the order in which results arrive.
 
         Raises:
-            TooManyErrors: Not one example succeeded in the last rounds, of `NUM_DEAD` candidates or more.
+            TooManyErrors: No example succeeded in the last rounds, which have at least `NUM_DEAD` candidates.
         """
         trials, self._finished = self._finished, []
         if any(t.num_failures < t.num_scored for t in trials):
@@ -69,7 +68,7 @@ class FailureLimit:
             self._dead.extend(trials)
         failures = sum(t.num_failures for t in self._dead)
         is_over = len(self._dead) >= NUM_DEAD and failures >= self._num_in_dead_rounds
-        # Failures of an earlier process may have had a cause that is gone.
+        # The cause of failures in an earlier process may be gone.
         if self._max_errors is None and is_over and any(t.id in self._failed for t in self._dead):
             raise self._too_many(
                 f"on each of the last {failures} examples, under {len(self._dead)} candidates"
@@ -82,12 +81,9 @@ class FailureLimit:
 
 
 class FirstExamples:
-    """The student runs on one example alone at first, so that a broken metric or program ends the run at no cost.
+    """The run first scores the student on one example alone, so a broken metric or program costs almost nothing.
 
-    A program may fail on single examples: after a failure the next example is tried, `NUM_FIRST` at most.
-
-    Args:
-        num_train: Train examples there are.
+    A program may fail on single examples. After a failure the run tries the next example, at most `NUM_FIRST`.
     """
 
     def __init__(self, num_train: int) -> None:
@@ -95,11 +91,11 @@ class FirstExamples:
         self._first_error: Exception | None = None
 
     def passes(self, result: TaskResult) -> bool:
-        """Whether the run may go on with everything else.
+        """Whether the result lets the run start with all other tasks.
 
         Raises:
-            MetricError: The metric raised.
-            TooManyErrors: The program failed on each of the examples.
+            MetricError: The metric raised an error.
+            TooManyErrors: The program failed on every example so far, and there is no further attempt.
         """
         if result.error is None:
             return True
@@ -108,8 +104,6 @@ class FirstExamples:
         self._num_left -= 1
         self._first_error = self._first_error or result.error
         if not self._num_left:
-            brief = in_brief(self._first_error)
-            raise TooManyErrors(
-                f"The student fails on every example tried. First cause: {brief}"
-            ) from self._first_error
+            message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"
+            raise TooManyErrors(message) from self._first_error
         return False

@@ -1,0 +1,100 @@
+"""What a run returns and says of it stands on examples that the search never used, where there are some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dspy_opro import OPROTeleprompter
+from dspy_opro.testing import LMCall, ScriptedLM, VocabularyTask
+
+
+class Seen:
+    """Which questions the scorer answers, in order."""
+
+    def __init__(self, task: VocabularyTask) -> None:
+        self.task = task
+        self.questions: list[str] = []
+
+    def __call__(self, call: LMCall) -> Any:
+        if "instruction" in call.output_fields:
+            return self.task.proposer(call)
+        self.questions.append(call.inputs["question"])
+        return self.task.scorer(call)
+
+
+def compiled(task: VocabularyTask, num_train: int, **options: Any) -> tuple[Any, Seen]:
+    seen = Seen(task)
+    lm = ScriptedLM(seen, keep_calls=False)
+    values: dict[str, Any] = {"metric": task.metric, "prompt_model": lm, "task_model": lm, "num_threads": 4}
+    valset = options.pop("valset", None)
+    teleprompter = OPROTeleprompter(**{**values, "display_progress": False, **options})
+    return teleprompter.compile(task.student(), trainset=task.trainset(num_train), valset=valset), seen
+
+
+def test_student_and_winner_are_scored_on_examples_that_the_search_never_used() -> None:
+    task = VocabularyTask(1)
+    program, seen = compiled(task, 60, max_metric_calls=600)
+    result = program.opro_result
+    gain = result.gain
+    assert gain.interval.basis == "fresh"
+    assert gain.is_proven
+    assert result.best.id != result.baseline.id
+    last = seen.questions[-2 * gain.interval.num_examples :]
+    assert not set(last) & set(seen.questions[: -len(last)])
+    assert all(last.count(question) == 2 for question in last)
+    assert result.usage.metric_calls <= 600
+    assert result.summary().startswith("unseen examples: ")
+    assert gain.interval.low <= gain.interval.estimate <= gain.interval.high
+
+
+def test_a_third_of_the_valset_does_not_select() -> None:
+    task = VocabularyTask(1)
+    program, _ = compiled(task, 40, valset=task.valset(60), num_rounds=4)
+    result = program.opro_result
+    assert len(result.baseline.valset_scores) == 40
+    assert result.gain is None or result.gain.interval.num_examples == 20
+
+
+def test_a_metric_that_means_nothing_rarely_replaces_the_student() -> None:
+    replaced, told = 0, 0.0
+    for seed in range(8):
+        program, _ = compiled(
+            VocabularyTask(seed, signal=0.0, noise=1.0, base=0.5), 40, max_metric_calls=200, seed=seed
+        )
+        result = program.opro_result
+        replaced += result.best.id != result.baseline.id
+        told += 0.0 if result.gain is None else result.gain.value
+        if result.best.id == result.baseline.id and result.gain is not None:
+            assert "No instruction was reliably better than yours" in result.summary()
+    assert replaced <= 3
+    assert told / 8 < 0.06
+
+
+def test_without_confirmation_nothing_is_held_back_and_the_best_is_returned() -> None:
+    task = VocabularyTask(1)
+    program, seen = compiled(task, 60, num_rounds=4, confirm=False)
+    result = program.opro_result
+    assert result.best == result.trajectory.best
+    assert len(set(seen.questions)) == 60
+    assert result.gain is None or result.gain.interval.basis == "selected"
+
+
+def test_too_few_examples_to_hold_any_back_give_a_corrected_interval() -> None:
+    program, _ = compiled(VocabularyTask(1), 20, num_rounds=6)
+    gain = program.opro_result.gain
+    assert gain is not None
+    assert gain.interval.basis == "selected"
+    assert "corrected for having chosen the best of many" in program.opro_result.summary()
+
+
+@pytest.mark.parametrize("num_threads", [1, 16])
+def test_the_confirmation_is_the_same_in_a_resumed_run(tmp_path: Any, num_threads: int) -> None:
+    task = VocabularyTask(1)
+    options: dict[str, Any] = {"max_metric_calls": 400, "log_dir": tmp_path, "num_threads": num_threads}
+    first, _ = compiled(task, 60, **options)
+    again, seen = compiled(task, 60, **options)
+    assert seen.questions == []
+    assert again.opro_result.gain == first.opro_result.gain
+    assert again.opro_result.best.id == first.opro_result.best.id

@@ -82,6 +82,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     """Run our own loop until its end. Cancelled coroutines may then clean up for a moment."""
     loop.run_forever()
     tasks = asyncio.all_tasks(loop)
+    for task in tasks:  # also those that a library has started: LiteLLM's logging worker in DSPy 3.0
+        task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS))
     loop.close()

@@ -336,7 +336,9 @@ def lm_with_a_socket(server: SimulatedServer) -> Any:
         ("dspy.settings.mark", lambda server: {"mark": threading.Lock()}),
         (
             "the examples",
-            lambda server: {"trainset": [*TRAINSET, TRAINSET[0].copy(lock=threading.Lock())]},
+            lambda server: {
+                "trainset": [*TRAINSET, TRAINSET[0].copy(lock=threading.Lock()).with_inputs("question")]
+            },
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -107,6 +107,7 @@ class OPROConfig(BaseModel):
     failure_score: float = 0.0
     provide_traceback: bool | None = None
     example_timeout_seconds: float | None = Field(default=None, gt=0.0)
+    max_outage_seconds: float = Field(default=300.0, gt=0.0)
 
     @field_validator("prompt_model", "task_model", mode="before")
     @classmethod

@@ -111,6 +111,7 @@ class Arguments(BuiltinKeywords, total=False):
     failure_score: float
     provide_traceback: bool | None
     example_timeout_seconds: float | None
+    max_outage_seconds: float
 
 
 FIELDS = OPROConfig.model_fields

@@ -112,9 +112,9 @@ def decide(limit: FailureLimit, *trials: tuple[str, int]) -> None:
     """A round is over, after these trials of five examples each: name and number of failures."""
     finished = [Trial(Candidate({"self": name}), 0.0, 5, num_failures=count) for name, count in trials]
     for trial in finished:
-        limit.finished(TrialFinished(trial))
+        limit.see(TrialFinished(trial))
     best = Trial(Candidate({"self": "student"}), 1.0, 5)
-    limit.decided(RoundDecided(1, best, 1.0))
+    limit.see(RoundDecided(1, best, 1.0))
 
 
 def test_without_max_errors_whole_rounds_of_failures_end_it() -> None:

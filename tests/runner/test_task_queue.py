@@ -19,10 +19,10 @@ from typing import Any
 import optuna
 import pytest
 
-from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TimeLimit, TooManyErrors
 from dspy_opro.programs.metering import Ledger
 from dspy_opro.runner.interrupts import interrupts
-from dspy_opro.runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from dspy_opro.runner.task_queue import TaskQueue, WorkerPool
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving
 from dspy_opro.search.stoppers import Budget

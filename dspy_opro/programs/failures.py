@@ -13,13 +13,16 @@ from dspy_opro.search.trajectory import Outcome, Trial
 from .errors import in_brief
 from .evaluator import MetricRaised
 from .metric import MetricError
+from .provider import judge
 
 logger = logging.getLogger("dspy_opro")
 
 NUM_DEAD = 4
 """If so many candidates in a row fail on every example, the program or the LM is broken."""
-NUM_FIRST = 3
-"""If the student fails on so many examples at the start, the run ends."""
+NUM_FIRST = 10
+"""If the student fails on all of so many examples at the start, the run ends. Few of them say little: a student that
+breaks the output format half of the time fails on three in a row in one of eight runs, and can be optimized.
+"""
 
 
 class TooManyErrors(RuntimeError):
@@ -126,7 +129,8 @@ class FailureLimit:
 class FirstExamples:
     """The run first scores the student on one example alone, so a broken metric or program costs almost nothing.
 
-    A program may fail on single examples. After a failure the run tries the next example, at most `NUM_FIRST`.
+    A program may fail on single examples. After a failure the run tries the next example, at most `NUM_FIRST`. A
+    refused key and an unknown model end the run at once.
     """
 
     def __init__(self, num_train: int) -> None:
@@ -146,7 +150,7 @@ class FirstExamples:
             raise MetricError(str(result.error)) from result.error.__cause__
         self._num_left -= 1
         self._first_error = self._first_error or result.error
-        if not self._num_left:
+        if not self._num_left or judge(result.error).kind == "account":
             message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"
             raise TooManyErrors(message) from self._first_error
         return False

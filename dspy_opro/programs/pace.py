@@ -128,10 +128,10 @@ class Lane:
 
     def pause(self, now: float) -> float:
         """Seconds until a task may start, if time is all that is missing; otherwise infinity."""
-        pauses = [self._later[0][0] - now] if self._later else []
-        if self._waiting and self.pace.pause(now) > 0:
-            pauses.append(self.pace.pause(now))
-        return max(0.001, min(pauses, default=math.inf))
+        pause = self.pace.pause(now)
+        if not self._waiting:
+            pause = max(pause, self._later[0][0] - now) if self._later else math.inf
+        return pause if pause > 0 else math.inf
 
     def clear(self) -> None:
         self._waiting.clear()

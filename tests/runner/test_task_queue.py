@@ -668,10 +668,10 @@ def test_the_first_examples_are_neither_done_nor_told_twice() -> None:
 
 def test_a_student_that_fails_on_the_first_examples_ends_the_run_and_leaves_no_log() -> None:
     case = Case(8, first=FirstExamples(20), storage=kept())
-    fail_at(0, 1, 2)(case)
+    fail_at(*range(10))(case)
     with pytest.raises(TooManyErrors, match=r"fails on every example tried\. First cause: .*cause 0"):
         case()
-    assert case.world.num_scored == case.ledger.usage.metric_calls == 3
+    assert case.world.num_scored == case.ledger.usage.metric_calls == 10
     assert case.search.stop_reason == "error"
     assert reopened(case).is_fresh
 
@@ -821,8 +821,8 @@ def test_a_first_example_that_hangs_is_a_failed_one() -> None:
     hanging.end.set()
 
 
-def test_three_first_examples_that_hang_end_the_run() -> None:
-    case = Case(2, time_limit=0.5, first=FirstExamples(20))
+def test_first_examples_that_all_hang_end_the_run() -> None:
+    case = Case(2, time_limit=0.2, plan=Plan(3, num_rounds=0), first=FirstExamples(3))
     hanging = Hanging(case, *range(20))
     with pytest.raises(TooManyErrors, match="fails on every example tried"):
         case()

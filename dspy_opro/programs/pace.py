@@ -133,10 +133,6 @@ class Lane:
             pause = max(pause, self._later[0][0] - now) if self._later else math.inf
         return pause if pause > 0 else math.inf
 
-    def clear(self) -> None:
-        self._waiting.clear()
-        self._later.clear()
-
     def settled(self, task: Task) -> Usage:
         """A task is over. Returns what its earlier calls cost."""
         retry = self._retries.pop(task_key(task), None)
@@ -171,7 +167,6 @@ class WaitingTasks:
     def __init__(self, num_threads: int, max_outage_seconds: float) -> None:
         self._proposals = Lane(num_threads, max_outage_seconds)
         self._examples = Lane(num_threads, max_outage_seconds)
-        self._both = self._proposals, self._examples
 
     def lane(self, task: Task) -> Lane:
         return self._examples if isinstance(task, ScoringTask) else self._proposals
@@ -190,12 +185,8 @@ class WaitingTasks:
 
     def pause(self, now: float) -> float | None:
         """Seconds until a task may start; None if more than time is missing."""
-        pause = min(lane.pause(now) for lane in self._both)
+        pause = min(self._proposals.pause(now), self._examples.pause(now))
         return None if math.isinf(pause) else pause
-
-    def clear(self) -> None:
-        for lane in self._both:
-            lane.clear()
 
     def trouble(self, now: float) -> str:
         """What holds calls back, in words; empty if nothing does."""

@@ -202,7 +202,9 @@ class TaskQueue:
                 self._look_at_the_clock()
                 is_over = self._is_over()
                 if is_over:
-                    self._wind_up()
+                    self.close()  # what is scored in full counts
+                    for event in self.search.events():
+                        self._events.put(event)
                 pause = self._pause()
             while not self._events.empty():
                 yield self._events.get()
@@ -222,7 +224,6 @@ class TaskQueue:
             self._is_closed = True
             self.search.stop(reason)
             self.search.salvage()
-            self._waiting.clear()
             self._changed.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------
@@ -237,7 +238,6 @@ class TaskQueue:
 
     def _stop(self, reason: str) -> None:
         self.search.stop(reason)
-        self._waiting.clear()
         self._events.put(None)
         self._changed.notify_all()
 
@@ -263,7 +263,8 @@ class TaskQueue:
             uncounted = Usage(metric_calls=-result.usage.metric_calls)
             if lane.put_off(task, result.usage + uncounted, verdict, call.started, now):
                 self._ledger.add(uncounted)
-                self._complain(lane, result.error, now)
+                if not self.search.done:
+                    self._complain(lane, result.error, now)
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
@@ -272,9 +273,7 @@ class TaskQueue:
 
     def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
         """Log that a call is tried again. End the run if its provider is down for too long."""
-        if self.search.done:
-            lane.clear()
-        elif lane.is_down_for_too_long(now):
+        if lane.is_down_for_too_long(now):
             rule = f"The provider gives no answer for max_outage_seconds={self._max_outage_seconds:g}"
             if self._first is not None:  # nothing is known of the student
                 raise TooManyErrors(f"{rule}. Last cause: {in_brief(error)}") from error
@@ -308,7 +307,6 @@ class TaskQueue:
             self._waiting.push(new)
             self._changed.notify()
         if self.search.done:
-            self._waiting.clear()
             self._changed.notify_all()
         self._emit()
 
@@ -356,6 +354,11 @@ class TaskQueue:
                 self._land(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1
+                if self.num_replaced == 1 or self.num_replaced % 10 == 0:
+                    rule = "took twice example_timeout_seconds; another worker takes the place"
+                    logger.warning(
+                        "A call %s (%d so far, %d hang).", rule, self.num_replaced, len(self._left_behind)
+                    )
         calls = self._in_flight.values()
         oldest_start = now - 3 * self._time_limit.seconds
         num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
@@ -385,13 +388,6 @@ class TaskQueue:
     def _num_running(self) -> int:
         """Calls in flight that are waited for."""
         return sum(not call.is_timed_out for call in self._in_flight.values())
-
-    def _wind_up(self) -> None:
-        """The last decisions: what is scored in full counts."""
-        self._is_closed = True
-        self.search.salvage()
-        for event in self.search.events():
-            self._events.put(event)
 
 
 class WorkerPool:

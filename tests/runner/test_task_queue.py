@@ -736,6 +736,17 @@ def test_a_worker_that_hangs_is_replaced_after_twice_the_time(num_threads: int) 
     wait_until(lambda: not any(thread.name == "dspy_opro worker" for thread in threading.enumerate()))
 
 
+def test_workers_that_are_replaced_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(4, time_limit=0.3, plan=Plan(400, num_rounds=0), seconds=0.02)
+    hanging = Hanging(case, 0, 1, 2)
+    case()
+    hanging.end.set()
+    said = [message for message in caplog.messages if "takes the place" in message]
+    assert said == [
+        "A call took twice example_timeout_seconds; another worker takes the place (1 so far, 1 hang)."
+    ]
+
+
 def test_a_worker_that_was_left_behind_ends_when_its_call_returns() -> None:
     """Its place is taken: with one thread there is never more than one call that is not timed out."""
     case = Case(1, time_limit=0.5, plan=Plan(30, num_rounds=0), seconds=0.0)

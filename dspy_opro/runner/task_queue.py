@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dspy_opro")
 
 TICK_SECONDS = 0.5
-WARNING_PAUSE_SECONDS = 60.0
-"""Of the warnings about calls that are tried again one in this time is logged."""
+WARNING_PAUSE_SECONDS = 60.0  # between two warnings about calls that are tried again
 
 
 @dataclass
@@ -48,8 +47,7 @@ class _Call:
 
     task: Task
     started: float
-    is_timed_out: bool = False
-    """Whether it counts as failed already. It still occupies its place."""
+    is_timed_out: bool = False  # it counts as failed already, and still occupies its place
 
 
 class TaskQueue:
@@ -157,11 +155,11 @@ class TaskQueue:
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
-            try:
-                if not call.is_timed_out:
+            if not call.is_timed_out:
+                try:
                     self._settle(call, result, verdict)
-            except Exception as error:
-                self._fail(error)
+                except Exception as error:
+                    self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()

@@ -54,7 +54,7 @@ def _example(example: Any) -> list[Any]:
 def _metric(metric: Any, depth: int = 0) -> str:
     """Its name, with a digest of its source and of the plain values that it holds."""
     target = metric if hasattr(metric, "__qualname__") else type(metric)
-    name = f"{target.__module__}.{target.__qualname__}"
+    name = f"{getattr(target, '__module__', '')}.{target.__qualname__}"  # a slot wrapper has no module
     try:
         source = inspect.cleandoc(inspect.getsource(target))
     except (OSError, TypeError):  # typed at a prompt, or built in

@@ -56,6 +56,7 @@ OUTSIDE = {
     "reporting.result": {"pandas"},
     "compile": {"dspy"},
     "teleprompter": {"dspy"},
+    "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},
     # DSPy before 3.4 hands its LMs litellm's requests and expects litellm's responses.
     "local.forward": {"dspy", "litellm"},

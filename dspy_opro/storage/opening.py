@@ -58,11 +58,9 @@ def cut_torn_line(descriptor: int) -> None:
     while end > 0:
         start = max(0, end - 65536)
         os.lseek(descriptor, start, os.SEEK_SET)
-        newline = os.read(descriptor, end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
+        end = start + os.read(descriptor, end - start).rfind(b"\n") + 1
+        if end > start:
             break
-        end = start
     if end < size:
         os.ftruncate(descriptor, end)
 

@@ -29,7 +29,7 @@ FORMAT = "3"
 """Version of the log's records."""
 
 RESUMABLE = frozenset(
-    {
+    (
         "interrupted",
         "error",
         "max_tokens",
@@ -38,7 +38,7 @@ RESUMABLE = frozenset(
         "callback",
         "stop_file",
         "storage_lost",
-    }
+    )
 )
 """Reasons after which the next process may go on with the trials that were under way."""
 
@@ -157,7 +157,8 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Mapping[str, str]) ->
     mine = {"format": FORMAT, **fingerprint}
     records = log.read()
     stamps = [record["fingerprint"] for record in records if "fingerprint" in record]
-    is_new = not any("key" in record for record in records) and not _is_older(records)
+    # Results have a `key`. All records of format 2 or older have a `kind`.
+    is_new = not any("key" in record or "kind" in record for record in records)
     if is_new and stamps[-1:] != [mine]:
         log.append({"fingerprint": mine})
         study.set_user_attr("fingerprint", mine)
@@ -172,8 +173,3 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Mapping[str, str]) ->
             f"or delete the studies {name!r} and '{name}/log'."
         )
     return records
-
-
-def _is_older(records: Sequence[Record]) -> bool:
-    """Whether the log has the records of format 2 or older, each of which had a `kind`."""
-    return any("kind" in record for record in records)

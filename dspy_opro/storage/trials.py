@@ -177,7 +177,9 @@ class TrialWriter:
         self._call_back(row.trial_id)
 
     def _call_back(self, trial_id: int) -> None:
-        frozen = self._storage.get_trial(trial_id) if self._callbacks else None
+        if not self._callbacks:
+            return
+        frozen = self._storage.get_trial(trial_id)
         for callback in self._callbacks:
             try:
                 callback(self.study, frozen)

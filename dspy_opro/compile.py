@@ -21,7 +21,7 @@ from .config.plan import forecast, make_search, warn_of_percent, warn_without_pr
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop
-from .programs.compat import defines, model_name
+from .programs.compat import defines
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples
 from .programs.metering import Ledger
@@ -326,7 +326,7 @@ def _storage(inputs: Inputs) -> RunStorage:
             inputs.splits["train"],
             inputs.splits["val"],
             inputs.metric.function,
-            task_model=model_name(config.task_model or dspy.settings.lm),
+            task_model=config.task_model or dspy.settings.lm,
             failure_score=config.failure_score,
             seed=config.seed,
         ),

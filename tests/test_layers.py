@@ -44,6 +44,7 @@ OUTSIDE = {
     "proposers": {"dspy"},
     "storage": {"optuna"},
     "storage.fingerprint": {"dspy"},
+    "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
     "config.arguments": {"pydantic"},
     "config.preflight": {"dspy"},

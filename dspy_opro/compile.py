@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -21,7 +22,7 @@ from .config.plan import forecast, make_search, warn_of_percent, warn_without_pr
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop
-from .programs.compat import defines
+from .programs.compat import defines, forget_secrets
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples
 from .programs.metering import Ledger
@@ -218,8 +219,14 @@ class Job:
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
         if len(search.trajectory):
-            best, build = search.returned.candidate, self.inputs.program.build
-            directory.write_best(best.id, lambda path: build(best).save(path), wait)
+            best = search.returned.candidate
+
+            def save(path: Path) -> None:
+                program = self.inputs.program.build(best)
+                forget_secrets(program)
+                program.save(path)
+
+            directory.write_best(best.id, save, wait)
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""

@@ -19,6 +19,7 @@ from .compat import called_by, copy_lm
 from .metering import metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
+from .secrets import without_password
 
 logger = logging.getLogger("dspy_opro")
 
@@ -126,4 +127,4 @@ def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:
 
 def in_brief(error: BaseException | None) -> str:
     """An error as a short text."""
-    return shorten(f"{type(error).__name__}: {error}", 500)
+    return shorten(str(without_password(f"{type(error).__name__}: {error}")), 500)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+from dspy_opro.programs.secrets import without_password
 
 from .lock import IS_AVAILABLE, FileLock
 
@@ -101,14 +101,6 @@ def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
     has.
     """
     return study._storage, study._study_id
-
-
-def without_password(url: Any) -> Any:
-    """A storage URL as it may be shown."""
-    if not isinstance(url, str):
-        return url
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", url)
 
 
 def opened(storage: str | BaseStorage | None) -> BaseStorage:

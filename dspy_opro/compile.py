@@ -34,12 +34,14 @@ from .proposers.reflective import adapt
 from .proposers.writer import InstructionWriter
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
+from .reporting.examples import Examples, as_texts
 from .reporting.progress import Progress, announce
 from .reporting.result import OPROResult
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
@@ -257,7 +259,18 @@ class Job:
             problems=tuple(search.problems),
             returned=search.returned.id if len(search.trajectory) else "",
             gain=search.gain,
+            data=self._examples(),
         )
+
+    def _examples(self) -> Examples:
+        search, splits = self.queue.search, self.inputs.splits
+        if not len(search.trajectory):
+            return Examples()
+        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        outcomes = {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+        used = {s: max(len(by_split[s]) for by_split in outcomes.values()) for s in SPLITS}
+        orders = self.inputs.orders
+        return Examples({s: as_texts(splits[s][:n], orders[s]) for s, n in used.items() if n}, outcomes)
 
 
 # -- the parts of a job --------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Examples:
     """
 
     texts: Mapping[Split, Sequence[ExampleText]] = field(default_factory=dict)
-    """Split -> the examples that the student was scored on."""
+    """Split -> its examples, scored or not."""
     outcomes: Mapping[str, Mapping[Split, Sequence[Outcome | None]]] = field(default_factory=dict)
     """Id of the student or of the best candidate -> split -> its outcomes. None where an example was not scored."""
 

@@ -135,6 +135,11 @@ class Search:
             return self.trajectory.trials[0]
         return self.trajectory.best
 
+    @property
+    def gain_so_far(self) -> Gain | None:
+        """`gain`, or before the end what the search's own examples say of the best candidate so far."""
+        return self.gain or self._measured_gain(0)
+
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
         """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
         return tuple(self._worklist.outcomes(candidate, split))

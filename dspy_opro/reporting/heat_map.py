@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dspy_opro.search.tasks import Split
 from dspy_opro.search.trajectory import Outcome, Trial
@@ -11,7 +12,9 @@ from dspy_opro.search.trajectory import Outcome, Trial
 from .examples import ExampleText
 from .result import OPROResult
 
-GROUPS = ("fixed", "broke", "never solved", "solved by others", "unchanged")
+T = TypeVar("T")
+
+GROUPS = ("fixed", "broke", "never solved", "solved by others", "solved by both")
 """The figure shows the examples in this order."""
 LEVELS = 5
 """Shades between the lowest and the highest score."""
@@ -51,7 +54,7 @@ class HeatMap:
     @property
     def groups(self) -> list[tuple[str, int, Sequence[Example]]]:
         """Each group that has examples: its name, the column of its first example, and the examples shown."""
-        found = []
+        found: list[tuple[str, int, Sequence[Example]]] = []
         for name in self.counts:
             mine = [e for e in self.examples if e.group == name]
             if mine:
@@ -114,7 +117,7 @@ def _scores(result: OPROResult, trial: Trial, split: Split) -> Sequence[float | 
     return [None if outcome is None else outcome.score for outcome in outcomes]
 
 
-def _at(values: Sequence[object], position: int) -> object:
+def _at(values: Sequence[T | None], position: int) -> T | None:
     return values[position] if position < len(values) else None
 
 
@@ -124,7 +127,9 @@ def _group(score: float | None, best_score: float | None, most: float, middle: f
     if most < middle or most == 0:
         return "never solved"
     return (
-        "unchanged" if max(s for s in (score, best_score) if s is not None) >= middle else "solved by others"
+        "solved by both"
+        if max(s for s in (score, best_score) if s is not None) >= middle
+        else "solved by others"
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished, TrialReported
 from dspy_opro.search.trajectory import Candidate
@@ -29,7 +30,7 @@ class Runner:
     num_scored: int = 0
     """Examples behind `score`."""
     score: float | None = None
-    """Estimated from them; None before the first checkpoint."""
+    """Estimated from them, within the range of the scores; None before the first checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class LivePage:
     """Train examples of a full score."""
     limits: Mapping[str, float | None]
     """Name of a budget ("rounds", "examples", "tokens", "dollars" or "seconds") -> its limit, None without one."""
+    clock: Callable[[], float] = time.monotonic
     _runners: dict[str, Runner] = field(default_factory=dict)  # candidate id -> candidate
     _round: int = -1
     _is_new: bool = False
-    _written: float = -PULSE_SECONDS  # when the last write ended
+    _written: float = -math.inf  # when the last write ended
     _took: float = 0.0  # seconds of the last write
 
     def is_due(self, event: Event | None) -> bool:
@@ -86,12 +88,12 @@ class LivePage:
         elif isinstance(event, RoundDecided):
             self._round = event.round
             self._is_new = True
-        waited = time.monotonic() - self._written
+        waited = self.clock() - self._written
         return waited >= max(PAUSE_SECONDS if self._is_new else PULSE_SECONDS, self._took / MOST_SHARE)
 
     def write(self, result: OPROResult, seconds: float) -> None:
         """Write the page. `seconds` is how long the run has been at work, with its earlier processes."""
-        started = time.monotonic()
+        started = self.clock()
         usage = result.usage
         used = {
             "rounds": max(0, self._round),
@@ -105,9 +107,15 @@ class LivePage:
             for name, most in self.limits.items()
             if most
         ]
-        live = Live(self._round, self.num_examples, tuple(self._runners.values()), limits)
+        low, high = result.trajectory.score_range
+        runners = [
+            runner if runner.score is None else replace(runner, score=min(max(runner.score, low), high))
+            for runner in self._runners.values()
+        ]
+        runners.sort(key=lambda runner: -math.inf if runner.score is None else runner.score, reverse=True)
+        live = Live(self._round, self.num_examples, runners, limits)
         self.directory.write_report(lambda path: write_report(result, path, live))
-        self._written, self._is_new = time.monotonic(), False
+        self._written, self._is_new = self.clock(), False
         self._took = self._written - started
 
     def close(self, result: OPROResult) -> None:

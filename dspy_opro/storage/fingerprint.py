@@ -13,9 +13,9 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.compat import model_name, predictor_state
+from dspy_opro.programs.secrets import without_password
 from dspy_opro.programs.values import as_json, fields
 
-from .opening import without_password
 from .result_log import clip
 from .source_code import parsed, sources
 

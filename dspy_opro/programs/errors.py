@@ -6,6 +6,7 @@ import logging
 import re
 
 from .program import shorten
+from .secrets import without_password
 
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
@@ -28,9 +29,9 @@ def clean_record(record: logging.LogRecord) -> bool:
 
 
 def in_brief(error: BaseException | None) -> str:
-    """An error as a short text."""
+    """An error as a short text without secrets."""
     try:
         text = str(error)
     except Exception as failed:
         text = f"its text can't be read ({type(failed).__name__})"
-    return printable(shorten(f"{type(error).__name__}: {text}", 500))
+    return printable(shorten(str(without_password(f"{type(error).__name__}: {text}")), 500))

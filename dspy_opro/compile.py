@@ -147,13 +147,14 @@ class Job:
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
             self.num_threads = config.num_threads or dspy.settings.num_threads
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,

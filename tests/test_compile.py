@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,6 @@ import pytest
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import Fault, SimulatedServer
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, decisions, metric, optimize, serve, teleprompter
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimulatedServer]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.reset()
-    return shared
 
 
 def shown(study: optuna.Study) -> list[Any]:

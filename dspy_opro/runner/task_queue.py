@@ -266,8 +266,7 @@ class TaskQueue:
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        usage = result.usage + lane.settled(task)
-        self._accept(task, replace(result, usage=usage, seconds=self._seconds()))
+        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
 
     def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
         """Log that a call is tried again. End the run if its provider is down for too long."""

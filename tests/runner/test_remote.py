@@ -42,13 +42,6 @@ def shared() -> Iterator[SimulatedServer]:
         yield server
 
 
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.inject()
-    shared.reset()
-    return shared
-
-
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
     """Two processes that have imported everything."""

@@ -76,7 +76,7 @@ class _History(list[Any]):
         response, usage = entry.get("response"), entry.get("usage")
         # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
         # 3.3 set `cache_hit` (3.0.0 only replaces the usage by an empty dict), in 3.4 the cached response still has the
-        # usage that its entry does not have. Where the server sent none, 3.4's own engine shows no difference: it counts
+        # usage that its entry does not have. Where the server sent none, 3.4 shows no difference: the answer counts
         # as paid.
         own = getattr(response, "usage", None)
         is_cached = getattr(response, "cache_hit", False) or own == {} or getattr(own, "total_tokens", None)

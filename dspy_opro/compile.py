@@ -47,7 +47,7 @@ from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
 from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
-from .search.trajectory import Outcome
+from .search.trajectory import Outcome, Usage
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RunStorage, open_run
 
@@ -144,12 +144,14 @@ class Job:
             self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
+            past = (result.usage for _, result in self.storage.results())
+            self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                _budget(config, self.storage.lost_usage()),
                 FailureLimit(config.max_errors, dspy.settings.max_errors),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,
@@ -159,7 +161,16 @@ class Job:
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
-        if self.storage.is_fresh or not (self.config.display_progress or self.config.verbose):
+        if self.storage.is_fresh:
+            return
+        lost = self.storage.lost_usage()
+        if lost.metric_calls:
+            logger.warning(
+                "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
+                "tokens and $%.4f. The budgets leave room for that.",
+                *(lost.metric_calls, lost.tokens, lost.cost),
+            )
+        if not (self.config.display_progress or self.config.verbose):
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
@@ -239,7 +250,8 @@ class Job:
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
         reason = self.queue.search.stop_reason or "error"
-        self.storage.close(reason)
+        search = self.queue.search
+        self.storage.close(reason, search.returned if len(search.trajectory) else None)
         self._progress.close()
         self._loop.close()
         if self._directory is not None:
@@ -265,6 +277,7 @@ class Job:
             curve=tuple(search.best_scores),
             stop_reason=search.stop_reason or "error",
             usage=self.ledger.usage,
+            earlier_usage=self._earlier_usage,
             seconds=time.monotonic() - self._started,
             failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
@@ -375,6 +388,17 @@ def _storage(inputs: Inputs) -> RunStorage:
             seed=config.seed,
         ),
         config.callbacks,
+        config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def _budget(config: OPROConfig, lost: Usage) -> Budget:
+    """The limits, less what killed processes may have paid for and not recorded."""
+    tokens, cost = config.max_tokens, config.max_cost
+    return Budget(
+        None if tokens is None else tokens - lost.tokens,
+        None if cost is None else cost - lost.cost,
+        config.timeout_seconds,
     )
 
 

@@ -28,6 +28,7 @@ class OPROResult:
     stop_reason: str
     """The reason why the run ended, e.g. "patience", "max_tokens", "interrupted"."""
     usage: Usage
+    """What all processes of the run spent."""
     seconds: float
     """Wall time of this call."""
     failures: Sequence[Failure] = ()
@@ -44,6 +45,8 @@ class OPROResult:
     """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
     """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
+    earlier_usage: Usage = field(default=Usage())
+    """What earlier processes of the run spent, as far as they recorded it."""
     data: Examples = field(default=Examples(), repr=False)
     """The examples as text, with what the student and the best candidate gave on each."""
 
@@ -106,15 +109,20 @@ class OPROResult:
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.4f}"
         lines = [
             *self._confirmed(),
             f"score on {self.deciding_data}: {self._scores()} ({self.stop_reason})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
-            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost}",
+            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {_dollars(usage)}",
         ]
+        if self.earlier_usage.metric_calls:
+            now = usage - self.earlier_usage
+            calls = counted(now.scorer_calls + now.proposer_calls, "call")
+            lines.append(
+                f"of that, this process: {calls} paid, {counted(now.tokens, 'token')}, {_dollars(now)}"
+            )
         if self.num_failures:
             first = self.failures[0].error.partition("\n")[0]
             lines.append(f"{counted(self.num_failures, 'example')} failed, first: {first}")
@@ -148,6 +156,10 @@ class OPROResult:
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         return lines
+
+
+def _dollars(usage: Usage) -> str:
+    return "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.4f}"
 
 
 def counted(number: int, noun: str) -> str:

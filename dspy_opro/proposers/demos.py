@@ -96,9 +96,7 @@ class DemoWriter:
         teacher = self._copy()
         if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
             teacher = self._labeled(teacher, trainset)
-        teacher._compiled = (
-            True  # otherwise BootstrapFewShot adds labeled demos again and reports a `compile`
-        )
+        teacher._compiled = True  # otherwise BootstrapFewShot adds labeled demos and reports a `compile`
         compiled = _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
         if any(predictor.demos for predictor in compiled.predictors()):
             return compiled

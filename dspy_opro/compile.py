@@ -44,7 +44,7 @@ from .search.stoppers import Budget
 from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
-from .storage.run_storage import RunStorage, open_run
+from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
 
@@ -66,6 +66,7 @@ def optimize(job: Job) -> Any:
             for event in queue.events():  # waits; None at least twice a second
                 workers.refill()
                 job.report(event)
+        job.check_proposals()
     except Exception as error:
         raised: Any = error
         with contextlib.suppress(AttributeError):  # an exception may refuse attributes
@@ -149,7 +150,14 @@ class Job:
                 self.num_threads,
                 _time_limit(config),
             )
+            self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and _needs_a_try(inputs)
             on_error.pop_all()
+
+    def check_proposals(self) -> None:
+        """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""
+        search = self.queue.search
+        if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
+            self.writer.check()
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
@@ -168,6 +176,9 @@ class Job:
         if not isinstance(task, ScoringTask):
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
+        if self._tries_lm and task.round == 0:
+            self._tries_lm = False  # the first example of a run is alone in flight
+            self.writer.try_out(self.ledger.add)
         if self._remote is not None:
             return self._remote.evaluate(task, self.ledger.add)
         example = self.inputs.splits[task.split][task.position]
@@ -291,6 +302,19 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         InstructionRules.of(program, train, is_paper),
         loop,
     )
+
+
+def _needs_a_try(inputs: Inputs) -> bool:
+    """Whether only a request of its own shows that the optimizer LM works before the student is scored.
+
+    The student's first example shows it if the program calls the same LM. A proposer of the user may call no LM, and a
+    time limit for the example would count the request.
+    """
+    config, predictors = inputs.config, inputs.program.student.predictors()
+    default = config.task_model or dspy.settings.lm
+    is_called = any((predictor.lm or default) is inputs.prompt_model for predictor in predictors)
+    is_asked = config.proposer is None or config.prompt_model is not None
+    return is_asked and not is_called and config.example_timeout_seconds is None
 
 
 def _demo_writer(inputs: Inputs) -> DemoWriter:

@@ -172,6 +172,7 @@ class OPROTeleprompter(Teleprompter):
                 error or returned no score on the first example, or it returned no score later.
             TooManyErrors: The program failed on the first three examples, on `max_errors` examples, or on every example
                 of the last rounds.
+            ProposerFailed: The optimizer LM can't be called (wrong key, unknown model), or every proposal failed.
             Exception: The error of a stopper or a pruner, or of the storage when the run opens it.
 
             An error that ends a run has the best program so far as its `program`. This is the student if no candidate

@@ -18,6 +18,29 @@ class TooManyErrors(RuntimeError):
     """The program failed on `max_errors` examples, or on every example for a while. The first error is the cause."""
 
 
+class ProposerFailed(RuntimeError):
+    """The optimizer LM can't be called, or every proposal failed. The first error is the cause."""
+
+
+_PERMANENT = frozenset({"LMAuthError", "LMBillingError", "LMNotConfiguredError", "LMUnsupportedModelError"})
+_PERMANENT_STATUS = frozenset({401, 402, 403, 404})
+
+
+def is_permanent(error: BaseException | None) -> bool:
+    """Whether no call of this LM can work: a wrong or missing key, an unknown model, an account without money.
+
+    DSPy 3.0 to 3.2 raise LiteLLM's errors, later versions their own.
+    """
+    while error is not None:
+        if type(error).__module__.partition(".")[0] in ("dspy", "litellm", "openai"):
+            status = getattr(error, "status_code", None) or getattr(error, "status", None)
+            is_named = type(error).__name__ in _PERMANENT or "LLM Provider NOT provided" in str(error)
+            if is_named or status in _PERMANENT_STATUS:
+                return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class FailureLimit:
     """Counts the failed examples of this process.
 
@@ -101,7 +124,7 @@ class FirstExamples:
             return True
         if isinstance(result.error, MetricRaised):
             raise MetricError(str(result.error)) from result.error.__cause__
-        self._num_left -= 1
+        self._num_left = 0 if is_permanent(result.error) else self._num_left - 1
         self._first_error = self._first_error or result.error
         if not self._num_left:
             message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"

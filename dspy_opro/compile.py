@@ -126,9 +126,9 @@ class Job:
             if config.executor is not None:
                 self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
             self.writer = _writer(inputs, self._loop)
-            self._demo_writer = _demo_writer(inputs)
             self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
             search = make_search(config, inputs.program.candidate, inputs.sizes)
+            self._demo_writer = _demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
@@ -317,7 +317,7 @@ def _needs_a_try(inputs: Inputs) -> bool:
     return is_asked and not is_called and config.example_timeout_seconds is None
 
 
-def _demo_writer(inputs: Inputs) -> DemoWriter:
+def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
     """Its demos come from the examples that no candidate is scored on, if there are enough of them."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
@@ -332,6 +332,7 @@ def _demo_writer(inputs: Inputs) -> DemoWriter:
         max_rounds=config.max_rounds,
         metric_threshold=config.metric_threshold,
         max_errors=config.max_errors,
+        max_tries=max_tries,
         teacher=inputs.teacher,
         teacher_settings=config.teacher_settings,
         seed=config.seed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,9 @@ from dspy_opro.search.trajectory import Usage
 
 from .cleaning import InstructionRules, clean
 from .meta_prompt import MetaPrompt, ProposalRequest
+
+PATIENCE_FOR_TEST_SECONDS = 1.0
+"""A provider refuses a wrong key faster than this. The run does not wait longer."""
 
 logger = logging.getLogger("dspy_opro")
 
@@ -51,15 +56,23 @@ class InstructionWriter:
         """Send the optimizer LM a small request, before anything else is spent.
 
         Raises:
-            ProposerFailed: The key, the model or the account is wrong. The run ignores other errors: they may pass.
+            ProposerFailed: The key, the model or the account is wrong. Other errors may pass, so they are ignored.
         """
-        try:
-            with metered("proposer", book, trace=[]):
-                self.prompt_model("Answer with OK.")
-        except Exception as error:
-            if is_permanent(error):
-                raise self._unusable(error) from error
-            logger.warning("The optimizer LM did not answer a test request: %s", in_brief(error))
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                with metered("proposer", book, trace=[]):
+                    self.prompt_model("Answer with OK.")
+            except Exception as error:
+                errors.append(error)
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=[ask], name="dspy_opro test request", daemon=True)
+        thread.start()
+        thread.join(PATIENCE_FOR_TEST_SECONDS)
+        if errors and is_permanent(errors[0]):
+            raise self._unusable(errors[0]) from errors[0]
 
     def check(self) -> None:
         """Check the proposals at the end of a run without a candidate.

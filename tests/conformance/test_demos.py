@@ -265,3 +265,30 @@ def test_a_failing_bootstrap_costs_only_its_candidates() -> None:
     )
     assert any("no teacher today" in problem for problem in best.opro_result.problems)
     assert best.score > 25.0
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("budget", [60, 150, 400])
+def test_examples_that_demos_try_count_towards_the_budget(budget: int, lag: int) -> None:
+    """No demo passes the threshold, so every set tries as many examples as it may."""
+    scored = []
+
+    def counting(example: Any, prediction: Any, trace: Any = None) -> float:
+        scored.append(example)
+        return float(metric(example, prediction))
+
+    changes = {**DEMOS, "num_rounds": None, "max_metric_calls": budget, "metric_threshold": 2.0, "lag": lag}
+    changes |= {"max_labeled_demos": 0, "confirm": False}
+    best = teleprompter(**{**changes, "metric": counting}).compile(dspy.Predict(QA), trainset=trainset(30))
+    usage = best.opro_result.usage
+    assert len(scored) == usage.metric_calls <= budget
+    on_trials = sum(t.num_scored for t in best.opro_result.trajectory.trials)
+    assert usage.metric_calls - on_trials >= 3 * (budget // 8 // 3)
+
+
+def test_a_resumed_run_counts_what_demos_tried_once(tmp_path: Path) -> None:
+    values = {**DEMOS, "log_dir": tmp_path}
+    first = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8)).opro_result
+    second = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8)).opro_result
+    assert first.usage == second.usage
+    assert first.usage.metric_calls > sum(t.num_scored for t in first.trajectory.trials)

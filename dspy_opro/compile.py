@@ -176,16 +176,22 @@ class Job:
         if not isinstance(task, ScoringTask):
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
-        if self._tries_lm and task.round == 0:
-            self._tries_lm = False  # the first example of a run is alone in flight
-            self.writer.try_out(self.ledger.add)
         if self._remote is not None:
-            return self._remote.evaluate(task, self.ledger.add)
+            result = self._remote.evaluate(task, self.ledger.add)
+            self._try_lm(result)
+            return result
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
         result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
         self._evaluations.keep(task, prediction, result)
+        self._try_lm(result)
         return result
+
+    def _try_lm(self, result: TaskResult) -> None:
+        """Once the first example has passed, and before any other is scored: try the optimizer LM."""
+        if self._tries_lm and result.error is None:
+            self._tries_lm = False  # the first example is alone in flight
+            self.writer.try_out(self.ledger.add)
 
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""

@@ -12,7 +12,13 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.awaiting import EventLoop
-from dspy_opro.programs.compat import canonical, refuses_temperature, sampling_lm, without_temperature
+from dspy_opro.programs.compat import (
+    canonical,
+    copy_lm,
+    refuses_temperature,
+    sampling_lm,
+    without_temperature,
+)
 from dspy_opro.programs.evaluator import in_brief
 from dspy_opro.programs.failures import ProposerFailed, is_permanent
 from dspy_opro.programs.metering import metered
@@ -53,7 +59,7 @@ class InstructionWriter:
         self._has_answer = False
 
     def try_out(self, book: Callable[[Usage], None]) -> None:
-        """Send the optimizer LM a small request, before anything else is spent.
+        """Send the optimizer LM a small request, before more is spent.
 
         Raises:
             ProposerFailed: The key, the model or the account is wrong. Other errors may pass, so they are ignored.
@@ -63,7 +69,7 @@ class InstructionWriter:
         def ask() -> None:
             try:
                 with metered("proposer", book, trace=[]):
-                    self.prompt_model("Answer with OK.")
+                    copy_lm(self.prompt_model)("Answer with OK.")
             except Exception as error:
                 errors.append(error)
 

@@ -27,7 +27,7 @@ from dspy_opro.search.trajectory import Usage
 logger = logging.getLogger("dspy_opro")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # DSPy logs the repr when an example fails
 class DemoWriter:
     """Makes the demo sets. `OPROTeleprompter` documents the fields that have DSPy's names."""
 

@@ -292,3 +292,23 @@ def test_a_resumed_run_counts_what_demos_tried_once(tmp_path: Path) -> None:
     second = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8)).opro_result
     assert first.usage == second.usage
     assert first.usage.metric_calls > sum(t.num_scored for t in first.trajectory.trials)
+
+
+def test_a_failing_demo_does_not_log_the_data(caplog: pytest.LogCaptureFixture) -> None:
+    secret = "a user's own words"
+
+    def picky(example: Any, prediction: Any, trace: Any = None) -> float:
+        if trace is not None:
+            raise ValueError("no trace, please")
+        return float(metric(example, prediction))
+
+    examples = [example.copy(note=secret).with_inputs("question") for example in trainset(40)]
+    teleprompter(**DEMOS, metric=picky).compile(dspy.Predict(QA), trainset=examples)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("no trace, please" in line for line in lines)
+    assert max(map(len, lines)) < 2000
+    assert all(line.count(secret) <= 1 for line in lines)
+
+
+def test_no_teacher_is_an_argument_of_the_constructor_too() -> None:
+    teleprompter(teacher=None, **DEMOS).compile(dspy.Predict(QA), trainset=trainset(8))

@@ -177,21 +177,19 @@ class Job:
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
         if self._remote is not None:
-            result = self._remote.evaluate(task, self.ledger.add)
-            self._try_lm(result)
-            return result
+            return self._with_lm_tried(self._remote.evaluate(task, self.ledger.add))
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
         result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
         self._evaluations.keep(task, prediction, result)
-        self._try_lm(result)
-        return result
+        return self._with_lm_tried(result)
 
-    def _try_lm(self, result: TaskResult) -> None:
+    def _with_lm_tried(self, result: TaskResult) -> TaskResult:
         """Once the first example has passed, and before any other is scored: try the optimizer LM."""
-        if self._tries_lm and result.error is None:
-            self._tries_lm = False  # the first example is alone in flight
-            self.writer.try_out(self.ledger.add)
+        if not self._tries_lm or result.error is not None:
+            return result
+        self._tries_lm = False  # the first example is alone in flight
+        return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""

@@ -21,7 +21,7 @@ from dspy_opro.programs.compat import (
 )
 from dspy_opro.programs.evaluator import in_brief
 from dspy_opro.programs.failures import ProposerFailed, is_permanent
-from dspy_opro.programs.metering import metered
+from dspy_opro.programs.metering import Meter, metered
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
@@ -58,17 +58,19 @@ class InstructionWriter:
         self._first_error: Exception | None = None
         self._has_answer = False
 
-    def try_out(self, book: Callable[[Usage], None]) -> None:
-        """Send the optimizer LM a small request, before more is spent.
+    def try_out(self, book: Callable[[Usage], None]) -> Usage:
+        """Send the optimizer LM a small request, before more is spent. Returns what it cost.
 
         Raises:
             ProposerFailed: The key, the model or the account is wrong. Other errors may pass, so they are ignored.
         """
         errors: list[Exception] = []
+        meters: list[Meter] = []
 
         def ask() -> None:
             try:
-                with metered("proposer", book, trace=[]):
+                with metered("proposer", book, trace=[]) as meter:
+                    meters.append(meter)
                     copy_lm(self.prompt_model)("Answer with OK.")
             except Exception as error:
                 errors.append(error)
@@ -79,6 +81,7 @@ class InstructionWriter:
         thread.join(PATIENCE_FOR_TEST_SECONDS)
         if errors and is_permanent(errors[0]):
             raise self._unusable(errors[0]) from errors[0]
+        return meters[0].usage if meters else Usage()
 
     def check(self) -> None:
         """Check the proposals at the end of a run without a candidate.

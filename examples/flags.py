@@ -25,20 +25,19 @@ class Flags:
     proposer: Any
     """For the embedded model one that lets it continue a text, because it is too small to follow requests."""
     num_threads: int
-    max_metric_calls: int
+    max_metric_calls: int | None
     seed: int
 
 
 def parse(
-    description: str | None, max_metric_calls: int, arguments: list[str] | None = None, adapter: Any = None
+    description: str | None, max_metric_calls: int | None = None, arguments: list[str] | None = None
 ) -> Flags:
     """Read the command line and configure DSPy.
 
     Args:
         description: The text for `--help`.
-        max_metric_calls: The examples that the search may score, by default.
+        max_metric_calls: The examples that the search may score, by default. None leaves the preset's sizes.
         arguments: The command line. Default: that of the process.
-        adapter: DSPy's adapter. Default: `dspy.JSONAdapter`, which makes every answer of the embedded model parse.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,7 +58,7 @@ def parse(
         lm: Any = LocalLM(seed=given.seed)
     else:
         lm = dspy.LM(given.model, **({"api_base": given.api_base} if given.api_base else {}))
-    dspy.configure(lm=lm, adapter=adapter or dspy.JSONAdapter())
+    dspy.configure(lm=lm, adapter=dspy.JSONAdapter())  # with a schema every answer of SmolLM2 parses
     return Flags(
         model=lm.model,
         is_embedded=is_embedded,

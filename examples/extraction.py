@@ -57,7 +57,9 @@ class Metric:
         self.judge = dspy.Predict(Judge)
         self.judge.lm = lm
 
-    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> dict[str, Any]:
+    def __call__(
+        self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None
+    ) -> dict[str, Any]:
         verdict = self.judge(mail=example.mail, order=prediction.order)
         return {"score": verdict.is_faithful, "feedback": "" if verdict.is_faithful else verdict.problem}
 

@@ -42,9 +42,13 @@ def parse(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="an LM as DSPy names it, e.g. openai/gpt-4o-mini; default: SmolLM2 in here")
+    parser.add_argument(
+        "--model", help="an LM as DSPy names it, e.g. openai/gpt-4o-mini; default: SmolLM2 in here"
+    )
     parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
-    parser.add_argument("--num-threads", type=int, help="default: one per core, 4 at most, for SmolLM2, else 16")
+    parser.add_argument(
+        "--num-threads", type=int, help="default: one per core, 4 at most, for SmolLM2, else 16"
+    )
     parser.add_argument(
         "--max-metric-calls", type=int, default=max_metric_calls, help="examples that the search may score"
     )

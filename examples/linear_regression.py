@@ -71,9 +71,7 @@ def load(seed: int) -> list[dspy.Example]:
     """50 points of the true line with standard normal noise, as in the paper."""
     generator = random.Random(seed)
     points = [generator.uniform(0, 1) for _ in range(50)]
-    return [
-        dspy.Example(x=x, y=TRUE_W * x + TRUE_B + generator.gauss(0, 1)).with_inputs("x") for x in points
-    ]
+    return [dspy.Example(x=x, y=TRUE_W * x + TRUE_B + generator.gauss(0, 1)).with_inputs("x") for x in points]
 
 
 def main() -> None:

@@ -96,7 +96,9 @@ def main() -> None:
     program = teleprompter.compile(start, trainset=[dspy.Example(towns=towns).with_inputs("towns")])
     result = program.opro_result
     print(result.summary())
-    print(f"start {-result.baseline.reward:.0f}, found {-result.best.reward:.0f}, shortest {shortest(towns):.0f}")
+    print(
+        f"start {-result.baseline.reward:.0f}, found {-result.best.reward:.0f}, shortest {shortest(towns):.0f}"
+    )
     print(f"tour: {program.tour.signature.instructions}")
 
 

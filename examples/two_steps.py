@@ -20,7 +20,23 @@ from flags import parse
 from dspy_opro import OPROTeleprompter
 
 TOWN = json.loads((Path(__file__).parent / "data" / "town.json").read_text(encoding="utf-8"))
-COMMON = {"the", "of", "a", "is", "in", "and", "was", "which", "what", "does", "on", "to", "who", "how", "when"}
+COMMON = {
+    "the",
+    "of",
+    "a",
+    "is",
+    "in",
+    "and",
+    "was",
+    "which",
+    "what",
+    "does",
+    "on",
+    "to",
+    "who",
+    "how",
+    "when",
+}
 
 
 def words(text: str) -> set[str]:

@@ -13,7 +13,9 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\((?:\.\./)*(pictures/[\w-]+\.svg)\)")
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each link to a drawing by the drawing."""
     return PICTURE.sub(
-        lambda link: f'<figure class="drawing">{(DOCS / link[2]).read_text(encoding="utf-8").strip()}'
-        f"<figcaption>{link[1]}</figcaption></figure>",
+        lambda link: (
+            f'<figure class="drawing">{(DOCS / link[2]).read_text(encoding="utf-8").strip()}'
+            f"<figcaption>{link[1]}</figcaption></figure>"
+        ),
         markdown,
     )

@@ -54,7 +54,11 @@ def page_id(page: Path) -> str:
 
 def answer(call: LMCall) -> dict[str, Any]:
     """Products, plans and verdicts; right once the instruction says how. As an optimizer LM it says how."""
-    numbers = [int(number) for number in re.findall(r"What is (\d+) times (\d+)", call.user)[-1:] for number in number]
+    numbers = [
+        int(number)
+        for number in re.findall(r"What is (\d+) times (\d+)", call.user)[-1:]
+        for number in number
+    ]
     knows = "digit by digit" in call.instructions
     product = str(numbers[0] * numbers[1]) if numbers and (knows or sum(numbers) % 3 == 0) else "many"
     bad = re.search(r"late|broken|cold|rude|slow|dirty", call.user) is not None
@@ -74,9 +78,7 @@ def server() -> Iterator[SimulatedServer]:
 
 
 @pytest.fixture
-def reader(
-    server: SimulatedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def reader(server: SimulatedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The directory of somebody who reads the pages: `qa.py` is there, and a key."""
     (qa,) = [block.code for block in blocks(ROOT / "docs" / "start.md") if block.code.startswith("# qa.py")]
     (tmp_path / "qa.py").write_text(qa)
@@ -138,9 +140,14 @@ def not_run() -> list[Any]:
 def test_blocks_that_do_not_run_import_what_exists_and_pass_known_arguments(block: Block) -> None:
     tree = ast.parse(block.code)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in (
-            "dspy_opro",
-            "optuna",
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.partition(".")[0]
+            in (
+                "dspy_opro",
+                "optuna",
+            )
         ):
             module = importlib.import_module(node.module)
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
@@ -168,7 +175,9 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_the_code_names_pages_that_exist() -> None:
     sources = [path for name in ("dspy_opro", "examples") for path in (ROOT / name).rglob("*.py")]
     named = {
-        page for path in sources for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+        page
+        for path in sources
+        for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
     }
     assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
 

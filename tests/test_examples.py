@@ -136,7 +136,8 @@ def test_it_runs_with_a_model_by_flag(
 
 def test_the_migration_diff_is_the_difference_of_the_two_scripts() -> None:
     before, after = (
-        (EXAMPLES / "migration" / name).read_text().splitlines(keepends=True) for name in ("before.py", "after.py")
+        (EXAMPLES / "migration" / name).read_text().splitlines(keepends=True)
+        for name in ("before.py", "after.py")
     )
     shown = (EXAMPLES / "migration" / "migration.diff").read_text()
     assert "".join(difflib.unified_diff(before, after, "before.py", "after.py")) == shown

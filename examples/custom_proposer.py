@@ -1,7 +1,7 @@
 """A proposer of your own that asks no LM: it puts sentences from a list together.
 
 Each proposal is the best instruction so far with one sentence added, dropped or replaced. The choice depends on
-`request.seed` alone, so that a resumed run makes the same proposals. A proposer that asks an LM is in docs/guides/custom.md.
+`request.seed` alone, so that a resumed run makes the same proposals. docs/guides/custom.md has one that asks an LM.
 Run `python examples/custom_proposer.py --help`.
 """
 

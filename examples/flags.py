@@ -1,7 +1,7 @@
 """The flags of every example: which language model runs it, and how much the search may spend.
 
-Without flags an example runs inside this process on SmolLM2 with 135 million parameters (extra `local`). This model is
-the scorer LM and the optimizer LM. `--model openai/gpt-4o-mini` takes another model, and `--api-base` a server of yours.
+Without flags an example runs in this process, on SmolLM2 with 135 million parameters (extra `local`). This model is
+scorer LM and optimizer LM. `--model openai/gpt-4o-mini` takes another model, and `--api-base` a server of yours.
 """
 
 from __future__ import annotations

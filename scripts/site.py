@@ -1,4 +1,4 @@
-"""What the site does beyond mkdocs: pictures become part of their page, so that they follow its light or dark colours."""
+"""What the site does beyond mkdocs: drawings become part of their page, so that they follow its light or dark mode."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples
 from .programs.metering import Ledger
 from .programs.program import is_async_only
+from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
 from .proposers.meta_prompt import MetaPrompt
@@ -35,7 +36,7 @@ from .proposers.writer import InstructionWriter
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
-from .reporting.result import OPROResult
+from .reporting.result import OPROResult, cost
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
@@ -157,10 +158,10 @@ class Job:
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.2f} spent"
+        spent = cost(usage, 2).replace("$", "spent $")
         name = self.config.log_dir or self.storage.study.study_name
         announce(
-            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {cost}."
+            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {spent}."
         )
 
     def perform(self, task: Task) -> TaskResult:
@@ -236,6 +237,7 @@ class Job:
         """The best program so far, with its result attached."""
         result, program = self.result(), self.inputs.program
         best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        result = replace(result, messages=prompts(best, program.names))
         attach(best, result, program.build, self.config.track_stats)
         return best
 

@@ -12,6 +12,7 @@ where=${MATRIX:-.matrix}
 uv=${UV:-uv}
 export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" DO_NOT_TRACK=1
 # Row, Python, DSPy, Optuna, how our other dependencies are resolved. `dspy-ai` is no pin: it only bounds dspy below.
+# `newest` lifts our own upper bound, so that a new release of DSPy shows up here first.
 rows='
 3.0    3.10 dspy==3.0.* optuna>=4,<5  highest
 3.1    3.11 dspy==3.1.* optuna>=4,<5  highest
@@ -20,6 +21,7 @@ rows='
 3.4    3.13 dspy==3.4.* optuna>=5     highest
 oldest 3.10 dspy==3.0.* optuna==4.0.* lowest-direct
 tools  3.11 dspy==3.4.* optuna>=5     highest
+newest 3.13 dspy>=3.4   optuna>=5     highest
 '
 tests='pytest>=8 pytest-asyncio>=1 pytest-timeout pytest-xdist hypothesis numpy scipy hatchling'
 
@@ -33,8 +35,12 @@ find_python() { # version
 }
 
 install() {
-    "$uv" pip install -q --python "$where/$1/bin/python" --resolution "$5" "$3" "$4" "$6" &&
-        "$uv" pip install -q --python "$where/$1/bin/python" $tests
+    overrides=
+    if [ "$1" = newest ]; then
+        printf 'dspy>=3.4\ndspy-ai>=3.4\n' >"$where/overrides.txt" && overrides="--override $where/overrides.txt"
+    fi
+    "$uv" pip install -q --python "$where/$1/bin/python" --resolution "$5" $overrides "$3" "$4" "$6" &&
+        "$uv" pip install -q --python "$where/$1/bin/python" $overrides $tests
 }
 
 run() { # row python dspy optuna resolution

@@ -75,9 +75,10 @@ class _History(list[Any]):
     def append(self, entry: Any) -> None:
         response, usage = entry.get("response"), entry.get("usage")
         # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
-        # 3.3 set `cache_hit`, in 3.4 the cached response still has the usage that its entry does not have.
-        tokens = getattr(getattr(response, "usage", None), "total_tokens", None)
-        is_cached = getattr(response, "cache_hit", False) or tokens
+        # 3.3 set `cache_hit` (3.0.0 only replaces the usage by an empty dict), in 3.4 the cached response still has the
+        # usage that its entry does not have.
+        own = getattr(response, "usage", None)
+        is_cached = getattr(response, "cache_hit", False) or own == {} or getattr(own, "total_tokens", None)
         self._meter.add(usage or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost"))
 
 

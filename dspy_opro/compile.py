@@ -137,14 +137,16 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
+            limits = config.num_rounds, search.plan.max_metric_calls, budget
+            self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
             self.num_threads = config.num_threads or dspy.settings.num_threads
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                budget,
                 FailureLimit(config.max_errors, dspy.settings.max_errors),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,

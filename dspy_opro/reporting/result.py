@@ -132,8 +132,7 @@ class OPROResult:
 
     def reward_of(self, trial: Trial) -> float:
         """A trial's reward. An estimate is cut to the range of the scores in the run."""
-        low, high = self.trajectory.score_range
-        return trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)
+        return reward_within(trial, self.trajectory)
 
     @property
     def study(self) -> optuna.Study:
@@ -299,6 +298,12 @@ class OPROResult:
 def counted(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def reward_within(trial: Trial, trajectory: Trajectory) -> float:
+    """A trial's reward. An estimate is cut to the range of the scores in the run."""
+    low, high = trajectory.score_range
+    return trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)
 
 
 def cost(usage: Usage, digits: int = 4) -> str:

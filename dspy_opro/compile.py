@@ -8,10 +8,11 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import dspy
@@ -35,14 +36,17 @@ from .proposers.reflective import adapt
 from .proposers.writer import InstructionWriter
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
+from .reporting.examples import Examples, ExampleText, as_texts
+from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
 from .reporting.result import OPROResult, cost
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .search.shared import SPLITS
 from .search.stoppers import Budget
-from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RunStorage, open_run
@@ -141,6 +145,7 @@ class Job:
             limits = config.num_rounds, search.plan.max_metric_calls, budget
             self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
+            self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
             self.num_threads = config.num_threads or dspy.settings.num_threads
             self.queue = TaskQueue(
                 search,
@@ -198,6 +203,9 @@ class Job:
             if self._directory.take_stop():
                 self.queue.stop("stop_file")
             self._save_best(self._directory)
+        if self._page is not None and self._page.is_due(event):
+            result = self.result()
+            self._page.write(result, max(result.seconds, self.queue.search.seconds))
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
@@ -232,6 +240,8 @@ class Job:
         self._loop.close()
         if self._directory is not None:
             self._save_best(self._directory, wait=True)
+            if self._page is not None:
+                self._page.close(self.result())
             self._directory.log("ended: %s", reason)
             self._directory.close()
 
@@ -260,8 +270,24 @@ class Job:
             study_name=self.storage.study.study_name,
             problems=tuple(search.problems),
             returned=search.returned.id if len(search.trajectory) else "",
-            gain=search.gain,
+            gain=search.gain_so_far,
+            data=self._examples(),
         )
+
+    def _examples(self) -> Examples:
+        search = self.queue.search
+        if not len(search.trajectory):
+            return Examples()
+        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        return Examples(
+            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+        )
+
+    @cached_property
+    def _texts(self) -> Mapping[Split, Sequence[ExampleText]]:
+        plan, splits, orders = self.queue.search.plan, self.inputs.splits, self.inputs.orders
+        sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val, "unseen": plan.num_unseen}
+        return {s: as_texts(splits[s][:size], orders[s]) for s, size in sizes.items() if size}
 
 
 # -- the parts of a job --------------------------------------------------------------------------
@@ -317,6 +343,17 @@ def _demo_writer(inputs: Inputs) -> DemoWriter:
         seed=config.seed,
         task_model=config.task_model,
     )
+
+
+def _live_page(directory: RunDirectory, config: OPROConfig, plan: Plan) -> LivePage:
+    limits = {
+        "rounds": plan.num_rounds,
+        "examples": plan.max_metric_calls and plan.max_metric_calls + 2 * plan.num_held_back,
+        "tokens": config.max_tokens,
+        "dollars": config.max_cost,
+        "seconds": config.timeout_seconds,
+    }
+    return LivePage(directory, plan.num_train, limits)
 
 
 def _storage(inputs: Inputs) -> RunStorage:

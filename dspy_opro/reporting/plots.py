@@ -48,24 +48,31 @@ def examples(result: OPROResult) -> go.Figure:
     columns = [[t.scores[i] for t in trials if len(t.scores) > i] for i in range(most)]
     order = sorted(range(most), key=lambda i: -sum(columns[i]) / len(columns[i]))
     rows = [[t.scores[i] if i < len(t.scores) else None for i in order] for t in trials]
+    texts = [_example(result, i) for i in order]
     low, high = result.trajectory.score_range
     numbers = {trial.id: number for number, trial in reversed(list(enumerate(result.trials)))}
     heat = go.Heatmap(
         z=rows,
-        x=[_example(result, i) for i in order],
+        x=[name for name, _ in texts],
         y=[f"trial {numbers[t.id]}" for t in trials],
         zmin=low,
         zmax=high,
         colorscale="RdYlGn",
         colorbar_title="score",
-        hovertemplate="%{y}, %{x}: %{z}<extra></extra>",
+        text=[[inputs for _, inputs in texts]] * len(rows),
+        hovertemplate="%{y}, %{x}: %{z}<br>%{text}<extra></extra>",
     )
     figure = _figure([heat], "Scores by candidate and train example", "train example", "")
     return figure.update_xaxes(type="category").update_yaxes(type="category")
 
 
-def _example(result: OPROResult, position: int) -> str:
-    return f"example {position}"
+def _example(result: OPROResult, position: int) -> tuple[str, str]:
+    """Name and inputs of a train example. Results made by hand may have no texts."""
+    texts = result.data.texts.get("train", ())
+    if position >= len(texts):
+        return f"position {position}", ""
+    inputs = "; ".join(f"{name}: {value}" for name, value in texts[position].inputs.items())
+    return f"example {texts[position].index}", "<br>".join(map(escape, textwrap.wrap(inputs[:400], 80)))
 
 
 def _points(result: OPROResult) -> list[go.Scatter]:

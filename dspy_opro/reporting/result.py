@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import TypeAdapter
 
 from dspy_opro.search.confidence import Gain
-from dspy_opro.search.tasks import Failure
-from dspy_opro.search.trajectory import Trajectory, Trial, Usage
+from dspy_opro.search.shared import SPLITS
+from dspy_opro.search.tasks import Failure, Split
+from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
+
+from .examples import Examples, ExampleText
 
 if TYPE_CHECKING:
     import optuna
@@ -49,6 +52,8 @@ class OPROResult:
     """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
     """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
+    data: Examples = field(default=Examples())
+    """The examples as text, with what the student and the best candidate gave on each."""
     messages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Predictor name -> the returned program's prompt. `prompts()` shows it."""
 
@@ -129,6 +134,40 @@ class OPROResult:
         except ImportError as error:
             raise ImportError("to_dataframe() needs pandas: pip install 'dspy-opro[report]'.") from error
         return pandas.DataFrame(self.to_dicts())
+
+    def examples(self) -> list[dict[str, Any]]:
+        """One flat dict per scored example and trial; `pandas.DataFrame(result.examples())` makes a table of them.
+
+        `split` is "train", "val" or "unseen", `example` the index into the data as it was given (that of unseen
+        examples is one into the valset where there is one, else into the trainset), `trial` the number in `trials`.
+        `score` and the example's own fields (`inputs.…`, `expected.…`) are always there. `prediction`, `feedback`,
+        `error` and `subscores.…` are kept of the student and the best candidate alone, as text of limited length.
+        """
+        rows = []
+        for number, trial in enumerate(self.trials):
+            for split in SPLITS:
+                texts = self.data.texts.get(split, ())
+                kept = self.data.outcomes.get(trial.id, {}).get(split, ())
+                for position, score in enumerate(self.scores_of(trial, split)):
+                    if score is not None and position < len(texts):
+                        outcome = kept[position] if position < len(kept) else None
+                        row = {
+                            "split": split,
+                            "example": texts[position].index,
+                            "trial": number,
+                            "score": score,
+                        }
+                        rows.append(row | _outcome_row(outcome) | _text_row(texts[position]))
+        return rows
+
+    def scores_of(self, trial: Trial, split: Split) -> Sequence[float | None]:
+        """A trial's scores on a split, by position in the race's order."""
+        if split == "train":
+            return trial.scores
+        if split == "val":
+            return trial.valset_scores
+        outcomes = self.data.outcomes.get(trial.id, {}).get(split, ())
+        return [None if outcome is None else outcome.score for outcome in outcomes]
 
     def reward_of(self, trial: Trial) -> float:
         """A trial's reward. An estimate is cut to the range of the scores in the run."""
@@ -298,6 +337,18 @@ class OPROResult:
 def counted(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _outcome_row(outcome: Outcome | None) -> dict[str, Any]:
+    if outcome is None:
+        return {"prediction": None, "feedback": None, "error": None}
+    row = {"prediction": outcome.output, "feedback": outcome.feedback, "error": outcome.error}
+    return row | {f"subscores.{name}": value for name, value in (outcome.subscores or {}).items()}
+
+
+def _text_row(text: ExampleText) -> dict[str, str]:
+    inputs = {f"inputs.{name}": value for name, value in text.inputs.items()}
+    return inputs | {f"expected.{name}": value for name, value in text.expected.items()}
 
 
 def reward_within(trial: Trial, trajectory: Trajectory) -> float:

@@ -1,4 +1,4 @@
-"""The directory of a run: the best program so far, the settings, a log, and a file named `stop` to end the run.
+"""The directory of a run: best program so far, report, settings, log, and a file named `stop` to end the run.
 
 A file is complete or does not exist. If a file cannot be written, the run logs it once and goes on.
 """
@@ -22,6 +22,7 @@ except ImportError:  # Windows
 logger = logging.getLogger("dspy_opro")
 
 BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "lock"
+REPORT = "report.html"
 
 
 class RunDirectory:
@@ -84,6 +85,10 @@ class RunDirectory:
         self._saving.start()
         if wait:
             self._saving.join()
+
+    def write_report(self, write: Callable[[Path], object]) -> None:
+        """`report.html`: `write` writes the page to a path."""
+        self._replace(REPORT, write)
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         part = self.path / f".{os.getpid()}.{name}"

@@ -20,6 +20,7 @@ from .tasks import (
     ProposalTask,
     RoundDecided,
     ScoringTask,
+    Split,
     Task,
     TaskResult,
     View,
@@ -134,6 +135,15 @@ class Search:
             return self.trajectory.trials[0]
         return self.trajectory.best
 
+    @property
+    def gain_so_far(self) -> Gain | None:
+        """`gain`, or before the end what the search's own examples say of the best candidate so far."""
+        return self.gain or self._measured_gain(0)
+
+    def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
+        """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
+        return tuple(self._worklist.outcomes(candidate, split))
+
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
         return self._rules.most_calls(num_candidates)
@@ -215,12 +225,13 @@ class Search:
             self.problems = [*self.problems, *problems][:1000]
 
     def _close(self, current: Round) -> None:
-        """A round's end: only the incumbent's predictions are shown again, so that the others' are forgotten."""
-        before = self.trajectory.incumbent if len(self.trajectory) else None
+        """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
+        before = (self.trajectory.incumbent, self.trajectory.best) if len(self.trajectory) else ()
         self._add(current, current.alive.values())
         incumbent = self.trajectory.incumbent.candidate
-        for candidate in (*current.alive.values(), *((before.candidate,) if before else ())):
-            if candidate.id != incumbent.id:
+        kept = {self.student.id, incumbent.id, self.trajectory.best.id}
+        for candidate in (*current.alive.values(), *(trial.candidate for trial in before)):
+            if candidate.id not in kept:
                 self._worklist.forget(candidate)
         self._rounds.pop(0)
         view = View(self.trajectory, incumbent, tuple(self._worklist.outcomes(incumbent)))

@@ -19,7 +19,7 @@ from dspy_opro.reporting.result import OPROResult, cost
 from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.results import empty, result, trial
-from tests.runs import TwoSteps, optimize, serve
+from tests.runs import TRAINSET, VALSET, TwoSteps, metric, optimize, serve
 
 STUDENT = trial("Answer.", [0, 0, 1, 0], subscores={"length": 0.25})
 
@@ -199,6 +199,40 @@ def test_optunas_figures_draw_the_study() -> None:
     study = result().study
     assert len(optuna.visualization.plot_optimization_history(study).data) >= 1
     assert len(optuna.visualization.plot_intermediate_values(study).data) == 4
+
+
+# -- examples ------------------------------------------------------------------------------------
+
+
+def exact(example: Any, prediction: Any, trace: Any = None) -> Any:
+    return {"score": metric(example, prediction), "feedback": "because", "length": 0.5}
+
+
+def test_there_is_a_row_for_every_example_and_candidate(tmp_path: Path) -> None:
+    with serve() as server:
+        found = optimize(server, metric=exact).opro_result
+    rows, best = found.examples(), found.trajectory.best
+    number = next(n for n, t in enumerate(found.trials) if t.id == best.id)
+    for n, each in enumerate(found.trials):
+        for split, scores in (("train", each.scores), ("val", each.valset_scores)):
+            mine = [r for r in rows if (r["trial"], r["split"]) == (n, split)]
+            assert [r["score"] for r in mine] == list(scores)
+            data = TRAINSET if split == "train" else VALSET
+            assert all(r["inputs.question"] == data[r["example"]].question for r in mine)
+            assert all(r["expected.answer"] == data[r["example"]].answer for r in mine)
+            is_kept = n in (0, number)
+            assert {r["feedback"] for r in mine} <= {"because" if is_kept else None}
+            assert all(r.get("subscores.length") == (0.5 if is_kept else None) for r in mine)
+    found.save(tmp_path / "result.json")
+    assert OPROResult.load(tmp_path / "result.json").examples() == rows
+    figure = found.plot_examples()
+    assert str(figure.data[0].x[0]).startswith("example ") and figure.data[0].text[0][0].startswith(
+        "question: "
+    )
+
+
+def test_a_result_without_texts_has_no_rows() -> None:
+    assert result().examples() == empty().examples() == []
 
 
 # -- figures -------------------------------------------------------------------------------------

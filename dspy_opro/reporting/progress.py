@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 import threading
@@ -30,8 +29,6 @@ PAUSE_SECONDS = 0.4
 RATE_SECONDS = 10.0
 """Calls a second are those of so many seconds."""
 NO_BUDGET = Budget()
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters, without tab and newline: texts of LMs must not steer the terminal."""
 
 
 class Progress:
@@ -59,6 +56,7 @@ class Progress:
         self._verbose = verbose
         self._num_rounds, self._max_metric_calls, self._budget = num_rounds, max_metric_calls, budget
         self._usage = Usage()
+        self._trouble = ""
         self._first_usage: Usage | None = None  # what earlier processes of the run spent
         self._trajectory = Trajectory()
         self._round, self._round_seconds = 0, 0.0  # the last decided round, and when it was decided
@@ -81,12 +79,12 @@ class Progress:
         self._is_open = True
         _console.join(self._log_level)
 
-    def show(self, event: Event | None, usage: Usage) -> None:
-        """Show an event (or None) and the usage so far."""
+    def show(self, event: Event | None, usage: Usage, trouble: str = "") -> None:
+        """Show an event (or None), the usage so far, and what slows the run down at the moment."""
         if self._first_usage is None:
             self._first_usage = usage
             self._calls[0] = self._started, _calls(usage)
-        self._usage = usage
+        self._usage, self._trouble = usage, trouble
         self._calls.append((time.monotonic(), _calls(usage)))
         if isinstance(event, CandidatesProposed) and event.round > 0:
             candidates, dropped = counted(len(event.candidates), "candidate"), len(event.dropped)
@@ -135,6 +133,7 @@ class Progress:
         return [
             f"OPRO round {self._round}{total}",
             self._scores(),
+            *([self._trouble] if self._trouble else ()),
             self._time(),
             cost(usage, 2),
             counted(num_candidates, "candidate"),
@@ -271,7 +270,7 @@ class _Console(logging.Handler):
         self._guard = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", self.format(record))
+        text = self.format(record)
         if _is_terminal(sys.stderr) and _is_terminal(sys.stdout):
             tqdm.write(text, file=sys.stderr)
         elif sys.stderr is not None:

@@ -308,8 +308,9 @@ def test_the_data_of_a_score_is_named() -> None:
     assert progress.scored_on(on_valset) == "3 validation examples"
 
 
-def test_texts_of_lms_do_not_steer_the_terminal(forks: Forks, tmp_path: Path) -> None:
-    code = script(prepare="logging.getLogger('dspy_opro').warning('before')")
-    code = code.replace("Failed on train example 3", "Failed\\x1b[2J\\rgone")
-    _, log = forks.into_files(code, tmp_path)
-    assert "Failed\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}gone" in log
+def test_the_line_says_what_slows_the_run_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, False, 2)
+    shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage(), "rate limit, 4 calls at a time")
+    shown.close()
+    assert "train 0.500, rate limit, 4 calls at a time, " in out.getvalue()

@@ -230,8 +230,9 @@ class Job:
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
-        reason = self.queue.search.stop_reason or "error"
-        self.storage.close(reason)
+        search = self.queue.search
+        reason = search.stop_reason or "error"
+        self.storage.close(reason, search.returned.id if len(search.trajectory) else "")
         self._progress.close()
         self._loop.close()
         if self._directory is not None:

@@ -123,6 +123,21 @@ class RunDirectory:
             self._lock.close()
 
 
+def holder(path: Path) -> str | None:
+    """The process that uses the directory, or None. Unknown on Windows, where it is None."""
+    lock = path / LOCK
+    if fcntl is None:
+        return None
+    if not lock.is_file():
+        return None
+    with lock.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return file.read() or "unknown"
+    return None
+
+
 class _LogFile(logging.FileHandler):
     """A log file without a traceback for every line that a full disk refuses."""
 

@@ -65,12 +65,13 @@ class RunStorage:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
-    def close(self, stop_reason: str) -> None:
-        """Write what is left and the reason why the run ended; try for `LAST_PATIENCE_SECONDS`."""
+    def close(self, stop_reason: str, returned: str = "") -> None:
+        """Write what is left, why the run ended, and which candidate it returned; try for `LAST_PATIENCE_SECONDS`."""
 
         def write() -> None:
             self.log.write(must_work=True)
-            self.trials.close(stop_reason, fail_unfinished=not self.is_kept or stop_reason not in RESUMABLE)
+            fail_unfinished = not self.is_kept or stop_reason not in RESUMABLE
+            self.trials.close(stop_reason, fail_unfinished, returned)
 
         if self.outage.is_lost:
             return

@@ -98,17 +98,19 @@ class TrialWriter:
         else:
             self._outage.worked()
 
-    def close(self, stop_reason: str, fail_unfinished: bool) -> None:
+    def close(self, stop_reason: str, fail_unfinished: bool, returned: str = "") -> None:
         """Write the last events and the reason. It raises what the storage raises and may be called again.
 
         Args:
             stop_reason: Why the run ended.
+            returned: Id of the candidate that the run returned.
             fail_unfinished: Whether trials under way are closed. Otherwise the next process goes on with them.
         """
         self._unwritten.extend(self._held.values())
         self._held.clear()
         self._write_all()
         self.study.set_user_attr("stop_reason", stop_reason)
+        self.study.set_user_attr("returned", returned)
         for id_, row in list((self._rows or {}).items()) if fail_unfinished else ():
             if not row.is_finished:
                 self._storage.set_trial_user_attr(row.trial_id, "reason", f"the run ended: {stop_reason}")

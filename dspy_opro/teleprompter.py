@@ -94,6 +94,8 @@ class OPROTeleprompter(Teleprompter):
         failure_score: The score of a failed example.
         provide_traceback: Whether the log of a failure has the traceback.
         example_timeout_seconds: The most wall time for one example. An example that takes longer has failed.
+        max_outage_seconds: How long the run waits for a provider that is down, above 0. Then it ends with the best
+            program, and can be resumed. Rate limits and outages are never failed examples.
         keywords: Keywords of DSPy's own optimizers; `docs/migrating.md` explains them.
 
     Raises:

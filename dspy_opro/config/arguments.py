@@ -109,6 +109,7 @@ class Arguments(TypedDict, total=False):
     failure_score: Annotated[float, Field(0.0)]
     provide_traceback: bool | None
     example_timeout_seconds: Limit
+    max_outage_seconds: Annotated[float, Field(300.0, gt=0.0)]
 
 
 def _field(kind: Any) -> Any:

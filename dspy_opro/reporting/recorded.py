@@ -18,7 +18,7 @@ from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 
 from .result import OPROResult
-from .run_directory import BEST, CONFIG, STOP, holder
+from .run_directory import BEST, CONFIG, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -39,10 +39,9 @@ class Run:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs it. Without a log directory: whether no end is on record."""
-        if self.directory is not None:
-            return holder(self.directory) is not None
-        return "stop_reason" not in self.study.user_attrs
+        """Whether a process runs it. If its log directory can't tell: whether no end is on record."""
+        is_in_directory = None if self.directory is None else is_in_use(self.directory)
+        return "stop_reason" not in self.study.user_attrs if is_in_directory is None else is_in_directory
 
     @property
     def best_program(self) -> Path | None:

@@ -270,8 +270,8 @@ class Job:
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
-        reason = self.queue.search.stop_reason or "error"
         search = self.queue.search
+        reason = search.stop_reason or "error"
         self.storage.close(reason, search.returned if len(search.trajectory) else None)
         self._progress.close()
         self._loop.close()

@@ -78,9 +78,10 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
+        """Without validations: few small rounds would have as many of them as winners, and wait for each."""
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
-        per_round = pruner.most_calls(num_train, num_candidates) + num_val
+        per_round = pruner.most_calls(num_train, num_candidates)
         affordable = (max_metric_calls - num_train - num_val) // per_round
         return min(affordable, config.num_rounds or affordable)
 

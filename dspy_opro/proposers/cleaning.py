@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspy_opro.programs.program import Program
-from dspy_opro.programs.values import fields, shown
+from dspy_opro.programs.values import fields, shown, storable
 
 _THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
@@ -52,11 +52,6 @@ def clean(text: str) -> str:
                 text = inner.strip()
         if text == before:
             return text
-
-
-def storable(text: str) -> str:
-    """The text without half a surrogate pair, which UTF-8 and most databases can't hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def placeholders(text: str) -> frozenset[str]:

@@ -8,10 +8,12 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -20,10 +22,11 @@ from .config.arguments import OPROConfig, paper
 from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
-from .programs.awaiting import EventLoop
-from .programs.compat import defines, model_name
+from .programs.awaiting import EventLoop, ExampleTimeout
+from .programs.compat import defines, forget_secrets
+from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
-from .programs.failures import FailureLimit, FirstExamples
+from .programs.failures import FailureLimit, FirstExamples, TimeLimit
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .proposers.cleaning import InstructionRules
@@ -34,19 +37,23 @@ from .proposers.reflective import adapt
 from .proposers.writer import InstructionWriter
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
+from .reporting.examples import Examples, ExampleText, as_texts
+from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
 from .reporting.result import OPROResult
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
-from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .runner.task_queue import TaskQueue, WorkerPool
+from .search.shared import SPLITS
 from .search.stoppers import Budget
-from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
+logger.addFilter(clean_record)
 
 FEW_EXAMPLES = 20
 """A run with fewer train examples gets a warning."""
@@ -139,16 +146,18 @@ class Job:
                 announce(forecast(config.auto, search, config.bounds))
             self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
             on_error.callback(self._progress.close)
+            self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
             self.num_threads = config.num_threads or dspy.settings.num_threads
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
-                FailureLimit(config.max_errors, dspy.settings.max_errors),
+                _failure_limit(config),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
+                config.max_outage_seconds,
             )
             self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and _needs_a_try(inputs)
             on_error.pop_all()
@@ -203,13 +212,16 @@ class Job:
             self.evaluator.forget(candidate)
         elif isinstance(event, RoundDecided):
             self._decided(event)
-        self._progress.show(event, self.ledger.usage)
+        self._progress.show(event, self.ledger.usage, self.queue.trouble)
         if self.storage.study.is_stopped:
             self.queue.stop("callback")
         if self._directory is not None:
             if self._directory.take_stop():
                 self.queue.stop("stop_file")
             self._save_best(self._directory)
+        if self._page is not None and self._page.is_due(event):
+            result = self.result()
+            self._page.write(result, max(result.seconds, self.queue.search.seconds))
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
@@ -233,8 +245,14 @@ class Job:
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
         if len(search.trajectory):
-            best, build = search.returned.candidate, self.inputs.program.build
-            directory.write_best(best.id, lambda path: build(best).save(path), wait)
+            best = search.returned.candidate
+
+            def save(path: Path) -> None:
+                program = self.inputs.program.build(best)
+                forget_secrets(program)
+                program.save(path)
+
+            directory.write_best(best.id, save, wait)
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
@@ -244,6 +262,8 @@ class Job:
         self._loop.close()
         if self._directory is not None:
             self._save_best(self._directory, wait=True)
+            if self._page is not None:
+                self._page.close(self.result())
             self._directory.log("ended: %s", reason)
             self._directory.close()
 
@@ -271,8 +291,24 @@ class Job:
             study_name=self.storage.study.study_name,
             problems=tuple(search.problems),
             returned=search.returned.id if len(search.trajectory) else "",
-            gain=search.gain,
+            gain=search.gain_so_far,
+            data=self._examples(),
         )
+
+    def _examples(self) -> Examples:
+        search = self.queue.search
+        if not len(search.trajectory):
+            return Examples()
+        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        return Examples(
+            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+        )
+
+    @cached_property
+    def _texts(self) -> Mapping[Split, Sequence[ExampleText]]:
+        plan, splits, orders = self.queue.search.plan, self.inputs.splits, self.inputs.orders
+        sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val, "unseen": plan.num_unseen}
+        return {s: as_texts(splits[s][:size], orders[s]) for s, size in sizes.items() if size}
 
 
 # -- the parts of a job --------------------------------------------------------------------------
@@ -280,7 +316,6 @@ class Job:
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
     config, student = inputs.config, inputs.program.student
-    default = bool(dspy.settings.provide_traceback)
     return Evaluator(
         inputs.program,
         inputs.metric,
@@ -289,7 +324,6 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
-        provide_traceback=default if config.provide_traceback is None else config.provide_traceback,
     )
 
 
@@ -344,6 +378,17 @@ def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
     )
 
 
+def _live_page(directory: RunDirectory, config: OPROConfig, plan: Plan) -> LivePage:
+    limits = {
+        "rounds": plan.num_rounds,
+        "examples": plan.max_metric_calls and plan.max_metric_calls + 2 * plan.num_held_back,
+        "tokens": config.max_tokens,
+        "dollars": config.max_cost,
+        "seconds": config.timeout_seconds,
+    }
+    return LivePage(directory, plan.num_train, limits)
+
+
 def _storage(inputs: Inputs) -> RunStorage:
     config = inputs.config
     return open_run(
@@ -355,7 +400,7 @@ def _storage(inputs: Inputs) -> RunStorage:
             inputs.splits["train"],
             inputs.splits["val"],
             inputs.metric.function,
-            task_model=model_name(config.task_model or dspy.settings.lm),
+            task_model=config.task_model or dspy.settings.lm,
             failure_score=config.failure_score,
             seed=config.seed,
         ),
@@ -363,10 +408,17 @@ def _storage(inputs: Inputs) -> RunStorage:
     )
 
 
+def _failure_limit(config: OPROConfig) -> FailureLimit:
+    traces, settings = config.provide_traceback, dspy.settings
+    if traces is None:
+        traces = bool(settings.provide_traceback)
+    return FailureLimit(config.max_errors, settings.max_errors, traces)
+
+
 def _time_limit(config: OPROConfig) -> TimeLimit | None:
     seconds = config.example_timeout_seconds
     if seconds is None:
         return None
-    error = TimeoutError(f"no score within example_timeout_seconds={seconds:g}")
-    outcome = Outcome(config.failure_score, error=f"TimeoutError: {error}")
+    error = ExampleTimeout(f"no score within example_timeout_seconds={seconds:g}")
+    outcome = Outcome(config.failure_score, error=in_brief(error))
     return TimeLimit(seconds, TaskResult(outcome, ONE_EXAMPLE, error=error))

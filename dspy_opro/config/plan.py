@@ -18,7 +18,14 @@ from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
 from .arguments import OPROConfig, paper
-from .sizes import PAPER_CANDIDATES, affordable_examples, usual_candidates, usual_first, usual_lag
+from .sizes import (
+    LEAST_TO_VALIDATE,
+    PAPER_CANDIDATES,
+    affordable_examples,
+    usual_candidates,
+    usual_first,
+    usual_lag,
+)
 
 logger = logging.getLogger("dspy_opro")
 
@@ -37,16 +44,27 @@ class Sizes:
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
-    """The sizes for the resolved arguments and the numbers of examples given."""
-    wanted, budget = _num_wanted(config, num_train), config.max_metric_calls
-    if config.confirm and not paper(config):
-        deciding, full = (num_val, num_val) if num_val else (num_train, wanted)
-        held = held_back(deciding, full, budget)
-        on_train = wanted if num_val else min(wanted, num_train - held)
-        on_val = num_val - held if num_val else 0
-        if held and (budget is None or budget - 2 * held >= on_train + on_val):
-            return Sizes(on_train, on_val, held, held if num_val else min(2 * held, num_train - on_train))
-    return Sizes(wanted, num_val, 0, 0)
+    """The sizes for the resolved arguments and the numbers of examples given.
+
+    A validation has no more examples than the budget affords for a full train score. With a budget below
+    `LEAST_TO_VALIDATE` a valset only confirms the result: docs/decisions/0015-validation-within-a-share.md.
+    """
+    on_train, on_val, budget = _num_wanted(config, num_train), num_val, config.max_metric_calls
+    if budget is not None and not paper(config):
+        on_val = min(num_val, affordable_examples(budget))
+    if not config.confirm or paper(config):
+        return Sizes(on_train, on_val, 0, 0)
+    if num_val and budget is not None and budget < LEAST_TO_VALIDATE:
+        held = held_back(num_val, 0, budget)
+        if held and budget - 2 * held >= on_train:
+            return Sizes(on_train, 0, held, min(2 * held, num_val))
+    num_all, wanted = (num_val, on_val) if num_val else (num_train, on_train)
+    held = held_back(num_all, wanted, budget)
+    searched = min(wanted, num_all - held)
+    train, val = (on_train, searched) if num_val else (searched, 0)
+    if not held or (budget is not None and budget - 2 * held < train + val):
+        return Sizes(on_train, on_val, 0, 0)
+    return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
 def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
@@ -117,14 +135,16 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     """Examples that the rounds may score: the budget without the examples that confirm the result."""
     num_train, num_val = sizes.num_train, sizes.num_val
     least = num_train + num_val
-    if config.max_full_evals is not None:
-        return max(least, config.max_full_evals * least - 2 * sizes.num_held_back)
-    if config.max_metric_calls is not None and config.max_metric_calls < least:
+    passes: int | None = config.max_full_evals
+    budget: int | None = config.max_metric_calls
+    if passes is not None:
+        return max(least, passes * least - 2 * sizes.num_held_back)
+    if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
-            f"validation examples, but got {config.max_metric_calls}. Give fewer examples or max_train_examples."
+            f"validation examples, but got {budget}. Give fewer examples or max_train_examples."
         )
-    return config.max_metric_calls and config.max_metric_calls - 2 * sizes.num_held_back
+    return budget and budget - 2 * sizes.num_held_back
 
 
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:

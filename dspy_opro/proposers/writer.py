@@ -19,10 +19,11 @@ from dspy_opro.programs.compat import (
     sampling_lm,
     without_temperature,
 )
-from dspy_opro.programs.evaluator import in_brief
-from dspy_opro.programs.failures import ProposerFailed, is_permanent
+from dspy_opro.programs.errors import in_brief
+from dspy_opro.programs.failures import ProposerFailed
 from dspy_opro.programs.metering import Meter, metered
 from dspy_opro.programs.program import Program, is_async_only
+from dspy_opro.programs.provider import judge
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
 
@@ -79,7 +80,7 @@ class InstructionWriter:
         thread = threading.Thread(target=context.run, args=[ask], name="dspy_opro test request", daemon=True)
         thread.start()
         thread.join(PATIENCE_FOR_TEST_SECONDS)
-        if errors and is_permanent(errors[0]):
+        if errors and judge(errors[0]).kind == "account":
             raise self._unusable(errors[0]) from errors[0]
         return meters[0].usage if meters else Usage()
 
@@ -113,7 +114,7 @@ class InstructionWriter:
                 proposal = self._read(task, self._answer(request, lm))
                 self._has_answer = True
             except Exception as caught:
-                if is_permanent(caught) and not self._has_answer:
+                if judge(caught).kind == "account" and not self._has_answer:
                     raise self._unusable(caught) from caught
                 error = caught
                 self._first_error = self._first_error or caught

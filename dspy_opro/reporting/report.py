@@ -16,13 +16,22 @@ from datetime import datetime
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Trial
 
+from .heat_map import compared, heat_maps, rectangles
 from .result import OPROResult, counted
+
+if TYPE_CHECKING:
+    from .live import Live
+
+
+MOST_SUBSCORES = 4
+"""Columns for subscores."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,56 @@ class Bar:
 
     complete: int
     dropped: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Who came from whom: a column for each round, the best candidate on top, and curves from parents to children."""
+
+    rows: Sequence[Row]
+    height: float
+    places: Mapping[int, tuple[float, float]]
+    """Number of a row -> its place in pixels."""
+    curves: Sequence[tuple[str, bool]]
+    """The path from a parent to its child, and whether it leads to the returned trial. Those that do come last."""
+    axes: Axes
+
+
+MOST_DRAWN = 300
+"""Of more trials, the lineage shows only those that are scored in full or have children."""
+
+
+def lineage(rows: Sequence[Row], width: int) -> Lineage:
+    if len(rows) > MOST_DRAWN:
+        parents = {row.parent.number for row in rows if row.parent is not None}
+        rows = [row for row in rows if row.is_measured or row.number in parents]
+    num_rounds = max(row.trial.candidate.round for row in rows)
+    most = max(Counter(row.trial.candidate.round for row in rows).values())
+    step = min(22.0, max(9.0, 400 / most))
+    axes = Axes(num_rounds, (0, 1), width, round(most * step) + 50)
+    places, used = dict[int, tuple[float, float]](), Counter[int]()
+    for row in sorted(rows, key=lambda row: row.order):
+        round_ = row.trial.candidate.round
+        places[row.number] = axes.x(round_), round(axes.top + (used[round_] + 0.5) * step, 1)
+        used[round_] += 1
+    winners = {row.number for row in ancestry(rows)}
+    curves = []
+    for row in rows:
+        if row.parent is not None:
+            (x, y), (x2, y2) = places[row.parent.number], places[row.number]
+            middle = round((x + x2) / 2, 1)
+            curves.append((f"M{x} {y}C{middle} {y} {middle} {y2} {x2} {y2}", row.number in winners))
+    return Lineage(rows, axes.height, places, sorted(curves, key=lambda curve: curve[1]), axes)
+
+
+def ancestry(rows: Sequence[Row]) -> list[Row]:
+    """The student, and the candidates that led to the returned one, in order."""
+    row = next((row for row in rows if row.kind == "returned"), None)
+    found: list[Row] = []
+    while row is not None and row not in found:
+        found.insert(0, row)
+        row = row.parent
+    return found
 
 
 def effort_bars(trials: Sequence[Trial]) -> list[Bar]:
@@ -219,20 +278,28 @@ TEMPLATES = Environment(
 )
 TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration, "counted": counted}
 TEMPLATES.globals |= {"score_axes": score_axes, "effort_axes": effort_axes, "effort_bars": effort_bars}
-TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes}
+TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes, "compared": compared}
+TEMPLATES.globals |= {"lineage": lineage, "ancestry": ancestry, "rectangles": rectangles}
 
 
-def page(result: OPROResult) -> str:
-    """The page as text."""
+def page(result: OPROResult, live: Live | None = None) -> str:
+    """The page as text. That of a run that is under way, which `live` describes, reloads itself."""
     from dspy_opro import __version__  # `dspy_opro/__init__.py` imports this folder
 
     style, script = ((files(__package__) / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     versions = {name: metadata.version(name) for name in ("dspy", "optuna")}
+    rows, now = make_rows(result) if result.curve else [], datetime.now().astimezone()
+    ranked = sorted(rows, key=lambda row: row.order)
     return TEMPLATES.get_template("report.html.jinja").render(
         result=result,
-        rows=make_rows(result) if result.curve else [],
+        live=live,
+        rows=rows,
+        ranked=ranked,
+        maps=heat_maps(result, [row.number for row in ranked]) if rows else [],
+        subscores=sorted({name for row in rows for name in row.trial.subscores})[:MOST_SUBSCORES],
         problems=Counter(result.problems).most_common(20),
-        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        written=f"{now:%Y-%m-%d %H:%M:%S %Z}" if live else f"{now:%Y-%m-%d %H:%M %Z}",
+        moment=now.timestamp(),
         versions={"dspy_opro": __version__, **versions, "python": platform.python_version()},
         style=style,
         script=script,
@@ -241,9 +308,9 @@ def page(result: OPROResult) -> str:
     )
 
 
-def write_report(result: OPROResult, path: str | os.PathLike[str]) -> None:
+def write_report(result: OPROResult, path: str | os.PathLike[str], live: Live | None = None) -> None:
     """Write the page, and make the directories on the way to the file."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     # The data may contain half of a surrogate pair, which UTF-8 can't encode.
-    file.write_text(page(result), encoding="utf-8", errors="replace")
+    file.write_text(page(result, live), encoding="utf-8", errors="replace")

@@ -11,6 +11,8 @@ from dspy_opro.search.confidence import Gain
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Trajectory, Trial, Usage
 
+from .examples import Examples
+
 if TYPE_CHECKING:
     import pandas
 
@@ -42,6 +44,8 @@ class OPROResult:
     """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
     """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
+    data: Examples = field(default=Examples(), repr=False)
+    """The examples as text, with what the student and the best candidate gave on each."""
 
     def __deepcopy__(self, memo: Any) -> OPROResult:
         return self  # it never changes, and BestOfN and Refine copy the program with it on every call

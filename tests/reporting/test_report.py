@@ -4,8 +4,6 @@ import base64
 import hashlib
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -489,57 +487,3 @@ def test_a_thousand_trials_make_a_page_of_moderate_size() -> None:
     text = page(result(trajectory=Trajectory().add(start, *many), curve=(0.0,) * 126))
     assert len(text) < 3_000_000
     assert len([a for a in Page(text).all("tr") if a.get("id")]) == 1000
-
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser on this machine")
-
-
-def dump_dom(directory: Path, address: str) -> str:
-    """The page as it is after its scripts."""
-    flags = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"]
-    flags += [
-        "disable-component-update",
-        "disable-sync",
-        f"user-data-dir={directory / 'profile'}",
-        "dump-dom",
-    ]
-    done = subprocess.run(
-        [str(BROWSER), *(f"--{flag}" for flag in flags), address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout
-
-
-@pytest.mark.slow
-@needs_browser
-def test_a_browser_runs_the_script_under_the_policy(tmp_path: Path) -> None:
-    write_report(result(), tmp_path / "report.html")
-    dom = dump_dom(tmp_path, (tmp_path / "report.html").as_uri() + "#trial-2")
-    assert numbers_of(dom) == [3, 2, 0, 1]
-    opened = [m for m in rows_of(dom) if "<details open" in m]
-    assert len(opened) == 1 and "Answer" in opened[0]
-
-
-@pytest.mark.slow
-@needs_browser
-@pytest.mark.parametrize(
-    ("clicks", "expected"),
-    [
-        (["trial"], [0, 1, 2, 3]),
-        (["trial", "trial"], [3, 2, 1, 0]),
-        (["score"], [0, 2, 3, 1]),  # the page starts with the best first; the estimate stays last
-        (["round", "score"], [3, 2, 0, 1]),
-        (["state"], [1, 3, 2, 0]),
-    ],
-)
-def test_a_click_on_a_heading_sorts(tmp_path: Path, clicks: list[str], expected: list[int]) -> None:
-    find = "[...document.querySelectorAll('th button')].find(b => b.textContent === name)"
-    script = f"<script>for (const name of {clicks}) {find}.click()</script>"
-    text = page(result()).replace("</body>", f"{script}</body>")
-    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
-    (tmp_path / "report.html").write_text(text, encoding="utf-8")
-    assert numbers_of(dump_dom(tmp_path, (tmp_path / "report.html").as_uri())) == expected

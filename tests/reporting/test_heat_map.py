@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dspy_opro.reporting.examples import Examples, ExampleText
+from dspy_opro.reporting.heat_map import MOST_EXAMPLES, compared, heat_maps, rectangles
+from dspy_opro.reporting.report import page
+from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.trajectory import Outcome, Trajectory
+from tests.results import empty, result, trial
+
+STUDENT, BEST = [0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0]
+
+
+def text(index: int) -> ExampleText:
+    return ExampleText(index, {"question": f"q{index}"}, {"answer": f"a{index}"})
+
+
+def compiled(texts: int = 6) -> OPROResult:
+    """A student, a dropped one that alone solves the fourth example, and the best of equal score."""
+    student = trial("Answer.", STUDENT)
+    dropped = trial("Guess.", [0, 0, 0, 1], 1, "pruned", student.candidate)
+    best = replace(trial("Think.", BEST, 1, parent=student.candidate), reward=0.5)
+    outcomes = {
+        t.id: {"train": [Outcome(s, f"answer: {t.candidate.round}", f"feedback {s}") for s in scores]}
+        for t, scores in ((student, STUDENT), (best, BEST))
+    }
+    return result(
+        trajectory=Trajectory().add(student, dropped, best),
+        curve=(0.25, 0.5),
+        data=Examples({"train": [text(10 * i) for i in range(texts)]}, outcomes),
+    )
+
+
+def test_examples_are_grouped_by_what_became_of_them() -> None:
+    (found,) = heat_maps(compiled(), [2, 0, 1])
+    assert [(e.text.index, e.group) for e in found.examples] == [
+        (0, "fixed"),
+        (10, "broke"),
+        (20, "never solved"),
+        (50, "never solved"),
+        (30, "solved by others"),
+        (40, "solved by both"),
+    ]
+    assert found.counts == {
+        "fixed": 1, "broke": 1, "never solved": 2, "solved by others": 1, "solved by both": 1,
+    }  # fmt: skip
+    assert [(number, levels) for number, _, levels in found.trials] == [
+        (0, [0, 4, 0, 0, 0, 4]),
+        (2, [4, 0, 0, 0, 0, 4]),
+        (1, [0, 0, 0, None, 4, None]),
+    ]
+
+
+def test_unseen_examples_have_a_map_of_the_two_that_were_compared() -> None:
+    found = compiled()
+    outcomes = {
+        id_: {**by_split, "unseen": (Outcome(float(i)), Outcome(0.0), Outcome(1.0))}
+        for i, (id_, by_split) in enumerate(found.data.outcomes.items())
+    }
+    texts = {**found.data.texts, "unseen": [text(i) for i in range(5)]}
+    maps = heat_maps(replace(found, data=Examples(texts, outcomes)), [2, 0, 1])
+    assert [m.split for m in maps] == ["train", "unseen"]
+    assert [e.group for e in maps[1].examples] == ["fixed", "never solved", "solved by both"]
+    assert [number for number, _, _ in maps[1].trials] == [0, 2]
+
+
+def test_a_student_that_is_returned_is_compared_with_the_best_candidate() -> None:
+    found = compiled()
+    kept = replace(found, returned=found.baseline.id)
+    assert compared(kept).id == compared(found).id != found.baseline.id
+
+
+def test_columns_stay_within_the_width_and_groups_are_apart() -> None:
+    (found,) = heat_maps(compiled(), [2, 0, 1])
+    columns = found.columns(60.0)
+    assert columns[-1][0] + columns[-1][1] <= 60.001
+    assert columns[2][0] > columns[1][0] + columns[1][1]
+    assert columns[3][0] == pytest.approx(columns[2][0] + columns[2][1])
+
+
+def test_each_cell_has_its_level_and_those_without_a_score_are_left_out() -> None:
+    paths = dict(rectangles([0, None, 4, 0], [(0, 10), (10, 10), (20, 10), (30, 10)], 5, 13))
+    assert paths == {0: "M0 5h9v13h-9zM30 5h9v13h-9z", 4: "M20 5h9v13h-9z"}
+
+
+def test_of_many_examples_those_that_changed_are_shown() -> None:
+    count = 3 * MOST_EXAMPLES
+    student, best = trial("a", [1.0] * count), trial("b", [1.0] * (count - 1) + [0.0], 1)
+    data = Examples({"train": [text(i) for i in range(count)]})
+    (found,) = heat_maps(
+        result(trajectory=Trajectory().add(student, best), returned=best.id, data=data), [0, 1]
+    )
+    assert len(found.examples) == MOST_EXAMPLES
+    assert found.examples[0].group == "broke" and found.examples[0].text.index == count - 1
+    assert found.counts == {"broke": 1, "solved by both": count - 1}
+
+
+def test_scores_of_another_range_have_levels_too() -> None:
+    student, best = trial("a", [0.0, 50.0, 100.0]), trial("b", [25.0, 50.0, 100.0], 1)
+    data = Examples({"train": [text(i) for i in range(3)]})
+    (found,) = heat_maps(
+        result(trajectory=Trajectory().add(student, best), returned=best.id, data=data), [1, 0]
+    )
+    assert [levels for _, _, levels in found.trials] == [[0, 2, 4], [1, 2, 4]]
+
+
+def test_a_result_without_examples_has_no_map() -> None:
+    assert heat_maps(result(), [3, 2, 0, 1]) == []
+    assert 'id="examples"' not in page(result())
+    assert 'id="examples"' not in page(empty())
+
+
+def test_the_page_has_inputs_predictions_and_feedback_of_both() -> None:
+    shown = page(compiled())
+    article = shown.partition('<article class="example" id="train-0">')[2].partition("</article>")[0]
+    for words in ("trainset[0]", "fixed", "q0", "a0", "answer: 0", "answer: 1", "feedback 0", "feedback 1"):
+        assert words in article, words
+    assert shown.count('<article class="example"') == 6

@@ -9,12 +9,12 @@ from typing import Any
 
 import dspy
 import pytest
+from proposers.test_proposer import REQUEST
+from runs import TASK, TRAINSET, TwoSteps, metric
 
 from dspy_opro import OPROTeleprompter, ProposalRequest
 from dspy_opro.proposers import CompletionProposer, OPROProposer, PaperProposer, ReflectiveProposer
 from dspy_opro.testing import LMCall, ScriptedLM
-from proposers.test_proposer import REQUEST
-from runs import TASK, TRAINSET, TwoSteps, metric
 
 GUIDANCE = "Keep the tone formal."
 
@@ -25,7 +25,7 @@ def run(propose: Callable[[LMCall], str], student: Any = None, **changes: Any) -
     def answer(call: LMCall) -> Any:
         if "instruction" in call.output_fields:
             return {"instruction": propose(call)}
-        return {name: "x" for name in call.output_fields}
+        return dict.fromkeys(call.output_fields, "x")
 
     lm = ScriptedLM(answer)
     values = {"num_rounds": 2, "num_candidates": 4, "display_progress": False, "num_threads": 4}

@@ -32,10 +32,10 @@ from .programs.program import is_async_only
 from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
-from .proposers.meta_prompt import MetaPrompt
+from .proposers.meta_prompt import MetaPrompt, guidance_text
 from .proposers.opro import OPROProposer, PaperProposer
 from .proposers.reflective import adapt
-from .proposers.writer import InstructionWriter
+from .proposers.writer import InstructionWriter, initial_texts
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
@@ -348,14 +348,20 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    max_chars, must_keep = config.max_instruction_chars, config.must_keep
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    guidance = guidance_text(config.guidance, max_chars, must_keep)
     return InstructionWriter(
         proposer if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
         config.init_temperature,
         program,
-        MetaPrompt(program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper),
-        InstructionRules.of(program, train, is_paper),
+        MetaPrompt(
+            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+        ),
+        rules,
         loop,
+        initial_texts(config.initial_instructions, program, rules),
     )
 
 

@@ -98,6 +98,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         num_candidates=num_candidates,
         num_trials=config.num_trials,
         num_demo_sets=num_demo_sets,
+        num_initial=_num_initial(config, num_candidates - num_demo_sets),
         max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
@@ -153,6 +154,16 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     if not (config.max_bootstrapped_demos or config.max_labeled_demos):
         return 0
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
+
+
+def _num_initial(config: OPROConfig, most: int) -> int:
+    number = len(config.initial_instructions)
+    if number > most:
+        raise ValueError(
+            f"initial_instructions must be at most {most}, because they race in the first round, but are {number}. "
+            "Give fewer of them or a larger num_candidates."
+        )
+    return number
 
 
 def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:

@@ -29,6 +29,9 @@ from .sizes import (
 
 logger = logging.getLogger("dspy_opro")
 
+FEW_EXAMPLES = 20
+"""A run with fewer train examples gets a warning."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -180,6 +183,19 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
     if config.patience is not None:
         stoppers.append(Patience(config.patience, config.min_delta))
     return [*stoppers, *config.stoppers]
+
+
+def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
+    """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
+    score = student.reward if student.valset_score is None else student.valset_score
+    if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
+        logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
+    if num_train < FEW_EXAMPLES:
+        logger.warning(
+            "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make a gain "
+            "of 0.1 visible.",
+            *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
+        )
 
 
 def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:

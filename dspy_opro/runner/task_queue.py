@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dspy_opro")
 
 TICK_SECONDS = 0.5
-WARNING_PAUSE_SECONDS = 60.0
-"""Of the warnings about calls that are tried again one in this time is logged."""
+WARNING_PAUSE_SECONDS = 60.0  # between two warnings about calls that are tried again
 
 
 @dataclass
@@ -49,8 +48,7 @@ class _Call:
 
     task: Task
     started: float
-    is_timed_out: bool = False
-    """Whether it counts as failed already. It still occupies its place."""
+    is_timed_out: bool = False  # it counts as failed already, and still occupies its place
 
 
 class TaskQueue:
@@ -158,11 +156,11 @@ class TaskQueue:
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
-            try:
-                if not call.is_timed_out:
+            if not call.is_timed_out:
+                try:
                     self._settle(call, result, verdict)
-            except Exception as error:
-                self._fail(error)
+                except Exception as error:
+                    self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()
@@ -280,8 +278,7 @@ class TaskQueue:
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        usage = result.usage + lane.settled(task)
-        self._accept(task, replace(result, usage=usage, seconds=self._seconds()))
+        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
 
     def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
         """Log that a call is tried again. End the run if its provider is down for too long."""

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -21,10 +22,11 @@ from .config.arguments import OPROConfig, paper
 from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
-from .programs.awaiting import EventLoop
-from .programs.compat import defines, model_name
+from .programs.awaiting import EventLoop, ExampleTimeout
+from .programs.compat import defines, forget_secrets
+from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
-from .programs.failures import FailureLimit, FirstExamples
+from .programs.failures import FailureLimit, FirstExamples, TimeLimit
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .proposers.cleaning import InstructionRules
@@ -42,7 +44,7 @@ from .reporting.result import OPROResult
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
-from .runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from .runner.task_queue import TaskQueue, WorkerPool
 from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
@@ -51,6 +53,7 @@ from .storage.fingerprint import fingerprint
 from .storage.run_storage import RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
+logger.addFilter(clean_record)
 
 FEW_EXAMPLES = 20
 """A run with fewer train examples gets a warning."""
@@ -149,10 +152,11 @@ class Job:
                 self.storage,
                 self.ledger,
                 Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
-                FailureLimit(config.max_errors, dspy.settings.max_errors),
+                _failure_limit(config),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
+                config.max_outage_seconds,
             )
             on_error.pop_all()
 
@@ -193,7 +197,7 @@ class Job:
             self.evaluator.forget(candidate)
         elif isinstance(event, RoundDecided):
             self._decided(event)
-        self._progress.show(event, self.ledger.usage)
+        self._progress.show(event, self.ledger.usage, self.queue.trouble)
         if self.storage.study.is_stopped:
             self.queue.stop("callback")
         if self._directory is not None:
@@ -226,8 +230,14 @@ class Job:
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
         if len(search.trajectory):
-            best, build = search.returned.candidate, self.inputs.program.build
-            directory.write_best(best.id, lambda path: build(best).save(path), wait)
+            best = search.returned.candidate
+
+            def save(path: Path) -> None:
+                program = self.inputs.program.build(best)
+                forget_secrets(program)
+                program.save(path)
+
+            directory.write_best(best.id, save, wait)
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
@@ -291,7 +301,6 @@ class Job:
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
     config, student = inputs.config, inputs.program.student
-    default = bool(dspy.settings.provide_traceback)
     return Evaluator(
         inputs.program,
         inputs.metric,
@@ -300,7 +309,6 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
-        provide_traceback=default if config.provide_traceback is None else config.provide_traceback,
     )
 
 
@@ -363,7 +371,7 @@ def _storage(inputs: Inputs) -> RunStorage:
             inputs.splits["train"],
             inputs.splits["val"],
             inputs.metric.function,
-            task_model=model_name(config.task_model or dspy.settings.lm),
+            task_model=config.task_model or dspy.settings.lm,
             failure_score=config.failure_score,
             seed=config.seed,
         ),
@@ -371,10 +379,17 @@ def _storage(inputs: Inputs) -> RunStorage:
     )
 
 
+def _failure_limit(config: OPROConfig) -> FailureLimit:
+    traces, settings = config.provide_traceback, dspy.settings
+    if traces is None:
+        traces = bool(settings.provide_traceback)
+    return FailureLimit(config.max_errors, settings.max_errors, traces)
+
+
 def _time_limit(config: OPROConfig) -> TimeLimit | None:
     seconds = config.example_timeout_seconds
     if seconds is None:
         return None
-    error = TimeoutError(f"no score within example_timeout_seconds={seconds:g}")
-    outcome = Outcome(config.failure_score, error=f"TimeoutError: {error}")
+    error = ExampleTimeout(f"no score within example_timeout_seconds={seconds:g}")
+    outcome = Outcome(config.failure_score, error=in_brief(error))
     return TimeLimit(seconds, TaskResult(outcome, ONE_EXAMPLE, error=error))

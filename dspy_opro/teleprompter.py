@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from .config.arguments import make_config
-from .config.keywords import FIELDS, Arguments, for_this_call, given, shows_arguments, translate
+from .config.arguments import FIELDS, OPROConfig, make_config
+from .config.keywords import Keywords, configure, shows_keywords
+from .config.readable import readable
 from .config.serialization import from_json, to_json
 from .programs.compat import with_compile_callbacks
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
+@shows_keywords
 class OPROTeleprompter(Teleprompter):
     """Rewrites the instructions of every predictor of a program in OPRO rounds (arXiv 2309.03409).
 
@@ -73,6 +75,7 @@ class OPROTeleprompter(Teleprompter):
         seed: The same seed, data and answers give the same trials.
         max_bootstrapped_demos, max_labeled_demos: The most demos per predictor. Above 0, demo sets by DSPy's
             BootstrapFewShot race together with the instructions. By default the student keeps its own demos.
+        teacher: The program that bootstraps demos, if there is a search for demos; of a list the first.
         max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
         storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,
             `name` and `log_dir` every `compile` starts a new run in the storage, and Optuna names it.
@@ -91,6 +94,8 @@ class OPROTeleprompter(Teleprompter):
         failure_score: The score of a failed example.
         provide_traceback: Whether the log of a failure has the traceback.
         example_timeout_seconds: The most wall time for one example. An example that takes longer has failed.
+        max_outage_seconds: How long the run waits for a provider that is down, above 0. Then it ends with the best
+            program, and can be resumed. Rate limits and outages are never failed examples.
         keywords: Keywords of DSPy's own optimizers; `docs/migrating.md` explains them.
 
     Raises:
@@ -104,14 +109,13 @@ class OPROTeleprompter(Teleprompter):
         >>> teleprompter = OPROTeleprompter(metric=exact, auto="light", num_threads=16)
     """
 
-    @shows_arguments
     def __init__(
         self,
         metric: Callable[..., Any] | None = None,
         *positional: NoReturn,
         trainset: Sequence[Any] | None = None,
         valset: Sequence[Any] | None = None,
-        **arguments: Unpack[Arguments],
+        **arguments: Unpack[Keywords],
     ) -> None:
         super().__init__()
         if isinstance(metric, dspy.BaseLM):
@@ -121,32 +125,39 @@ class OPROTeleprompter(Teleprompter):
         if positional:
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
         values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
-        ours = {name: value for name, value in given(values).items() if value != FIELDS[name].default}
-        builtin = {name: value for name, value in values.items() if name not in FIELDS}
-        self.config = make_config(ours | translate(builtin, ours, type(self).__name__))
+        changed = {n: value for n, value in values.items() if n not in FIELDS or value != FIELDS[n].default}
+        self.config = configure(changed, type(self).__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        """An argument's value."""
+        if (
+            name not in FIELDS or name == "callbacks"
+        ):  # DSPy takes an object's `callbacks` for callbacks of its own
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.config, name)
+
+    def __repr__(self) -> str:
+        """The arguments that differ from their defaults, without secrets."""
+        shown = readable(self.config)
+        given = (
+            f"{name}={shown[name]!r}" for name in self.config.given if shown[name] != FIELDS[name].default
+        )
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Change an argument. The value is checked as in the constructor."""
         if name in FIELDS:
-            raise AttributeError(
-                f"{name} can't be assigned. Pass {name}=... to {type(self).__name__}(...) or to compile(...)."
-            )
+            name, value = "config", make_config({**self.config.given, name: value})
         super().__setattr__(name, value)
 
-    @property
-    def metric(self) -> Callable[..., Any] | None:
-        """The metric. DSPy's own optimizers have this attribute, too."""
-        return self.config.metric
-
-    @shows_arguments
     def compile(
         self,
         student: Any,
         trainset: Sequence[Any] | None = None,
         metric: Callable[..., Any] | None = None,
         *,
-        teacher: Any = None,
         valset: Sequence[Any] | None = None,
-        **arguments: Unpack[Arguments],
+        **arguments: Unpack[Keywords],
     ) -> Any:
         """Return a copy of the student with better instructions.
 
@@ -156,7 +167,6 @@ class OPROTeleprompter(Teleprompter):
             student: Any `dspy.Module` with predictors. It stays unchanged.
             trainset: Examples with `.with_inputs(...)`. Candidates are scored on them.
             metric: Overrides the constructor's metric.
-            teacher: The program that bootstraps demos, if there is a search for demos; of a list the first.
             valset: Decides early stopping and the result. Without it the trainset does.
             keywords: Any argument of the constructor, for this call, and the keywords of DSPy's own optimizers;
                 `docs/migrating.md` explains them.
@@ -177,33 +187,35 @@ class OPROTeleprompter(Teleprompter):
             An error that ends a run has the best program so far as its `program`. This is the student if no candidate
             was scored in full.
         """
-        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
+        data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize  # needs Optuna, which takes longer to import than all the rest
 
-        return optimize(Job(for_this_call(self.config, {**data, **arguments}), student))
+        return optimize(Job(self._config_for({**data, **arguments}), student))
 
     @with_compile_callbacks
-    @shows_arguments
     async def acompile(
         self,
         student: Any,
         trainset: Sequence[Any] | None = None,
         metric: Callable[..., Any] | None = None,
         *,
-        teacher: Any = None,
         valset: Sequence[Any] | None = None,
-        **arguments: Unpack[Arguments],
+        **arguments: Unpack[Keywords],
     ) -> Any:
         """`compile` for a running loop. The loop awaits a program that has its own `aforward`."""
-        data = {"trainset": trainset, "metric": metric, "teacher": teacher, "valset": valset}
+        data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize_in_thread
 
-        config = for_this_call(self.config, {**data, **arguments})
+        config = self._config_for({**data, **arguments})
         return await optimize_in_thread(Job(config, student, asyncio.get_running_loop()))
+
+    def _config_for(self, arguments: Mapping[str, Any]) -> OPROConfig:
+        """The config of a `compile` call."""
+        return configure(arguments, "compile", self.config.given)
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the constructor's arguments: name -> value."""
-        return {name: getattr(self.config, name) for name in FIELDS if name != "teacher"}
+        return {name: getattr(self.config, name) for name in FIELDS}
 
     def get_config(self) -> dict[str, Any]:
         """The given arguments as JSON. `from_config` makes the same teleprompter from it.

@@ -44,6 +44,7 @@ OUTSIDE = {
     "proposers": {"dspy"},
     "storage": {"optuna"},
     "storage.fingerprint": {"dspy"},
+    "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
     "config.arguments": {"pydantic"},
     "config.preflight": {"dspy"},
@@ -56,6 +57,7 @@ OUTSIDE = {
     "reporting.result": {"pandas"},
     "compile": {"dspy"},
     "teleprompter": {"dspy"},
+    "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},
     # DSPy before 3.4 hands its LMs litellm's requests and expects litellm's responses.
     "local.forward": {"dspy", "litellm"},
@@ -66,7 +68,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 8_400
+MOST_LINES = 9_900
 MOST_RUNNER_LINES = 600
 
 

@@ -9,9 +9,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from .sizes import PAPER_CANDIDATES, usual_candidates
 
@@ -46,67 +46,90 @@ MEANT: Mapping[str, str] = {
 """Wrong name that is spelt like none of our arguments -> the argument that the user means."""
 
 
-class OPROConfig(BaseModel):
-    """The values of a run. `OPROTeleprompter` documents them. None takes the preset's value, with few exceptions."""
+Count = Annotated[int | None, Field(ge=1)]
+Limit = Annotated[float | None, Field(gt=0.0)]
+
+
+class Arguments(TypedDict, total=False):
+    """Our arguments by keyword: name, type, default and rule. `OPROTeleprompter` documents them.
+
+    Where no default is given it is None. For most arguments None takes the preset's value.
+    """
+
+    prompt_model: Any
+    task_model: Any
+    proposer: Any
+    teacher: Any
+    name: str | None
+    description: str | None
+
+    auto: Annotated[Auto | None, Field("light")]
+    num_rounds: Count
+    num_candidates: Count
+    num_trials: Count
+    k_best: Count
+    num_exemplars: Annotated[int, Field(3, ge=0)]
+    init_temperature: Annotated[float, Field(1.0, ge=0.0)]
+    max_train_examples: Count
+
+    patience: Count
+    min_delta: Annotated[float, Field(0.0, ge=0.0)]
+    stop_at_score: float | None
+    max_metric_calls: Count
+    max_full_evals: Count
+    max_tokens: Count
+    max_cost: Limit
+    timeout_seconds: Limit
+    stoppers: Annotated[Sequence[Callable[..., Any]], Field(())]
+
+    confirm: Annotated[bool, Field(True)]
+    pruner: Annotated[Any, Field("auto")]
+    predictor_strategy: Annotated[Literal["all", "round_robin", "joint"], Field("all")]
+    lag: Annotated[int | None, Field(ge=0)]
+    minibatch_size: Count
+    seed: Annotated[int, Field(0)]
+
+    max_bootstrapped_demos: Annotated[int | None, Field(ge=0)]
+    max_labeled_demos: Annotated[int | None, Field(ge=0)]
+    max_rounds: Annotated[int, Field(1, ge=1)]
+    metric_threshold: float | None
+    teacher_settings: Mapping[str, Any] | None
+
+    storage: Any
+    study_name: str | None
+    log_dir: str | Path | None
+    callbacks: Annotated[Sequence[Callable[[Any, Any], None]], Field(())]
+    track_stats: Annotated[bool, Field(True)]
+    verbose: Annotated[bool, Field(False)]
+    display_progress: Annotated[bool, Field(True)]
+
+    num_threads: Count
+    executor: Any
+    max_errors: Count
+    failure_score: Annotated[float, Field(0.0)]
+    provide_traceback: bool | None
+    example_timeout_seconds: Limit
+    max_outage_seconds: Annotated[float, Field(300.0, gt=0.0)]
+
+
+def _field(kind: Any) -> Any:
+    """An argument's type and default, for pydantic."""
+    rules = [rule for rule in getattr(kind, "__metadata__", ()) if not rule.is_required()]
+    return kind, rules[0].default if rules else None
+
+
+HINTS = get_type_hints(Arguments, include_extras=True)
+_Arguments: Any = create_model("_Arguments", **{name: _field(kind) for name, kind in HINTS.items()})
+
+
+class OPROConfig(_Arguments):
+    """The checked values of a run: metric, data and `Arguments`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     metric: Callable[..., Any] | None = None
-    prompt_model: Any = None
-    task_model: Any = None
-    proposer: Any = None
     trainset: Sequence[Any] | None = None
     valset: Sequence[Any] | None = None
-    name: str | None = None
-    description: str | None = None
-
-    auto: Auto | None = "light"
-    num_rounds: int | None = Field(default=None, ge=1)
-    num_candidates: int | None = Field(default=None, ge=1)
-    num_trials: int | None = Field(default=None, ge=1)
-    k_best: int | None = Field(default=None, ge=1)
-    num_exemplars: int = Field(default=3, ge=0)
-    init_temperature: float = Field(default=1.0, ge=0.0)
-    max_train_examples: int | None = Field(default=None, ge=1)
-
-    patience: int | None = Field(default=None, ge=1)
-    min_delta: float = Field(default=0.0, ge=0.0)
-    stop_at_score: float | None = None
-    max_metric_calls: int | None = Field(default=None, ge=1)
-    max_full_evals: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_cost: float | None = Field(default=None, gt=0.0)
-    timeout_seconds: float | None = Field(default=None, gt=0.0)
-    stoppers: Sequence[Callable[..., Any]] = ()
-
-    confirm: bool = True
-    pruner: Any = "auto"
-    predictor_strategy: Literal["all", "round_robin", "joint"] = "all"
-    lag: int | None = Field(default=None, ge=0)
-    minibatch_size: int | None = Field(default=None, ge=1)
-    seed: int = 0
-
-    max_bootstrapped_demos: int | None = Field(default=None, ge=0)
-    max_labeled_demos: int | None = Field(default=None, ge=0)
-    max_rounds: int = Field(default=1, ge=1)
-    metric_threshold: float | None = None
-    teacher: Any = None
-    teacher_settings: Mapping[str, Any] | None = None
-
-    storage: Any = None
-    study_name: str | None = None
-    log_dir: str | Path | None = None
-    callbacks: Sequence[Callable[[Any, Any], None]] = ()
-    track_stats: bool = True
-    verbose: bool = False
-    display_progress: bool = True
-
-    num_threads: int | None = Field(default=None, ge=1)
-    executor: Any = None
-    max_errors: int | None = Field(default=None, ge=1)
-    failure_score: float = 0.0
-    provide_traceback: bool | None = None
-    example_timeout_seconds: float | None = Field(default=None, gt=0.0)
 
     @field_validator("prompt_model", "task_model", mode="before")
     @classmethod
@@ -179,6 +202,11 @@ class OPROConfig(BaseModel):
         return self
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The given values: argument -> value, in the order of the fields."""
+        return {name: getattr(self, name) for name in FIELDS if name in self.model_fields_set}
+
+    @property
     def bounds(self) -> list[str]:
         """Names of the given arguments that may end the run."""
         given = [name for name in BOUNDS if getattr(self, name) is not None]
@@ -193,7 +221,7 @@ class OPROConfig(BaseModel):
         """
         if self.auto is None and not self.bounds:
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
-        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values = {name: getattr(self, name) for name in FIELDS}
         given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
         if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then sets only sizes
             for name in ("num_rounds", "patience"):
@@ -209,7 +237,12 @@ class OPROConfig(BaseModel):
         for name, value in given.items():
             if name not in self.model_fields_set or (values[name] is None and name != "pruner"):
                 values[name] = value
-        return OPROConfig.model_construct(_fields_set=self.model_fields_set, **values)
+        resolved: OPROConfig = OPROConfig.model_construct(_fields_set=self.model_fields_set, **values)
+        return resolved
+
+
+FIELDS = OPROConfig.model_fields
+"""Our argument -> its type, default and rule. All of them, with metric and data."""
 
 
 def make_config(values: Mapping[str, Any]) -> OPROConfig:
@@ -254,7 +287,7 @@ def _sentence(error: dict[str, Any]) -> str:
 def unknown_keyword(name: str, known: Iterable[str], where: str) -> TypeError:
     """The error for an unknown argument. It names the nearest known one and prefers our own arguments."""
     known = list(known)
-    own = [argument for argument in known if argument in OPROConfig.model_fields]
+    own = [argument for argument in known if argument in FIELDS]
     tries = (known, 0.85), (own, 0.5), (known, 0.5)  # first a typo of any name, then a similar name of ours
     near = [MEANT[name]] if MEANT.get(name) in known else []
     near += [hit for names, cutoff in tries for hit in difflib.get_close_matches(name, names, 1, cutoff)]
@@ -275,4 +308,4 @@ _WRAPPERS = frozenset({"dspy_opro", "dspy", "mlflow", "functools", "contextlib"}
 
 def paper(config: OPROConfig) -> bool:
     """Whether the run follows the paper to the letter."""
-    return config.auto == "paper"
+    return bool(config.auto == "paper")

@@ -115,14 +115,16 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     """Examples that the rounds may score: the budget without the examples that confirm the result."""
     num_train, num_val = sizes.num_train, sizes.num_val
     least = num_train + num_val
-    if config.max_full_evals is not None:
-        return max(least, config.max_full_evals * least - 2 * sizes.num_held_back)
-    if config.max_metric_calls is not None and config.max_metric_calls < least:
+    passes: int | None = config.max_full_evals
+    budget: int | None = config.max_metric_calls
+    if passes is not None:
+        return max(least, passes * least - 2 * sizes.num_held_back)
+    if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
-            f"validation examples, but got {config.max_metric_calls}. Give fewer examples or max_train_examples."
+            f"validation examples, but got {budget}. Give fewer examples or max_train_examples."
         )
-    return config.max_metric_calls and config.max_metric_calls - 2 * sizes.num_held_back
+    return budget and budget - 2 * sizes.num_held_back
 
 
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:

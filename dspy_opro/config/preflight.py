@@ -12,7 +12,7 @@ from dspy_opro.programs.metric import Metric
 from dspy_opro.programs.program import Program, check_examples, same_inputs
 from dspy_opro.search.tasks import rng
 
-from .arguments import OPROConfig, warn
+from .arguments import FIELDS, OPROConfig, warn
 from .plan import Sizes, data_sizes
 
 
@@ -85,7 +85,7 @@ def _warn(config: OPROConfig) -> None:
         warn(f"num_trials={config.num_trials} overrides the number of rounds of auto={config.auto!r}.")
     if not config.max_bootstrapped_demos:
         for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
-            if getattr(config, name) not in (None, {}, type(config).model_fields[name].default):
+            if getattr(config, name) not in (None, {}, FIELDS[name].default):
                 warn(
                     f"{name} is not used: it is for bootstrapping demos. Pass max_bootstrapped_demos above 0."
                 )

@@ -20,7 +20,7 @@ import dspy
 
 from dspy_opro.programs.compat import dump_lm, dump_module, load_lm, load_module
 
-from .arguments import OPROConfig, unknown_keyword
+from .arguments import FIELDS, OPROConfig, unknown_keyword
 
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 """Values that go by their import path."""
@@ -33,8 +33,7 @@ def to_json(config: OPROConfig) -> dict[str, Any]:
         ValueError: An argument can't be written; the message names it, the reason and the remedy.
     """
     written = {}
-    for name in (n for n in OPROConfig.model_fields if n in config.model_fields_set):
-        value = getattr(config, name)
+    for name, value in config.given.items():
         if name in ("trainset", "valset") and value is not None:
             written[name] = {"$examples": [_example(e, f"{name}[{i}]") for i, e in enumerate(value)]}
         elif name == "storage" and not isinstance(value, (str, type(None))):
@@ -52,8 +51,8 @@ def from_json(written: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: Something can't be imported or made.
     """
     for name in written:
-        if name not in OPROConfig.model_fields:
-            raise unknown_keyword(name, OPROConfig.model_fields, "from_config")
+        if name not in FIELDS:
+            raise unknown_keyword(name, FIELDS, "from_config")
     return {name: decode(value, name) for name, value in written.items()}
 
 

@@ -16,6 +16,10 @@ LAST_PATIENCE_SECONDS = 5.0
 """How long cancelled coroutines may clean up after the end of a run. The run does not wait for them."""
 
 
+class ExampleTimeout(TimeoutError):
+    """An example took longer than `example_timeout_seconds`. Trying again would take as long."""
+
+
 class EventLoop:
     """One event loop for all awaitables of a run: the caller's `loop`, or without one our own in a daemon thread.
 
@@ -34,7 +38,7 @@ class EventLoop:
         """The value. The loop awaits an awaitable, in the context of the calling thread.
 
         Raises:
-            TimeoutError: The awaitable took longer than `timeout_seconds`. It is cancelled.
+            ExampleTimeout: The awaitable took longer than `timeout_seconds`. It is cancelled.
             RuntimeError: The awaitable was cancelled, or the run has ended.
         """
         if not inspect.isawaitable(value):
@@ -46,7 +50,7 @@ class EventLoop:
             if future.done():  # the awaitable itself raised this error
                 raise
             future.cancel()
-            raise TimeoutError(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
+            raise ExampleTimeout(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
         except CancelledError as error:
             raise RuntimeError("CancelledError: the call was cancelled from within.") from error
         finally:

@@ -13,14 +13,13 @@ from typing import Any
 import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
 
+from .secrets import without_secrets
+
 HAS_COMPILE_CALLBACKS = hasattr(BaseCallback, "on_compile_start")
 """DSPy 3.3 and later call callbacks for `compile`."""
 
 _LM_CLASS = "_dspy_lm_class"
 """Key of the class in an LM's state (DSPy 3.3 and later)."""
-
-_SECRET = re.compile(r"(?i)(_key|_token|secret|password|headers)$")
-"""Secret arguments of an LM: keys, tokens, and headers, which may contain either."""
 
 _COPIES_SHALLOWLY = tuple(int(part) for part in dspy.__version__.split(".")[:2]) >= (3, 3)
 
@@ -170,7 +169,7 @@ def dump_lm(lm: Any) -> dict[str, Any]:
     """
     if not hasattr(lm, "dump_state"):
         raise TypeError(f"{type(lm).__name__} has no dump_state()")
-    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **_without_secrets(lm.dump_state())}
+    return {_LM_CLASS: f"{type(lm).__module__}.{type(lm).__qualname__}", **without_secrets(lm.dump_state())}
 
 
 def dump_module(module: dspy.Module) -> Any:
@@ -179,14 +178,20 @@ def dump_module(module: dspy.Module) -> Any:
     def strip(state: Any) -> Any:
         if not isinstance(state, dict):
             return state
-        return {k: (_without_secrets if k == "lm" else strip)(value) for k, value in state.items()}
+        return {k: (without_secrets if k == "lm" else strip)(value) for k, value in state.items()}
 
     return strip(module.dump_state())
 
 
-def _without_secrets(state: Any) -> Any:
-    """An LM's state without its secrets. DSPy itself leaves out only the `api_key`, and DSPy 3.0.0 not even that."""
-    return {k: v for k, v in state.items() if not _SECRET.search(k)} if isinstance(state, dict) else state
+def forget_secrets(module: dspy.Module) -> None:
+    """Give the predictors of a module LMs without secrets. DSPy's `save` leaves out only the `api_key`."""
+    for predictor in module.predictors():
+        if predictor.lm is None:
+            continue
+        predictor.lm = lm = copy.copy(predictor.lm)
+        for name in ("kwargs", "launch_kwargs", "train_kwargs"):
+            if hasattr(lm, name):
+                setattr(lm, name, without_secrets(getattr(lm, name)))
 
 
 def load_lm(state: Mapping[str, Any]) -> Any:

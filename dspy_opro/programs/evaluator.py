@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +14,10 @@ from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 
 from .awaiting import EventLoop, as_exception
 from .compat import called_by, copy_lm
+from .errors import in_brief
 from .metering import metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
-
-logger = logging.getLogger("dspy_opro")
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -47,8 +44,6 @@ class Evaluator:
     """Whether to await the program. Otherwise the worker thread calls it."""
     timeout_seconds: float | None = None
     """Wall time for an awaited program. The evaluator can't interrupt other programs."""
-    provide_traceback: bool = False
-    """Whether the log of a failure has the traceback."""
 
     def __post_init__(self) -> None:
         self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, until `forget`
@@ -56,7 +51,7 @@ class Evaluator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lm = self.task_model and copy_lm(self.task_model)
-        rest = (self.failure_score, self.is_awaited, self.timeout_seconds, self.provide_traceback)
+        rest = (self.failure_score, self.is_awaited, self.timeout_seconds)
         return _unpickled, (self.program, self.metric, lm, *rest)
 
     def build(self, candidate: Candidate) -> dspy.Module:
@@ -106,8 +101,6 @@ class Evaluator:
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
-                detail = "".join(traceback.format_exception(error)) if self.provide_traceback else cause
-                logger.warning("Failed on an example: %s", detail)
         return TaskResult(outcome, meter.usage, error=error), prediction
 
     def _judge(self, example: Any, prediction: Any) -> Outcome:
@@ -122,8 +115,3 @@ class Evaluator:
 
 def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:
     return Evaluator(program, metric, EventLoop(), *rest)
-
-
-def in_brief(error: BaseException | None) -> str:
-    """An error as a short text."""
-    return shorten(f"{type(error).__name__}: {error}", 500)

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
-from dspy_opro.search.tasks import RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+import logging
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+
+from dspy_opro.search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from dspy_opro.search.trajectory import Outcome, Trial
 
-from .evaluator import MetricRaised, in_brief
+from .errors import in_brief
+from .evaluator import MetricRaised
 from .metric import MetricError
+from .provider import judge
+
+logger = logging.getLogger("dspy_opro")
 
 NUM_DEAD = 4
 """If so many candidates in a row fail on every example, the program or the LM is broken."""
-NUM_FIRST = 3
-"""If the student fails on so many examples at the start, the run ends."""
+NUM_FIRST = 10
+"""If the student fails on all of so many examples at the start, the run ends. Few of them say little: a student that
+breaks the output format half of the time fails on three in a row in one of eight runs, and can be optimized.
+"""
 
 
 class TooManyErrors(RuntimeError):
     """The program failed on `max_errors` examples, or on every example for a while. The first error is the cause."""
 
 
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long one example may take.
+
+    A call can't be cut from outside. After `seconds` its example counts as failed, after twice as long its worker is
+    left behind and another one takes the place, as long as no more than `num_threads` are left behind.
+    """
+
+    seconds: float
+    failed: TaskResult
+    """What an example gives that took longer."""
+
+
 class FailureLimit:
     """Counts the failed examples of this process.
 
     `max_errors` failed examples end the run. If it is None, `num_in_dead_rounds` failures end the run, if they are
-    all examples of whole rounds.
+    all examples of whole rounds. With `provide_traceback` the log of a failure has the traceback.
     """
 
-    def __init__(self, max_errors: int | None, num_in_dead_rounds: int) -> None:
+    def __init__(
+        self, max_errors: int | None, num_in_dead_rounds: int, provide_traceback: bool = False
+    ) -> None:
         self._max_errors = max_errors
         self._num_in_dead_rounds = num_in_dead_rounds
-        self._num_failures = 0
+        self._provide_traceback = provide_traceback
+        self._counts: Counter[str] = Counter()  # metric or program -> its failures
         self._failed: set[str] = set()  # ids of candidates with a failure in this process
         self._finished: list[Trial] = []  # trials since the last round was decided
         self._dead: list[Trial] = []  # trials of the last rounds in which every example failed
@@ -43,16 +70,24 @@ class FailureLimit:
         outcome = result.content
         if not isinstance(task, ScoringTask) or not isinstance(outcome, Outcome) or outcome.error is None:
             return
-        self._num_failures += 1
+        source = "metric" if isinstance(result.error, MetricRaised) else "program"
+        self._counts[source] += 1
         self._first_error = self._first_error or result.error
         self._failed.add(task.candidate.id)
-        if self._max_errors is not None and self._num_failures >= self._max_errors:
-            raise self._too_many(f"on {self._num_failures} examples (max_errors={self._max_errors})")
+        self._log(source, result.error, outcome.error)
+        total = self._counts.total()
+        if self._max_errors is not None and total >= self._max_errors:
+            raise self._too_many(f"failed on {total} examples (max_errors={self._max_errors})")
 
-    def finished(self, event: TrialFinished) -> None:
-        self._finished.append(event.trial)
+    def _log(self, source: str, error: Exception | None, cause: str) -> None:
+        """Log the first failure of metric and of program, and then every tenth, because what is broken fails often."""
+        number = self._counts[source]
+        if number == 1 or number % 10 == 0:
+            many = f" ({source}, {number} times so far)" if number > 1 else ""
+            detail = "".join(traceback.format_exception(error)) if self._provide_traceback else cause
+            logger.warning("Failed on an example%s: %s", many, detail)
 
-    def decided(self, event: RoundDecided) -> None:
+    def see(self, event: Event) -> None:
         """Without `max_errors`, end the run if the last rounds have only failures.
 
         A candidate may fail on every example, because an instruction can break the output format. If whole rounds
@@ -61,6 +96,12 @@ class FailureLimit:
         Raises:
             TooManyErrors: No example succeeded in the last rounds, which have at least `NUM_DEAD` candidates.
         """
+        if isinstance(event, TrialFinished):
+            self._finished.append(event.trial)
+        elif isinstance(event, RoundDecided):
+            self._decided()
+
+    def _decided(self) -> None:
         trials, self._finished = self._finished, []
         if any(t.num_failures < t.num_scored for t in trials):
             self._dead.clear()
@@ -71,11 +112,16 @@ class FailureLimit:
         # The cause of failures in an earlier process may be gone.
         if self._max_errors is None and is_over and any(t.id in self._failed for t in self._dead):
             raise self._too_many(
-                f"on each of the last {failures} examples, under {len(self._dead)} candidates"
+                f"failed on each of the last {failures} examples, under {len(self._dead)} candidates"
             )
 
-    def _too_many(self, where: str) -> TooManyErrors:
-        error = TooManyErrors(f"The program failed {where}. First cause: {in_brief(self._first_error)}")
+    def _too_many(self, what: str) -> TooManyErrors:
+        by_metric = self._counts["metric"]
+        who = "The program"
+        if by_metric:
+            who = "The metric" if by_metric == self._counts.total() else "The program or the metric"
+            what += f"; the metric raised {by_metric} times"
+        error = TooManyErrors(f"{who} {what}. First cause: {in_brief(self._first_error)}")
         error.__cause__ = self._first_error
         return error
 
@@ -83,7 +129,8 @@ class FailureLimit:
 class FirstExamples:
     """The run first scores the student on one example alone, so a broken metric or program costs almost nothing.
 
-    A program may fail on single examples. After a failure the run tries the next example, at most `NUM_FIRST`.
+    A program may fail on single examples. After a failure the run tries the next example, at most `NUM_FIRST`. A
+    refused key and an unknown model end the run at once.
     """
 
     def __init__(self, num_train: int) -> None:
@@ -103,7 +150,7 @@ class FirstExamples:
             raise MetricError(str(result.error)) from result.error.__cause__
         self._num_left -= 1
         self._first_error = self._first_error or result.error
-        if not self._num_left:
+        if not self._num_left or judge(result.error).kind == "account":
             message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"
             raise TooManyErrors(message) from self._first_error
         return False

@@ -28,7 +28,8 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
-_PLACEHOLDER = re.compile(r"(?<!\{)\{[A-Za-z_][A-Za-z0-9_]*\}(?!\})")
+# `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
+_PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
 _WORD = re.compile(r"\w+")
 
 
@@ -60,7 +61,7 @@ def storable(text: str) -> str:
 
 
 def placeholders(text: str) -> frozenset[str]:
-    """The `{names}` in a text. Names in doubled braces do not count."""
+    """The `{names}` and `{{names}}` in a text."""
     return frozenset(_PLACEHOLDER.findall(text))
 
 

@@ -16,7 +16,7 @@ from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 
 from dspy_opro.programs.compat import predictor_state
 from dspy_opro.programs.copying import copy_module, uncopyable
-from dspy_opro.programs.evaluator import in_brief
+from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.metering import metered
 from dspy_opro.programs.metric import Metric, to_score
 from dspy_opro.programs.program import Program, is_async_only

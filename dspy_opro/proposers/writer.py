@@ -11,7 +11,7 @@ import dspy
 
 from dspy_opro.programs.awaiting import EventLoop
 from dspy_opro.programs.compat import canonical, refuses_temperature, sampling_lm, without_temperature
-from dspy_opro.programs.evaluator import in_brief
+from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.metering import metered
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult

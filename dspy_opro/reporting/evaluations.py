@@ -10,6 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import dspy
@@ -41,6 +42,7 @@ class EvaluationCallbacks:
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
         # (candidate id, split) -> position -> (prediction, score)
         self._answers: dict[tuple[str, str], dict[int, tuple[Any, float]]] = {}
+        self._num_finished = 0
 
     def call_id(self, candidate: Candidate) -> str | None:
         """The parent of a candidate's calls; None if no callback listens."""
@@ -56,6 +58,7 @@ class EvaluationCallbacks:
         """Report a candidate whose race has ended, once for each split with a score."""
         if not self._listeners:
             return
+        number, self._num_finished = self._num_finished, self._num_finished + 1
         key = "eval_full" if trial.state == "complete" else "eval_minibatch"
         for split, metric_key, reward in (
             ("train", key, trial.reward),
@@ -68,9 +71,12 @@ class EvaluationCallbacks:
                 for position, score in enumerate(trial.scores):
                     answers.setdefault(position, (dspy.Prediction(), score))
             results = [(splits[split][position], *answers[position]) for position in sorted(answers)]
-            outputs = EvaluationResult(score=round(100 * reward, 2), results=results)
+            outputs = EvaluationResult(
+                score=round(100 * fmean(score for *_, score in results), 2), results=results
+            )
             call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
-            evaluation = call_id, program(), metric_key, outputs
+            name = f"candidate {number}, {len(results)} {split} examples"
+            evaluation = call_id, program(), {"metric_key": metric_key, "candidate": name}, outputs
             if self._loop is None:
                 self._report(*evaluation)
             else:
@@ -79,10 +85,12 @@ class EvaluationCallbacks:
     async def _report_on_loop(self, *evaluation: Any) -> None:
         self._report(*evaluation)
 
-    def _report(self, call_id: str, program: Any, metric_key: str, outputs: EvaluationResult) -> None:
+    def _report(
+        self, call_id: str, program: Any, metadata: dict[str, str], outputs: EvaluationResult
+    ) -> None:
         devset = [example for example, _, _ in outputs.results]
         instance = dspy.Evaluate(devset=devset, metric=self._metric)  # handlers expect one; nothing calls it
-        inputs = {**_EMPTY_INPUTS, "program": program, "callback_metadata": {"metric_key": metric_key}}
+        inputs = {**_EMPTY_INPUTS, "program": program, "callback_metadata": metadata}
         for callback in self._listeners:
             _call(callback.on_evaluate_start, call_id=call_id, instance=instance, inputs=dict(inputs))
         for callback in self._listeners:

@@ -26,6 +26,7 @@ class Progress:
     def __init__(self, display: bool, verbose: bool, num_rounds: int | None) -> None:
         self._verbose = verbose
         self._usage = Usage()
+        self._trouble = ""
         self._num_trials = 0
         self._best: float | None = None  # not known yet
         self._shown = 0.0
@@ -43,9 +44,10 @@ class Progress:
         self._is_open = True
         _console.join(self._log_level)
 
-    def show(self, event: Event | None, usage: Usage) -> None:
-        """Show an event (or None) and the usage so far."""
+    def show(self, event: Event | None, usage: Usage, trouble: str = "") -> None:
+        """Show an event (or None), the usage so far, and what slows the run down at the moment."""
         self._usage = usage
+        self._trouble = trouble
         if isinstance(event, CandidatesProposed) and event.round > 0:
             counts = event.round, len(event.candidates), len(event.dropped)
             self._log("round %d: %d candidates, %d proposals not used", *counts)
@@ -72,7 +74,7 @@ class Progress:
         num_calls = _short(usage.scorer_calls + usage.proposer_calls)
         self._bar.set_postfix_str(  # in this order it fits a terminal of 80 columns
             f"best {best}, {self._num_trials} candidates, {num_calls} calls, {_short(usage.tokens)} tokens, "
-            f"${usage.cost:.2f}"
+            f"${usage.cost:.2f}{', ' if self._trouble else ''}{self._trouble}"
         )
 
     def close(self) -> None:

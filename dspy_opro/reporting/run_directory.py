@@ -11,25 +11,26 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from dspy_opro.storage.lock import IS_AVAILABLE, FileLock
 
 logger = logging.getLogger("dspy_opro")
 
 BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "lock"
 REPORT = "report.html"
 
+SAVE_SECONDS = 30.0
+"""How long the end of a run waits for `best.json`."""
+
 
 class RunDirectory:
     """The files in `log_dir`. The directory is made if it does not exist.
 
     Raises:
-        ValueError: The directory can't be made.
+        ValueError: The directory can't be made or written.
         RuntimeError: Another process uses the directory.
     """
 
@@ -43,25 +44,26 @@ class RunDirectory:
         self._handler = _LogFile(self.path / LOG, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
+        self.log(
+            "process %d started, dspy_opro %s, dspy %s", os.getpid(), version("dspy_opro"), version("dspy")
+        )
         self._complaints: set[str] = set()
         self._best = ""  # the program in `best.json`
         self._saving: threading.Thread | None = None
 
-    def _take_lock(self) -> IO[str] | None:
-        if fcntl is None:
-            return None
-        lock = (self.path / LOCK).open("a+", encoding="utf-8")
+    def _take_lock(self) -> FileLock:
+        path = self.path / LOCK
+        lock = FileLock(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read() or "unknown"
-            lock.close()
-            rule = f"log_dir {str(self.path)!r} is in use by process {holder}."
+            if IS_AVAILABLE:
+                lock.acquire(seconds=0.0)
+            path.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except TimeoutError:
+            rule = f"log_dir {str(self.path)!r} is in use by process {path.read_text(encoding='utf-8') or 'unknown'}."
             raise RuntimeError(f"{rule} Wait for it, or use another log_dir.") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        except OSError as error:
+            rule = f"log_dir {str(self.path)!r} can't be written: {error}."
+            raise ValueError(f"{rule} Use a directory that can be written.") from error
         return lock
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -75,7 +77,7 @@ class RunDirectory:
         `name` identifies the program, and `save` writes it to a path. With `wait` the call returns after the write.
         """
         if wait and self._saving is not None:
-            self._saving.join()
+            self._saving.join(SAVE_SECONDS)
         if name == self._best or (self._saving is not None and self._saving.is_alive()):
             return
         self._best = name
@@ -84,7 +86,7 @@ class RunDirectory:
         )
         self._saving.start()
         if wait:
-            self._saving.join()
+            self._saving.join(SAVE_SECONDS)
 
     def write_report(self, write: Callable[[Path], object]) -> None:
         """`report.html`: `write` writes the page to a path."""
@@ -122,10 +124,7 @@ class RunDirectory:
     def close(self) -> None:
         logger.removeHandler(self._handler)
         self._handler.close()
-        if self._lock is not None:
-            if fcntl is not None:  # a forked child may keep the file open
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._lock.close()
+        self._lock.release()
 
 
 class _LogFile(logging.FileHandler):

@@ -21,6 +21,7 @@ import dspy
 
 from dspy_opro.programs.compat import copy_lm
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator, MetricRaised
+from dspy_opro.programs.provider import ErrorElsewhere, judge
 from dspy_opro.search.tasks import ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Candidate, Usage
 
@@ -113,9 +114,10 @@ def score_example(
         result, _ = evaluator.evaluate(candidate, examples[split][position])
     if result.error is None:
         return result
-    # The exception itself may not travel.
-    kind = MetricRaised if isinstance(result.error, MetricRaised) else RuntimeError
-    return replace(result, error=kind(getattr(result.content, "error", None)))
+    text = str(getattr(result.content, "error", None))
+    if isinstance(result.error, MetricRaised) and judge(result.error).kind == "other":
+        return replace(result, error=MetricRaised(text))
+    return replace(result, error=ErrorElsewhere(text, judge(result.error)))
 
 
 def _ignore_interrupts() -> None:

@@ -7,35 +7,39 @@ is told, and what follows is queued. Then the worker waits until its result is k
 from __future__ import annotations
 
 import contextvars
-import heapq
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from dspy_opro.programs.awaiting import as_exception
-from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.errors import in_brief
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TimeLimit, TooManyErrors
 from dspy_opro.programs.metering import Ledger
+from dspy_opro.programs.pace import Lane, WaitingTasks
+from dspy_opro.programs.provider import Verdict, judge
 from dspy_opro.search import Search
 from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
-    RoundDecided,
     ScoringTask,
     Task,
     TaskResult,
-    TrialFinished,
     task_key,
-    urgency,
 )
+from dspy_opro.search.trajectory import Usage
 
 if TYPE_CHECKING:
     from dspy_opro.storage.run_storage import RunStorage
 
+logger = logging.getLogger("dspy_opro")
+
 TICK_SECONDS = 0.5
+WARNING_PAUSE_SECONDS = 60.0
+"""Of the warnings about calls that are tried again one in this time is logged."""
 
 
 @dataclass
@@ -46,19 +50,6 @@ class _Call:
     started: float
     is_timed_out: bool = False
     """Whether it counts as failed already. It still occupies its place."""
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """How long one example may take.
-
-    A call can't be cut from outside. After `seconds` its example counts as failed, after twice as long its worker is
-    left behind and another one takes the place, as long as no more than `num_threads` are left behind.
-    """
-
-    seconds: float
-    failed: TaskResult
-    """What an example gives that took longer."""
 
 
 class TaskQueue:
@@ -73,6 +64,7 @@ class TaskQueue:
         first: Passes the first result of a new run. None for a run that is resumed.
         num_threads: Calls in flight at most.
         time_limit: For each example.
+        max_outage_seconds: How long a provider may be down before the run ends.
     """
 
     def __init__(
@@ -85,6 +77,7 @@ class TaskQueue:
         first: FirstExamples | None,
         num_threads: int,
         time_limit: TimeLimit | None = None,
+        max_outage_seconds: float = 300.0,
     ) -> None:
         self.search = search
         self._storage = storage
@@ -94,9 +87,10 @@ class TaskQueue:
         self._first = first
         self._num_threads = num_threads
         self._time_limit = time_limit
+        self._max_outage_seconds = max_outage_seconds
         self._changed = threading.Condition()
-        self._numbers = count()
-        self._waiting: list[tuple[tuple[bool, int], int, Task]] = []  # heap: urgency, number, task
+        self._waiting = WaitingTasks(num_threads, max_outage_seconds)
+        self._last_warning = float("-inf")
         self._in_flight: dict[str, _Call] = {}  # task key -> its call
         self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
@@ -128,7 +122,7 @@ class TaskQueue:
                     opened |= {task_key(new): new for new in self._unanswered()}
             self._seconds_before = self.search.seconds
             for task in opened.values():
-                self._push(task)
+                self._waiting.push(task)
             self._emit()
 
     # -- worker threads --------------------------------------------------------------------------
@@ -137,13 +131,18 @@ class TaskQueue:
         """The most urgent task. Waits for one; None once the run is over."""
         with self._changed:
             while not self._may_not_start():
-                if self._waiting and not (self._first is not None and self._num_running()):
-                    task = self._pop()
-                    if not self.search.wants(task):
+                now, pause = time.monotonic(), None
+                is_first = self._first is not None  # the student's first examples come one after the other
+                if not (is_first and self._num_running()):
+                    task = self._waiting.pop(now, only_examples=is_first)
+                    if task is not None and self.search.wants(task):
+                        self._in_flight[task_key(task)] = _Call(task, now)
+                        return task
+                    if task is not None:
+                        self._waiting.landed(task)
                         continue
-                    self._in_flight[task_key(task)] = _Call(task, time.monotonic())
-                    return task
-                self._changed.wait()
+                    pause = self._waiting.pause(now)
+                self._changed.wait(pause)
             return None
 
     def finish(self, task: Task, result: TaskResult) -> bool:
@@ -152,15 +151,15 @@ class TaskQueue:
         Returns:
             Whether this worker goes on: False where another one has taken its place.
         """
-        key = task_key(task)
+        key, verdict = task_key(task), judge(result.error)
         with self._changed:
-            call = self._in_flight.pop(key, None)
+            call = self._land(key)
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
             try:
                 if not call.is_timed_out:
-                    self._accept(task, replace(result, seconds=self._seconds()))
+                    self._settle(call, result, verdict)
             except Exception as error:
                 self._fail(error)
             if self.search.done:
@@ -171,11 +170,16 @@ class TaskQueue:
     def fail(self, error: Exception, task: Task) -> None:
         """A task can't be performed: the run ends with this error."""
         with self._changed:
-            self._in_flight.pop(task_key(task), None)
+            self._land(task_key(task))
             if not self._is_closed:
                 self._fail(error)
 
     # -- the calling thread ----------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str:
+        """What slows the run down, for the progress line; empty if nothing does."""
+        return self._waiting.trouble(time.monotonic())
 
     def stop(self, reason: str) -> None:
         """End the run gracefully: no call is started any more, running calls are waited for.
@@ -198,7 +202,9 @@ class TaskQueue:
                 self._look_at_the_clock()
                 is_over = self._is_over()
                 if is_over:
-                    self._wind_up()
+                    self.close()  # what is scored in full counts
+                    for event in self.search.events():
+                        self._events.put(event)
                 pause = self._pause()
             while not self._events.empty():
                 yield self._events.get()
@@ -218,7 +224,6 @@ class TaskQueue:
             self._is_closed = True
             self.search.stop(reason)
             self.search.salvage()
-            self._waiting.clear()
             self._changed.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------
@@ -233,7 +238,6 @@ class TaskQueue:
 
     def _stop(self, reason: str) -> None:
         self.search.stop(reason)
-        self._waiting.clear()
         self._events.put(None)
         self._changed.notify_all()
 
@@ -242,22 +246,44 @@ class TaskQueue:
             self._error = error
             self._stop("error")
 
-    def _push(self, task: Task) -> None:
-        heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
-        self._changed.notify()
+    def _land(self, key: str) -> _Call | None:
+        """A call is no longer in flight."""
+        call = self._in_flight.pop(key, None)
+        if call is not None:
+            self._waiting.landed(call.task)
+        return call
 
-    def _pop(self) -> Task:
-        if self._first is None:
-            return heapq.heappop(self._waiting)[2]
-        # The student's first examples come before anything else, one after the other.
-        first = min(
-            entry
-            for entry in self._waiting
-            if isinstance(entry[2], ScoringTask) and entry[2].round == 0 and entry[2].split == "train"
-        )
-        self._waiting.remove(first)
-        heapq.heapify(self._waiting)
-        return first[2]
+    def _settle(self, call: _Call, result: TaskResult, verdict: Verdict) -> None:
+        """A call is over: its result counts, or its task is tried again later."""
+        task, lane, now = call.task, self._waiting.lane(call.task), time.monotonic()
+        if verdict.kind == "account" and self._first is None and result.error is not None:
+            raise result.error
+        if verdict.kind == "transient":
+            # An example counts once. Its calls are paid for each time.
+            uncounted = Usage(metric_calls=-result.usage.metric_calls)
+            if lane.put_off(task, result.usage + uncounted, verdict, call.started, now):
+                self._ledger.add(uncounted)
+                if not self.search.done:
+                    self._complain(lane, result.error, now)
+                return
+        elif lane.pace.answered(now):
+            self._changed.notify_all()
+        usage = result.usage + lane.settled(task)
+        self._accept(task, replace(result, usage=usage, seconds=self._seconds()))
+
+    def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
+        """Log that a call is tried again. End the run if its provider is down for too long."""
+        if lane.is_down_for_too_long(now):
+            rule = f"The provider gives no answer for max_outage_seconds={self._max_outage_seconds:g}"
+            if self._first is not None:  # nothing is known of the student
+                raise TooManyErrors(f"{rule}. Last cause: {in_brief(error)}") from error
+            logger.error("%s, so the run ends: %s", rule, in_brief(error))
+            self._stop("max_outage_seconds")
+        elif now - self._last_warning > WARNING_PAUSE_SECONDS:
+            self._last_warning = now
+            logger.warning(
+                "A call failed and is tried again (%s): %s", self.trouble or "later", in_brief(error)
+            )
 
     def _accept(self, task: Task, result: TaskResult) -> None:
         """A result has come in. Those of a new run are kept only once an example has passed."""
@@ -278,9 +304,9 @@ class TaskQueue:
         self._failures.count(task, result)
         self.search.tell(task, result)
         for new in self._unanswered():
-            self._push(new)
+            self._waiting.push(new)
+            self._changed.notify()
         if self.search.done:
-            self._waiting.clear()
             self._changed.notify_all()
         self._emit()
 
@@ -299,10 +325,7 @@ class TaskQueue:
         for event in events:
             self._events.put(event)
         for event in events:
-            if isinstance(event, TrialFinished):
-                self._failures.finished(event)
-            elif isinstance(event, RoundDecided):
-                self._failures.decided(event)
+            self._failures.see(event)
 
     def _seconds_here(self) -> float:
         return time.monotonic() - self._started
@@ -328,9 +351,14 @@ class TaskQueue:
                 except Exception as error:
                     self._fail(error)
             elif seconds >= 2 * self._time_limit.seconds and len(self._left_behind) < self._num_threads:
-                del self._in_flight[key]
+                self._land(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1
+                if self.num_replaced == 1 or self.num_replaced % 10 == 0:
+                    rule = "took twice example_timeout_seconds; another worker takes the place"
+                    logger.warning(
+                        "A call %s (%d so far, %d hang).", rule, self.num_replaced, len(self._left_behind)
+                    )
         calls = self._in_flight.values()
         oldest_start = now - 3 * self._time_limit.seconds
         num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
@@ -360,13 +388,6 @@ class TaskQueue:
     def _num_running(self) -> int:
         """Calls in flight that are waited for."""
         return sum(not call.is_timed_out for call in self._in_flight.values())
-
-    def _wind_up(self) -> None:
-        """The last decisions: what is scored in full counts."""
-        self._is_closed = True
-        self.search.salvage()
-        for event in self.search.events():
-            self._events.put(event)
 
 
 class WorkerPool:

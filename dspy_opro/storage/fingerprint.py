@@ -1,4 +1,4 @@
-"""What gives a score its meaning, as hashes: a resumed run must agree on every part."""
+"""What gives a score its meaning, as hashes: a resumed run must agree on every part, or is told what differs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import ast
 import functools
 import hashlib
 import inspect
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import dspy
 
 from dspy_opro.programs.compat import model_name, predictor_state
+from dspy_opro.programs.secrets import without_password
 from dspy_opro.programs.values import as_json, fields
+
+from .result_log import clip
+from .source_code import parsed, sources
+
+Fingerprint = Mapping[str, Any]
+"""Part -> hash or readable value; for `predictors` and `code` a dict of them."""
 
 
 def fingerprint(
@@ -22,47 +28,137 @@ def fingerprint(
     trainset: Sequence[Any],
     valset: Sequence[Any],
     metric: Callable[..., Any],
+    task_model: Any = None,
     **values: object,
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Part -> hash or readable value.
 
     Args:
-        student: Its instructions, fields and demos count; the LMs by model name.
+        student: Its instructions, fields, demos, LMs and the code of its classes count.
         trainset: Examples in the order of the race.
         valset: Examples in their order.
-        metric: Counts by name, source and the plain values that it holds.
+        metric: Counts by name, code and the plain values that it holds.
+        task_model: The scorer LM of predictors that have none of their own.
         values: Further settings, as they are.
     """
-    state = {name: _predictor_state(predictor) for name, predictor in student.named_predictors()}
-    parts = {
-        "student": _digest([type(student).__name__, state]),
+    modules = [module for _, module in student.named_sub_modules(dspy.Module)]
+    code, unknown = sources([*modules, *_functions_in(modules), metric])
+    adapter = dspy.settings.adapter
+    parts: dict[str, Any] = {
+        "student": type(student).__name__,
+        "predictors": {name: _predictor(predictor) for name, predictor in student.named_predictors()},
         "trainset": f"{len(trainset)} examples, {_digest([_example(e) for e in trainset])}",
         "valset": f"{len(valset)} examples, {_digest([_example(e) for e in valset])}",
         "metric": _metric(metric),
+        "code": {name: _digest(source) for name, source in code.items()},
+        "unknown code": unknown,
+        "task_model": _model(task_model),
+        "adapter": "default"
+        if adapter is None
+        else f"{type(adapter).__name__}, {_digest(_constants(adapter))}",
     }
     return parts | {name: str(value) for name, value in values.items()}
 
 
-def _predictor_state(predictor: Any) -> dict[str, Any]:
-    return {**predictor_state(predictor), "lm": model_name(predictor.lm)}
+def differences(theirs: Fingerprint, mine: Fingerprint) -> Iterator[str]:
+    """What a run on record has that this one has not, in words.
+
+    The seed orders the data. If it differs, other data of the same size are not mentioned.
+    """
+    for part in {**theirs, **mine}:
+        was, now = theirs.get(part), mine.get(part)
+        if was == now or part == "unknown code":
+            continue
+        if part == "code" and was and now:
+            yield from (
+                f"the code of {name} has changed" for name in was if now.get(name, was[name]) != was[name]
+            )
+        elif part == "predictors" and was and now:
+            yield from _predictors_differ(was, now)
+        elif part in ("trainset", "valset") and was and now:
+            sizes = was.partition(",")[0], now.partition(",")[0]
+            if sizes[0] != sizes[1]:
+                yield f"{part} had {sizes[0]} and now has {sizes[1]}"
+            elif theirs.get("seed") == mine.get("seed"):
+                yield f"{part} has as many examples as before, but others or in another order"
+        elif part == "format":
+            yield f"format was {was!r}, which did not record the code of the program, and is now {now!r}"
+        elif part == "metric" and was and now and was.partition(",")[0] == now.partition(",")[0]:
+            yield f"metric {now.partition(',')[0]} now holds other values"
+        else:
+            yield f"{part} was {was!r} and is now {now!r}"
+
+
+def _predictors_differ(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if list(was) != list(now):
+        yield f"the student's predictors were {', '.join(was)} and are now {', '.join(now)}"
+    for name in was:
+        for part in was[name]:
+            before, after = was[name][part], now.get(name, was[name]).get(part)
+            if before != after:
+                yield f"{part} of predictor {name!r} was {before} and is now {after}"
+
+
+def _predictor(predictor: Any) -> dict[str, str]:
+    """Part -> readable value, with a hash where it is cut."""
+    state = predictor_state(predictor)
+    signature, demos = state.pop("signature", {}), state.pop("demos")
+    return {
+        "instructions": _text(signature.pop("instructions", "")),
+        **{f"field {field['prefix']!r}": field["description"] for field in signature.pop("fields", ())},
+        "signature": _digest([str(predictor.signature.fields.keys()), signature]),
+        "demos": f"{len(demos)}, {_digest(demos)}",
+        "LM": _model(predictor.lm) or "none",
+        "settings": _digest(state),
+    }
+
+
+def _text(text: str) -> str:
+    return (
+        repr(text) if len(text) <= 100 else f"{clip(text, 100)!r} ({len(text)} characters, {_digest(text)})"
+    )
+
+
+def _model(lm: Any) -> str:
+    """An LM's name and endpoint. Keys and passwords are left out."""
+    settings = getattr(lm, "kwargs", None) or {}
+    endpoint = settings.get("api_base") or settings.get("base_url")
+    return model_name(lm) + (f" at {without_password(str(endpoint))}" if endpoint else "")
 
 
 def _example(example: Any) -> list[Any]:
     return [fields(example), sorted(fields(example.inputs()))]
 
 
+def _functions_in(modules: Sequence[Any]) -> Iterator[Any]:
+    """Functions that modules hold, such as tools."""
+    for module in modules:
+        for value in list(vars(module).values()):
+            held = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            )
+            for each in held:
+                function = getattr(each, "func", each)  # of a dspy.Tool
+                if inspect.isfunction(function) or inspect.ismethod(function):
+                    yield function
+
+
+def _constants(holder: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(holder).items()
+        if isinstance(value, (str, int, float, type(None)))
+    }
+
+
 def _metric(metric: Any, depth: int = 0) -> str:
-    """Its name, with a digest of its source and of the plain values that it holds."""
+    """Its name, with a digest of the plain values that it holds."""
     target = metric if hasattr(metric, "__qualname__") else type(metric)
     name = f"{target.__module__}.{target.__qualname__}"
-    try:
-        source = inspect.cleandoc(inspect.getsource(target))
-    except (OSError, TypeError):  # typed at a prompt, or built in
-        source = ""
     held = [
         [key, what] for key, value in _held(metric).items() if (what := _plainly(value, depth)) is not None
     ]
-    return f"{name}, {_digest([source, held])}" if source or held else name
+    return f"{name}, {_digest(held)}" if held else name
 
 
 def _held(metric: Any) -> Mapping[Any, Any]:
@@ -75,7 +171,7 @@ def _held(metric: Any) -> Mapping[Any, Any]:
     if inspect.ismethod(metric):
         return {"": metric.__func__, "self": metric.__self__}
     if isinstance(metric, dspy.Module):
-        return {"": as_json([_predictor_state(predictor) for predictor in metric.predictors()])}
+        return {"": as_json([_predictor(predictor) for predictor in metric.predictors()])}
     if inspect.isfunction(metric):
         held = {**inspect.getclosurevars(metric).nonlocals, "defaults": metric.__defaults__}
         changed = _changed_names(metric)
@@ -88,12 +184,9 @@ def _held(metric: Any) -> Mapping[Any, Any]:
 
 def _changed_names(function: Any) -> set[str]:
     """The closure's variables and the object's attributes that a function assigns, by its source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
-        return set()
+    tree = parsed(function)
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if tree is not None else ():
         if isinstance(node, ast.Nonlocal):
             names.update(node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -106,7 +199,7 @@ def _plainly(value: Any, depth: int) -> Any:
     if isinstance(value, (str, int, float, Enum, tuple, frozenset)):
         return value
     if isinstance(value, dspy.BaseLM):
-        return model_name(value)
+        return _model(value)
     return _metric(value, depth + 1) if callable(value) and depth < 3 else None
 
 

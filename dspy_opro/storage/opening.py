@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from dspy_opro.programs.secrets import without_password
+
+from .lock import IS_AVAILABLE, FileLock
 
 JOURNAL_NAME = "journal.log"
+
+
+LOCK_SECONDS = 30.0
+"""How long a write waits for another process that writes to the same journal."""
 
 
 class JournalLock(JournalFileOpenLock):
@@ -32,24 +34,15 @@ class JournalLock(JournalFileOpenLock):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._path = path
-        self._descriptor = -1
+        self._lock = FileLock(path)
 
     def acquire(self) -> bool:
-        if fcntl is None:
-            return super().acquire()
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        cut_torn_line(self._descriptor)
+        self._lock.acquire(LOCK_SECONDS)
+        cut_torn_line(self._lock.descriptor)
         return True
 
     def release(self) -> None:
-        if fcntl is None:
-            super().release()
-        else:
-            # A child forked meanwhile keeps the descriptor open, and closing it here alone would not unlock.
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
+        self._lock.release()
 
 
 def cut_torn_line(descriptor: int) -> None:
@@ -58,21 +51,46 @@ def cut_torn_line(descriptor: int) -> None:
     while end > 0:
         start = max(0, end - 65536)
         os.lseek(descriptor, start, os.SEEK_SET)
-        newline = os.read(descriptor, end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
+        end = start + os.read(descriptor, end - start).rfind(b"\n") + 1
+        if end > start:
             break
-        end = start
     if end < size:
         os.ftruncate(descriptor, end)
 
 
 def journal_storage(log_dir: str | os.PathLike[str]) -> BaseStorage:
-    """The journal file of a run's directory."""
-    directory = Path(log_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = str(directory / JOURNAL_NAME)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalLock(path)))
+    """The journal file of a run's directory.
+
+    Raises:
+        ValueError: The file can't be written, or a line of it is damaged.
+    """
+    path = Path(log_dir) / JOURNAL_NAME
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = JournalLock(str(path)) if IS_AVAILABLE else JournalFileOpenLock(str(path))
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError as error:
+        raise ValueError(f"{path} can't be written: {error}. Use a log_dir that can be written.") from error
+    except Exception as error:
+        number = _damaged_line(path)
+        if number is None:
+            raise
+        raise ValueError(
+            f"{path} is damaged: line {number} is not a JSON object. Restore the file from a copy, or keep its first "
+            f"{number - 1} lines (head -n {number - 1}), and compile again: the run goes on from there."
+        ) from error
+
+
+def _damaged_line(path: Path) -> int | None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                is_object = isinstance(json.loads(line), dict)
+            except ValueError:
+                is_object = False
+            if not is_object:
+                return number
+    return None
 
 
 def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
@@ -83,14 +101,6 @@ def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
     has.
     """
     return study._storage, study._study_id
-
-
-def without_password(url: Any) -> Any:
-    """A storage URL as it may be shown."""
-    if not isinstance(url, str):
-        return url
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", url)
 
 
 def opened(storage: str | BaseStorage | None) -> BaseStorage:

@@ -44,17 +44,19 @@ class OptunaPruner:
         return [*range(self.interval, num_examples, self.interval), num_examples]
 
     def drop(self, race: Race) -> Mapping[str, str]:
-        if tuple(race.incumbent) not in self._completed:
-            self._complete_incumbent(race.incumbent)
+        incumbent = race.incumbent
+        if tuple(incumbent) not in self._completed:
+            self._study.add_trial(
+                create_trial(value=_mean(incumbent), intermediate_values=self._values(incumbent))
+            )
+            self._completed.add(tuple(incumbent))
         for candidate, scores in race.scores.items():
             self._report(candidate, scores)
-        dropped = {}
-        for candidate in race.scores:
-            if self._trials[candidate].should_prune():
-                dropped[candidate] = f"{self._name} after {race.num_scored} examples"
+        reason = f"{self._name} after {race.num_scored} examples"
+        dropped = {candidate: reason for candidate in race.scores if self._trials[candidate].should_prune()}
         for candidate, scores in race.scores.items():
             if race.num_scored == race.num_examples:
-                self._study.tell(self._trials.pop(candidate), sum(scores) / len(scores))
+                self._study.tell(self._trials.pop(candidate), _mean(scores))
                 self._completed.add(tuple(scores))
             elif candidate in dropped:
                 self._study.tell(self._trials.pop(candidate), state=TrialState.PRUNED)
@@ -68,13 +70,7 @@ class OptunaPruner:
         if self._per_example:
             return {position: scores[position] for position in range(start, len(scores))}
         ends = [end for end in self.checkpoints(len(scores), 1) if end > start]
-        return {end: sum(scores[:end]) / end for end in ends}
-
-    def _complete_incumbent(self, scores: Sequence[float]) -> None:
-        self._study.add_trial(
-            create_trial(value=sum(scores) / len(scores), intermediate_values=self._values(scores))
-        )
-        self._completed.add(tuple(scores))
+        return {end: _mean(scores[:end]) for end in ends}
 
     def _report(self, candidate: str, scores: Sequence[float]) -> None:
         trial = self._trials.get(candidate)
@@ -83,3 +79,7 @@ class OptunaPruner:
         for step, value in self._values(scores, self._num_reported.get(candidate, 0)).items():
             trial.report(value, step)
         self._num_reported[candidate] = len(scores)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores)

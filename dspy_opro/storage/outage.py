@@ -32,9 +32,11 @@ class Outage:
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-                logger.warning("The storage fails; the run goes on and tries again: %s", in_words(error))
-            elif time.monotonic() - self._since > PATIENCE_SECONDS:
-                self._give_up(error)
+                logger.warning("The storage fails; the run goes on and tries again: %s", _in_words(error))
+                return
+            seconds = time.monotonic() - self._since
+        if seconds > PATIENCE_SECONDS:
+            self.lose(error)
 
     def worked(self) -> None:
         """A write has worked."""
@@ -46,16 +48,13 @@ class Outage:
     def lose(self, error: BaseException) -> None:
         """The last attempt has failed."""
         with self._lock:
-            self._give_up(error)
-
-    def _give_up(self, error: BaseException) -> None:
-        if not self.is_lost:
-            self.is_lost = True
-            words = in_words(error)
+            was_lost, self.is_lost = self.is_lost, True
+        if not was_lost:
+            words = _in_words(error)
             logger.error("The storage is lost. What was measured since it failed is not kept: %s", words)
 
 
-def in_words(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     """An error with its cause, in which databases say what is wrong."""
     cause = error.__cause__
     return f"{type(error).__name__}: {error}" + (f" ({cause})" if cause is not None else "")

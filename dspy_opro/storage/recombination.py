@@ -38,9 +38,12 @@ def recombine(trajectory: Trajectory, seed: int) -> dict[str, str] | None:
     texts = {name: [text for text, _ in reversed(trajectory.top_texts(name, TOP_K))] for name in names}
     if len(names) < 2 or all(len(choices) < 2 for choices in texts.values()):
         return None
-    study = _study(trajectory, texts, seed)
+    # The parameters are indices of texts.
+    space: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(range(len(choices))) for name, choices in texts.items()
+    }
+    study = _study(trajectory, texts, space, seed)
     tried = {_combination(t.candidate.instructions, names) for t in trajectory.trials}
-    space = _space(texts)
     for _ in range(MAX_ASKS):
         trial = study.ask(space)
         combination = {name: texts[name][trial.params[name]] for name in names}
@@ -53,18 +56,15 @@ def _combination(texts: Mapping[str, str], names: list[str]) -> tuple[str, ...]:
     return tuple(normalise(texts[name]) for name in names)
 
 
-def _space(texts: dict[str, list[str]]) -> dict[str, BaseDistribution]:
-    return {name: CategoricalDistribution(range(len(choices))) for name, choices in texts.items()}
-
-
-def _study(trajectory: Trajectory, texts: dict[str, list[str]], seed: int) -> optuna.Study:
-    """A study whose parameters are indices of texts, filled with the trials that consist of them."""
+def _study(
+    trajectory: Trajectory, texts: dict[str, list[str]], space: dict[str, BaseDistribution], seed: int
+) -> optuna.Study:
+    """A study filled with the trials that consist of these texts."""
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # both flags, in Optuna 4.0 to 5.0
         # The constant liar keeps it from drawing again what was drawn before and found to be tried.
         sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-    space = _space(texts)
     for trial in trajectory.trials:
         instructions = trial.candidate.instructions
         if all(instructions[name] in texts[name] for name in texts):

@@ -59,8 +59,6 @@ class ResultLog:
         self._writing = threading.Lock()  # held during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
         self._num_entries = 0
-        self._seen: set[str] = set()  # ids of the entries read so far
-        self._num_read = 0
 
     def add(self, task: Task, result: TaskResult) -> None:
         """Take in a result. It is kept once a later `write` has returned."""
@@ -120,18 +118,14 @@ class ResultLog:
         self._num_entries += 1
 
     def read(self) -> list[Record]:
-        """The records that were written since the last call, own ones included, in order."""
+        """All records, in order."""
         if self._store is None:
             return []
         storage, study_id = self._store
-        entries = storage.get_all_trials(study_id, deepcopy=False)[self._num_read :]
-        self._num_read += len(entries)
-        records: list[Record] = []
-        for entry in entries:
-            if entry.user_attrs["entry"] not in self._seen:
-                self._seen.add(entry.user_attrs["entry"])
-                records += _records(entry.user_attrs)
-        return records
+        trials = storage.get_all_trials(study_id, deepcopy=False)
+        # Id of an entry -> its attributes. An entry that was written twice keeps its first place.
+        entries = {trial.user_attrs["entry"]: trial.user_attrs for trial in trials}
+        return [record for attrs in entries.values() for record in _records(attrs)]
 
 
 def _records(attrs: Mapping[str, Any]) -> list[Record]:
@@ -150,16 +144,18 @@ def results_in(records: list[Record]) -> Iterator[tuple[str, TaskResult]]:
 def encode_result(task: Task, result: TaskResult) -> Record:
     """A result as a record. Texts are clipped, so that a run and its resumption show the same."""
     content = result.content
-    record: Record = {"key": task_key(task)}
+    kind = "outcome" if isinstance(content, Outcome) else "proposal"
+    said = {
+        f.name: value for f in fields(content) if (value := getattr(content, f.name)) not in (None, "", ())
+    }
     if isinstance(content, Outcome):
-        record["outcome"] = encode_outcome(content)
-    else:
-        record["proposal"] = {"texts": dict(content.texts)}
-        if content.problems:
-            record["proposal"]["problems"] = list(content.problems)
-        if content.error is not None:
-            record["proposal"]["error"] = content.error
-    return {**record, "usage": encode_usage(result.usage), "seconds": result.seconds}
+        said = {name: clip(value) if isinstance(value, str) else value for name, value in said.items()}
+    return {
+        "key": task_key(task),
+        kind: said,
+        "usage": encode_usage(result.usage),
+        "seconds": result.seconds,
+    }
 
 
 def decode_result(record: Mapping[str, Any]) -> TaskResult:
@@ -170,19 +166,6 @@ def decode_result(record: Mapping[str, Any]) -> TaskResult:
         proposal = record["proposal"]
         content = Proposal(proposal["texts"], tuple(proposal.get("problems", ())), proposal.get("error"))
     return TaskResult(content, Usage(**record["usage"]), record["seconds"])
-
-
-def encode_outcome(outcome: Outcome) -> Record:
-    """The fields that say something."""
-    record: Record = {"score": outcome.score}
-    for name in ("output", "feedback"):
-        if text := getattr(outcome, name):
-            record[name] = clip(text)
-    if outcome.error is not None:
-        record["error"] = clip(outcome.error)
-    if outcome.subscores is not None:
-        record["subscores"] = dict(outcome.subscores)
-    return record
 
 
 def encode_usage(usage: Usage) -> Record:

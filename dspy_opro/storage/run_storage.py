@@ -6,8 +6,9 @@ same decisions again and finds each of their traces, or makes it.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 from dspy_opro.search.tasks import TaskResult
 
 from . import outage
+from .fingerprint import Fingerprint, differences
 from .opening import journal_storage, opened, quiet_optuna
 from .outage import Outage
 from .result_log import Record, ResultLog, results_in
 from .trials import RunStudy, TrialWriter
 
-FORMAT = "3"
+logger = logging.getLogger("dspy_opro")
+
+FORMAT = "4"
 """Version of the log's records."""
 
 RESUMABLE = frozenset(
-    {
+    (
         "interrupted",
         "error",
         "max_tokens",
@@ -38,7 +42,7 @@ RESUMABLE = frozenset(
         "callback",
         "stop_file",
         "storage_lost",
-    }
+    )
 )
 """Reasons after which the next process may go on with the trials that were under way."""
 
@@ -87,7 +91,7 @@ def open_run(
     storage: str | BaseStorage | None = None,
     study_name: str | None = None,
     log_dir: str | os.PathLike[str] | None = None,
-    fingerprint: Mapping[str, str] | None = None,
+    fingerprint: Fingerprint | None = None,
     callbacks: Sequence[Callable[[Any, Any], None]] = (),
 ) -> RunStorage:
     """Open a run, or begin it.
@@ -148,7 +152,7 @@ def _open_studies(
             ) from None
 
 
-def _checked(study: RunStudy, log: ResultLog, fingerprint: Mapping[str, str]) -> list[Record]:
+def _checked(study: RunStudy, log: ResultLog, fingerprint: Fingerprint) -> list[Record]:
     """The log's records. A new run is stamped with its fingerprint, another one must have the same.
 
     A log without a result is new, too: the metric or the program did not get past the first example and was changed
@@ -157,23 +161,22 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Mapping[str, str]) ->
     mine = {"format": FORMAT, **fingerprint}
     records = log.read()
     stamps = [record["fingerprint"] for record in records if "fingerprint" in record]
-    is_new = not any("key" in record for record in records) and not _is_older(records)
+    # Results have a `key`. All records of format 2 or older have a `kind`.
+    is_new = not any("key" in record or "kind" in record for record in records)
     if is_new and stamps[-1:] != [mine]:
         log.append({"fingerprint": mine})
-        study.set_user_attr("fingerprint", mine)
+        # The code of a large program is more than a database column holds.
+        study.set_user_attr("fingerprint", {part: what for part, what in mine.items() if "code" not in part})
         stamps.append(mine)
-    theirs: Mapping[str, str] = stamps[-1] if stamps else {"format": "2 or older"}
-    differing = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+    theirs: Fingerprint = stamps[-1] if stamps else {"format": "2 or older"}
+    name, differing = study.study_name, list(differences(theirs, mine))
     if differing:
-        parts = "; ".join(f"{n} was {theirs.get(n)!r} and is now {mine.get(n)!r}" for n in differing)
-        name = study.study_name
+        parts = "; ".join(differing)
         raise ValueError(
             f"Study {name!r} holds a different run: {parts}. Use another study_name or log_dir, "
             f"or delete the studies {name!r} and '{name}/log'."
         )
+    if not is_new and mine.get("unknown code"):
+        unknown = ", ".join(mine["unknown code"])
+        logger.warning("Resuming %r: whether this code has changed can't be checked: %s.", name, unknown)
     return records
-
-
-def _is_older(records: Sequence[Record]) -> bool:
-    """Whether the log has the records of format 2 or older, each of which had a `kind`."""
-    return any("kind" in record for record in records)

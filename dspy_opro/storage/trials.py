@@ -109,11 +109,11 @@ class TrialWriter:
         self._held.clear()
         self._write_all()
         self.study.set_user_attr("stop_reason", stop_reason)
-        for id_, row in list((self._rows or {}).items()) if fail_unfinished else ():
+        for row in (self._rows or {}).values() if fail_unfinished else ():
             if not row.is_finished:
                 self._storage.set_trial_user_attr(row.trial_id, "reason", f"the run ended: {stop_reason}")
                 self._storage.set_trial_state_values(row.trial_id, TrialState.FAIL)
-                del self._known_rows()[id_]
+                row.is_finished = True
 
     def _write_all(self) -> None:
         rows, self._rows = self._known_rows(), None  # after a failure they are read anew
@@ -136,14 +136,10 @@ class TrialWriter:
         for trial in self.study.get_trials(deepcopy=False):
             candidate = trial.user_attrs.get("candidate_id")
             if candidate is not None and trial.state != TrialState.FAIL:
-                rows.setdefault(candidate, self._row(trial))
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+                row = _Row(trial_id, set(trial.intermediate_values), trial.state.is_finished())
+                rows.setdefault(candidate, row)
         return rows
-
-    def _row(self, trial: FrozenTrial) -> _Row:
-        if trial.state.is_finished():
-            return _Row(-1, is_finished=True)  # never written again
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-        return _Row(trial_id, set(trial.intermediate_values))
 
     def _propose(self, rows: dict[str, _Row], candidate: Candidate) -> None:
         """Create the candidate's trial with all that is known of it, in one write."""
@@ -159,8 +155,7 @@ class TrialWriter:
         if candidate.demo_set is not None:
             attrs["demo_set"] = candidate.demo_set
         template = create_trial(state=TrialState.RUNNING, user_attrs=attrs)
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-        rows[candidate.id] = _Row(trial_id)
+        rows[candidate.id] = _Row(self._storage.create_new_trial(self._study_id, template))
 
     def _report(self, row: _Row, event: TrialReported) -> None:
         if not row.is_finished and event.step not in row.steps:
@@ -205,9 +200,7 @@ class TrialWriter:
 def instructions_attrs(candidate: Candidate) -> dict[str, Any]:
     """One dict, predictor name -> text, cut where a database column would not hold it."""
     texts = dict(candidate.instructions)
-    room = ATTR_LIMIT // (
-        6 * max(1, len(texts))
-    )  # JSON writes a character as six at most, rare ones as twelve
+    room = ATTR_LIMIT // (6 * len(texts))  # JSON writes a character as six at most, rare ones as twelve
     if 6 * sum(len(text) for text in texts.values()) <= ATTR_LIMIT:
         return {"instructions": texts}
     return {"instructions": {name: clip(text, room) for name, text in texts.items()}, "is_cut": True}

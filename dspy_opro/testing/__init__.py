@@ -6,7 +6,7 @@ One rule: an answer is a function of an `LMCall`; the same one serves `ScriptedL
 from __future__ import annotations
 
 from dspy_opro.testing.calls import Answer, LMCall
-from dspy_opro.testing.models import Fault, Latency, SimulatedModel
+from dspy_opro.testing.models import Fault, Latency, RateLimit, SimulatedModel
 from dspy_opro.testing.scripted import ScriptedLM
 from dspy_opro.testing.server import ModelStats, ServerStats, SimulatedServer
 from dspy_opro.testing.vocabulary import VocabularyTask
@@ -17,6 +17,7 @@ __all__ = [
     "LMCall",
     "Latency",
     "ModelStats",
+    "RateLimit",
     "ScriptedLM",
     "ServerStats",
     "SimulatedModel",

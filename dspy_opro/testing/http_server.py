@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,6 +32,7 @@ class Service:
         """Zero counters and sample numbers; the models' own faults start anew with their full counts."""
         self.accounts = Accounts()
         self.samples = SampleCounter()
+        self.admitted: dict[str | None, deque[float]] = {name: deque() for name in self.models}  # times
         self.faults = {name: _armed(model.faults) for name, model in self.models.items()}
 
     def key(self, name: str) -> str | None:
@@ -50,6 +53,19 @@ class Service:
                 armed[position] = (fault, None if left is None else left - 1)
                 return fault
         return None
+
+    def excess(self, call: LMCall) -> Fault | None:
+        """The answer to a call beyond the model's rate limit."""
+        key = self.key(call.model)
+        limit, admitted, now = self.models[key].rate_limit, self.admitted[key], time.monotonic()
+        if limit is None:
+            return None
+        while admitted and admitted[0] <= now - limit.seconds:
+            admitted.popleft()
+        if len(admitted) < limit.num_requests:
+            admitted.append(now)
+            return None
+        return Fault(status=429, retry_after_seconds=admitted[0] + limit.seconds - now)
 
     def inject(self, name: str | None, faults: tuple[Fault, ...]) -> None:
         """Replace the faults of a model, or of all."""
@@ -154,7 +170,7 @@ class Connection(asyncio.Protocol):
         accounts = service.accounts
         accounts.entered(call.model)
         self.pending = (accounts, call.model, None)
-        fault = service.fault(call)
+        fault = service.excess(call) or service.fault(call)
         if fault is not None:
             accounts.faulted(call.model, fault.kind)
         if fault is not None and fault.kind != "malformed_answer":

@@ -72,6 +72,14 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class RateLimit:
+    """So many requests in any time of so many seconds; all others get status 429 and `Retry-After`."""
+
+    num_requests: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class SimulatedModel:
     """One model of a simulated server."""
 
@@ -80,6 +88,7 @@ class SimulatedModel:
     latency: Latency = field(default_factory=Latency)
     faults: tuple[Fault, ...] = ()
     """The first one that strikes decides."""
+    rate_limit: RateLimit | None = None
 
 
 def call_identity(call: LMCall) -> tuple[object, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +234,6 @@ def test_the_short_name_is_the_same_class() -> None:
 def test_every_value_is_an_argument_of_the_constructor_with_the_same_default() -> None:
     parameters = inspect.signature(OPROTeleprompter.__init__).parameters
     for name, info in OPROConfig.model_fields.items():
-        if name == "teacher":
-            continue  # an argument of `compile` alone
         assert parameters[name].default == info.default, name
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == ["self", "metric"]
@@ -241,7 +241,7 @@ def test_every_value_is_an_argument_of_the_constructor_with_the_same_default() -
 
 def test_every_argument_is_documented() -> None:
     text = inspect.getdoc(OPROTeleprompter) or ""
-    missing = [name for name in OPROConfig.model_fields if name not in text and name != "teacher"]
+    missing = [name for name in OPROConfig.model_fields if name not in text]
     assert missing == []
 
 
@@ -263,11 +263,28 @@ def test_a_config_cannot_be_changed() -> None:
         config.k_best = 3
 
 
-def test_an_argument_cannot_be_assigned_and_the_metric_can_be_read() -> None:
+def test_an_assigned_argument_is_checked_and_takes_effect() -> None:
     teleprompter = OPROTeleprompter(metric=len)
-    assert teleprompter.metric is len
-    with pytest.raises(AttributeError, match=r"num_rounds can't be assigned. Pass num_rounds=... to"):
-        teleprompter.num_rounds = 5  # type: ignore[attr-defined]
+    assert (teleprompter.metric, teleprompter.num_rounds) == (len, None)
+    teleprompter.num_rounds = 5
+    assert (teleprompter.num_rounds, teleprompter.config.resolve().num_rounds) == (5, 5)
+    with pytest.raises(ValueError, match=r"num_rounds must be at least 1, but got 0\."):
+        teleprompter.num_rounds = 0
+    assert teleprompter.num_rounds == 5
+    with pytest.raises(AttributeError, match="'OPROTeleprompter' object has no attribute 'rounds'"):
+        _ = teleprompter.rounds
+    assert copy.deepcopy(teleprompter).num_rounds == pickle.loads(pickle.dumps(teleprompter)).num_rounds == 5
+
+
+def test_the_constructor_takes_a_teacher_for_compile() -> None:
+    assert OPROTeleprompter(teacher=None).config == OPROTeleprompter().config
+    teacher = object()
+    assert OPROTeleprompter(teacher=teacher).teacher is teacher
+
+
+def test_an_unknown_keyword_is_an_error_even_if_it_is_none() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'num_threads'"):
+        OPROTeleprompter(num_thread=None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def test_a_metric_that_raises_on_the_first_example_is_broken() -> None:
     assert isinstance(caught.value.__cause__, AttributeError)
 
 
-@pytest.mark.parametrize(("num_train", "num_tried"), [(8, 3), (2, 2), (1, 1)])
-def test_a_student_that_fails_on_three_examples_is_broken(num_train: int, num_tried: int) -> None:
+@pytest.mark.parametrize(("num_train", "num_tried"), [(80, 10), (8, 8), (2, 2), (1, 1)])
+def test_a_student_that_fails_on_all_of_ten_examples_is_broken(num_train: int, num_tried: int) -> None:
     first = FirstExamples(num_train)
     for number in range(num_tried - 1):
         assert not first.passes(failed(f"cause {number}"))
@@ -74,6 +74,59 @@ def test_a_student_that_fails_on_three_examples_is_broken(num_train: int, num_tr
         first.passes(failed(f"cause {num_tried - 1}"))
     assert str(caught.value.__cause__) == "cause 0"
     assert "cause 0" in str(caught.value)
+
+
+def test_a_key_that_is_refused_needs_one_example() -> None:
+    kind = type("AuthenticationError", (Exception,), {"__module__": "litellm.exceptions"})
+    refused = TaskResult(Outcome(0.0, error="AuthenticationError"), error=kind("wrong key"))
+    with pytest.raises(TooManyErrors, match="First cause: AuthenticationError: wrong key"):
+        FirstExamples(8).passes(refused)
+
+
+# --- the log ---------------------------------------------------------------------------------------------
+
+
+def logged(limit: FailureLimit, results: list[TaskResult], caplog: pytest.LogCaptureFixture) -> list[str]:
+    for position, result in enumerate(results):
+        limit.count(task(position), result)
+    return caplog.messages
+
+
+def test_of_failures_the_first_and_every_tenth_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    results = [result for number in range(25) for result in (failed(f"cause {number}"), metric_raised())]
+    messages = logged(FailureLimit(None, 10), results, caplog)
+    assert messages == [
+        "Failed on an example: ValueError: cause 0",
+        "Failed on an example: metric raised AttributeError: nothing",
+        "Failed on an example (program, 10 times so far): ValueError: cause 9",
+        "Failed on an example (metric, 10 times so far): metric raised AttributeError: nothing",
+        "Failed on an example (program, 20 times so far): ValueError: cause 19",
+        "Failed on an example (metric, 20 times so far): metric raised AttributeError: nothing",
+    ]
+    assert "Traceback" not in caplog.text
+
+
+def test_the_traceback_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    logged(FailureLimit(None, 10, provide_traceback=True), [metric_raised()], caplog)
+    assert "Traceback (most recent call last)" in caplog.text
+
+
+def test_the_final_error_says_how_often_the_metric_raised_and_why() -> None:
+    limit = FailureLimit(5, 10)
+    for position in range(4):
+        limit.count(task(position), metric_raised() if position else failed("cause 0"))
+    with pytest.raises(TooManyErrors) as caught:
+        limit.count(task(4), metric_raised())
+    assert str(caught.value) == (
+        "The program or the metric failed on 5 examples (max_errors=5); the metric raised 4 times. "
+        "First cause: ValueError: cause 0"
+    )
+    limit = FailureLimit(2, 10)
+    limit.count(task(0), metric_raised())
+    with pytest.raises(
+        TooManyErrors, match=r"^The metric failed on 2 examples .* metric raised AttributeError"
+    ):
+        limit.count(task(1), metric_raised())
 
 
 # --- max_errors ------------------------------------------------------------------------------------------
@@ -112,9 +165,9 @@ def decide(limit: FailureLimit, *trials: tuple[str, int]) -> None:
     """A round is over, after these trials of five examples each: name and number of failures."""
     finished = [Trial(Candidate({"self": name}), 0.0, 5, num_failures=count) for name, count in trials]
     for trial in finished:
-        limit.finished(TrialFinished(trial))
+        limit.see(TrialFinished(trial))
     best = Trial(Candidate({"self": "student"}), 1.0, 5)
-    limit.decided(RoundDecided(1, best, 1.0))
+    limit.see(RoundDecided(1, best, 1.0))
 
 
 def test_without_max_errors_whole_rounds_of_failures_end_it() -> None:

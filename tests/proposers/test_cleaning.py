@@ -112,7 +112,8 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
         ("x" * 4001, "Old.", "overlong"),
         ("Greet the customer.", "Greet {name} in {language}.", "loses placeholder {language}, {name}"),
         ("Greet {name} in {language}, please.", "Greet {name} in {language}.", None),
-        ("Write JSON like {a}.", "Write {{json}}.", None),
+        ("Write JSON like {a}.", "Write {{ json }}.", "loses placeholder {{ json }}"),
+        ("Write JSON.", 'Write {{"a": 1}}.', None),
     ],
 )
 def test_a_text_that_cannot_be_used_says_why(text: str, original: str, problem: str | None) -> None:
@@ -141,7 +142,7 @@ def test_quotations_of_the_data_are_dropped(text: str, original: str, problem: s
     ("text", "expected"),
     [
         ("a {b} c {d_1}", {"{b}", "{d_1}"}),
-        ("{{b}} {} {1} { b }", set()),
+        ("{{b}} {{ c }} {} {1} { b } {{1}} {{{d}}}", {"{{b}}", "{{ c }}"}),
         ("{a}{a}", {"{a}"}),
     ],
 )

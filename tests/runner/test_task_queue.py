@@ -19,10 +19,10 @@ from typing import Any
 import optuna
 import pytest
 
-from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.failures import FailureLimit, FirstExamples, TimeLimit, TooManyErrors
 from dspy_opro.programs.metering import Ledger
 from dspy_opro.runner.interrupts import interrupts
-from dspy_opro.runner.task_queue import TaskQueue, TimeLimit, WorkerPool
+from dspy_opro.runner.task_queue import TaskQueue, WorkerPool
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving
 from dspy_opro.search.stoppers import Budget
@@ -668,10 +668,10 @@ def test_the_first_examples_are_neither_done_nor_told_twice() -> None:
 
 def test_a_student_that_fails_on_the_first_examples_ends_the_run_and_leaves_no_log() -> None:
     case = Case(8, first=FirstExamples(20), storage=kept())
-    fail_at(0, 1, 2)(case)
+    fail_at(*range(10))(case)
     with pytest.raises(TooManyErrors, match=r"fails on every example tried\. First cause: .*cause 0"):
         case()
-    assert case.world.num_scored == case.ledger.usage.metric_calls == 3
+    assert case.world.num_scored == case.ledger.usage.metric_calls == 10
     assert case.search.stop_reason == "error"
     assert reopened(case).is_fresh
 
@@ -734,6 +734,17 @@ def test_a_worker_that_hangs_is_replaced_after_twice_the_time(num_threads: int) 
     assert case.ledger.usage.metric_calls == 40
     assert len(logged(case)) == 40
     wait_until(lambda: not any(thread.name == "dspy_opro worker" for thread in threading.enumerate()))
+
+
+def test_workers_that_are_replaced_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(4, time_limit=0.3, plan=Plan(400, num_rounds=0), seconds=0.02)
+    hanging = Hanging(case, 0, 1, 2)
+    case()
+    hanging.end.set()
+    said = [message for message in caplog.messages if "takes the place" in message]
+    assert said == [
+        "A call took twice example_timeout_seconds; another worker takes the place (1 so far, 1 hang)."
+    ]
 
 
 def test_a_worker_that_was_left_behind_ends_when_its_call_returns() -> None:
@@ -821,8 +832,8 @@ def test_a_first_example_that_hangs_is_a_failed_one() -> None:
     hanging.end.set()
 
 
-def test_three_first_examples_that_hang_end_the_run() -> None:
-    case = Case(2, time_limit=0.5, first=FirstExamples(20))
+def test_first_examples_that_all_hang_end_the_run() -> None:
+    case = Case(2, time_limit=0.2, plan=Plan(3, num_rounds=0), first=FirstExamples(3))
     hanging = Hanging(case, *range(20))
     with pytest.raises(TooManyErrors, match="fails on every example tried"):
         case()

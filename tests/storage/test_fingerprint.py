@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_opro.storage.fingerprint import fingerprint
+from dspy_opro.storage.fingerprint import differences, fingerprint
 
 STUDENT = dspy.Predict("question -> answer")
 
@@ -131,3 +131,69 @@ def test_it_is_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert len(texts) == 1
+
+
+def example(answer: str) -> Any:
+    return dspy.Example(question="?", answer=answer).with_inputs("question")
+
+
+DATA = [example("1"), example("2")]
+LM = dspy.LM("openai/gpt", api_base="http://one/v1", api_key="sk-secret")
+
+
+def with_lm(lm: Any) -> Any:
+    student = dspy.Predict("question -> answer")
+    student.set_lm(lm)
+    return student
+
+
+def parts_of(**changes: Any) -> dict[str, Any]:
+    values = {
+        "student": STUDENT,
+        "trainset": DATA,
+        "valset": [],
+        "metric": exact,
+        "task_model": LM,
+        "seed": 0,
+    }
+    return fingerprint(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"student": with_lm(LM)},
+            "LM of predictor 'self' was none and is now openai/gpt",
+        ),
+        (
+            {"student": dspy.Predict(dspy.Signature("question -> answer", "Be brief."))},
+            "`question`, produce the fields `answer`.' and is now 'Be brief.'",
+        ),
+        ({"student": dspy.Predict("question, hint -> answer")}, "predictor 'self'"),
+        ({"trainset": [*DATA, *DATA]}, "trainset had 2 examples and now has 4 examples"),
+        ({"trainset": DATA[::-1]}, "trainset has as many examples as before, but others or in another order"),
+        ({"trainset": DATA[::-1], "seed": 1}, "seed was '0' and is now '1'"),
+        ({"metric": lenient}, f"metric was '{__name__}.exact' and is now '{__name__}.lenient'"),
+        (
+            {"task_model": dspy.LM("openai/gpt", api_base="http://me:pass@two/v1")},
+            "task_model was 'openai/gpt at http://one/v1' and is now 'openai/gpt at http://me:***@two/v1'",
+        ),
+    ],
+)
+def test_a_difference_is_said_in_words(changes: Any, words: str) -> None:
+    found = list(differences(parts_of(), parts_of(**changes)))
+    assert words in found[0]
+    assert len(found) == 1 or "fields" in words or "hint" in str(found)
+    assert "sk-secret" not in str(parts_of(**changes))
+
+
+def test_the_adapter_is_part_of_it() -> None:
+    before = parts_of()
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        assert "adapter was 'default' and is now 'JSONAdapter" in next(differences(before, parts_of()))
+
+
+def test_other_values_in_the_same_metric_are_said_to_be_that() -> None:
+    (words,) = differences(parts_of(metric=Judge(0.5)), parts_of(metric=Judge(0.6)))
+    assert words == f"metric {__name__}.Judge now holds other values"

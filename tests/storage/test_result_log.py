@@ -130,17 +130,6 @@ def test_nothing_is_kept_without_a_storage() -> None:
     assert run.log.read() == []
 
 
-def test_reading_again_gives_what_is_new(storage: Flaky) -> None:
-    writer, reader = open_log(storage)[0], open_log(storage)[0]
-    seen = []
-    for start in (0, 3):
-        add(writer, *scoring(start + 3, start))
-        writer.write()
-        seen.append([each["key"] for each in reader.read()])
-    assert seen == [names(scoring(3)), names(scoring(6, 3))]
-    assert reader.read() == []
-
-
 # -- several threads ---------------------------------------------------------------------------------
 
 

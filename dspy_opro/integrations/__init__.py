@@ -1,0 +1,1 @@
+"""Uses OPRO's search from inside other tools."""

@@ -1,0 +1,319 @@
+"""MLflow: OPRO's search on prompts of its registry, whatever framework uses them, and whole runs in its tracking.
+
+Read in MLflow 3.17. `BasePromptOptimizer` is public from 3.5 on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import dspy
+import mlflow
+from dspy.utils.callback import BaseCallback
+from mlflow.genai.optimize.optimizers.base import BasePromptOptimizer
+from mlflow.genai.optimize.types import EvaluationResultRecord, PromptOptimizerOutput
+
+from dspy_opro.teleprompter import OPROTeleprompter
+
+__all__ = ["OPROPromptOptimizer", "RunLogger", "autolog"]
+
+Evaluate = Callable[[dict[str, str], list[dict[str, Any]]], list[EvaluationResultRecord]]
+
+GATHERING_SECONDS = 0.02
+"""How long a batch waits for further examples. It is short beside an LM call."""
+
+
+class OPROPromptOptimizer(BasePromptOptimizer):
+    """The `optimizer` of `mlflow.genai.optimize_prompts(...)`.
+
+    Every prompt is a predictor of `OPROTeleprompter`, every message of a chat prompt one of its own. A candidate's
+    `{{variables}}` survive word for word. The scores that MLflow shows are those on unseen examples where the run
+    confirmed its result, and those of the search elsewhere.
+
+    Args:
+        prompt_model: The LM that writes the prompts: a `dspy.LM`, or its name as DSPy ("openai/gpt-4o") or MLflow
+            ("openai:/gpt-4o") writes it. None is the LM of `dspy.settings`.
+        settings: Arguments of `OPROTeleprompter`, such as `max_metric_calls=300`. `num_threads` (default 32) is the
+            number of examples that may wait for an evaluation; MLFLOW_GENAI_EVAL_MAX_WORKERS of them run at a time.
+
+    Raises:
+        TypeError: A setting is unknown.
+        ValueError: A setting's value is out of range.
+    """
+
+    def __init__(self, prompt_model: Any = None, **settings: Any) -> None:
+        if isinstance(prompt_model, str):
+            prompt_model = dspy.LM(prompt_model.replace(":/", "/", 1))
+        # The program calls no LM through DSPy, but `compile` wants to know one for it.
+        models = {"prompt_model": prompt_model, "task_model": prompt_model}
+        self.teleprompter = OPROTeleprompter(metric=metric, **{"num_threads": 32, **settings, **models})
+
+    def optimize(
+        self,
+        eval_fn: Evaluate,
+        train_data: list[dict[str, Any]],
+        target_prompts: dict[str, str],
+        enable_tracking: bool = True,
+    ) -> PromptOptimizerOutput:
+        """Search for better prompts.
+
+        Args:
+            eval_fn: Scores prompts on records. Only one call runs at a time.
+            train_data: Records with `inputs`, and `expectations` or `outputs`.
+            target_prompts: Prompt name -> its template; a chat prompt's template is JSON.
+            enable_tracking: Whether to log rewards, gain, summary and report to the active MLflow run.
+
+        Raises:
+            ValueError: There are no records, or no scorer gives a number.
+        """
+        if not train_data or eval_fn is None:
+            raise ValueError(
+                "OPRO needs train_data and scorers: it compares prompts by their scores on examples."
+            )
+        if not target_prompts:
+            raise ValueError("OPRO needs at least one prompt in prompt_uris.")
+        templates = {name: _messages(template) for name, template in target_prompts.items()}
+        student = PromptProgram(templates, Batches(eval_fn))
+        callbacks = [*(self.teleprompter.config.callbacks or []), *([log_trial] if enable_tracking else [])]
+        program = self.teleprompter.compile(
+            student, trainset=[_example(record) for record in train_data], callbacks=callbacks
+        )
+        result = program.opro_result
+        if enable_tracking:
+            log_result(result)
+        before, after = _scores(result)
+        return PromptOptimizerOutput(
+            optimized_prompts=program.assemble(),
+            initial_eval_score=before,
+            final_eval_score=after,
+            initial_eval_score_per_scorer=dict(result.baseline.subscores),
+            final_eval_score_per_scorer=dict(result.best.subscores),
+        )
+
+
+class Request(dict[str, Any]):
+    """A record's inputs. `record` is the whole record, which `eval_fn` needs."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        super().__init__(record["inputs"])
+        self.record = dict(record)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Request, (self.record,)
+
+
+class PromptProgram(dspy.Module):
+    """A DSPy program whose predictors carry the prompts as their instructions. `eval_fn` calls the LMs.
+
+    Args:
+        templates: Prompt name -> its messages; a text prompt is one message without a role.
+        batches: Evaluates records.
+    """
+
+    def __init__(self, templates: Mapping[str, Sequence[Mapping[str, Any]]], batches: Batches) -> None:
+        super().__init__()
+        self.templates = templates
+        self.batches = batches
+        self.prompts = {
+            key: dspy.Predict(
+                dspy.Signature("request: dict -> response: str", instructions=message["content"])
+            )
+            for key, message in self._texts()
+        }
+
+    def _texts(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, messages in self.templates.items():
+            for number, message in enumerate(messages):
+                if isinstance(message["content"], str) and message["content"].strip():
+                    yield _key(name, number, message), message
+
+    def assemble(self) -> dict[str, str]:
+        """Prompt name -> its template, as MLflow takes it."""
+        prompts: dict[str, str] = {}
+        for name, messages in self.templates.items():
+            filled = [
+                {**m, "content": self.prompts[key].signature.instructions}
+                if (key := _key(name, number, m)) in self.prompts
+                else dict(m)
+                for number, m in enumerate(messages)
+            ]
+            is_text = "role" not in messages[0]
+            prompts[name] = filled[0]["content"] if is_text else json.dumps(filled, ensure_ascii=False)
+        return prompts
+
+    def forward(self, request: Request) -> dspy.Prediction:
+        found = self.batches.evaluate(self.assemble(), request.record)
+        response = found.outputs if isinstance(found.outputs, str) else str(found.outputs)
+        prediction = ScoredPrediction(response=response)
+        prediction.scores = score(found)
+        return prediction
+
+
+class ScoredPrediction(dspy.Prediction):
+    """A response, and beside its fields what the scorers said about it."""
+
+    scores: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # a class attribute, so that DSPy does not take it for a field
+
+
+def score(found: EvaluationResultRecord) -> dict[str, Any]:
+    """The scorers' aggregate, their rationales as feedback, and each scorer as a subscore.
+
+    Raises:
+        ValueError: The scorers gave no number.
+    """
+    if found.score is None:
+        raise ValueError("The scorers gave no number. Pass scorers to optimize_prompts.")
+    feedback = "\n".join(f"{name}: {text}" for name, text in found.rationales.items() if text)
+    return {"score": found.score, "feedback": feedback, "subscores": dict(found.individual_scores)}
+
+
+def metric(example: dspy.Example, prediction: ScoredPrediction) -> Mapping[str, Any]:
+    """The metric of the search: `eval_fn` has scored the example already."""
+    return prediction.scores
+
+
+class Batches:
+    """Gathers the records that the search's threads ask for, and evaluates them in one `eval_fn` call at a time.
+
+    `eval_fn` replaces the templates of MLflow's prompts for all threads, so two calls must not overlap. It evaluates
+    the records of one call in parallel.
+    """
+
+    def __init__(self, eval_fn: Evaluate) -> None:
+        self._eval_fn = eval_fn
+        self._waiting: list[tuple[dict[str, str], dict[str, Any], Future[EvaluationResultRecord]]] = []
+        self._lock = threading.Lock()  # for `_waiting`
+        self._running = threading.Lock()  # held during a call of `eval_fn`
+
+    def __deepcopy__(self, memo: Any) -> Batches:
+        return self  # every copy of the program shares the one evaluation
+
+    def evaluate(self, prompts: dict[str, str], record: dict[str, Any]) -> EvaluationResultRecord:
+        """The evaluation of one record. It waits for its turn.
+
+        Raises:
+            Exception: What `eval_fn` raised.
+        """
+        future: Future[EvaluationResultRecord] = Future()
+        with self._lock:
+            self._waiting.append((prompts, record, future))
+        time.sleep(GATHERING_SECONDS)
+        with self._running:
+            if not future.done():  # no other thread's batch had it
+                self._evaluate_as(prompts)
+        return future.result()
+
+    def _evaluate_as(self, prompts: dict[str, str]) -> None:
+        with self._lock:
+            batch = [entry for entry in self._waiting if entry[0] == prompts]
+            self._waiting = [entry for entry in self._waiting if entry[0] != prompts]
+        try:
+            results = self._eval_fn(prompts, [record for _, record, _ in batch])
+        except BaseException as error:
+            for _, _, future in batch:
+                future.set_exception(error)
+        else:
+            for (_, _, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+
+
+def log_trial(study: Any, trial: Any) -> None:
+    """An Optuna callback: log a candidate's reward to the active MLflow run."""
+    if trial.value is not None:
+        mlflow.log_metric("eval_score", trial.value, step=trial.number)
+
+
+def autolog(**options: Any) -> None:
+    """`mlflow.dspy.autolog` for whole optimizations: each `compile` is a run, each candidate a run below it.
+
+    The run of a `compile` gets the settings, rewards, spending, stop reason, gain with its interval, and the report.
+    It needs the compile callbacks of DSPy 3.3; before, only the candidates' runs get their names.
+
+    Args:
+        options: Further arguments of `mlflow.dspy.autolog`. `log_compiles` and `log_evals` are on.
+    """
+    mlflow.dspy.autolog(**{"log_compiles": True, "log_evals": True, **options})
+    others = [callback for callback in dspy.settings.callbacks or () if not isinstance(callback, RunLogger)]
+    dspy.configure(callbacks=[*others, RunLogger()])  # behind MLflow's own, which starts and ends the runs
+
+
+class RunLogger(BaseCallback):
+    """A DSPy callback behind MLflow's own: names the candidates' runs, and completes the run of the `compile`."""
+
+    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        candidate = inputs.get("callback_metadata", {}).get("candidate")
+        if candidate is not None and mlflow.active_run() is not None:
+            mlflow.set_tag("mlflow.runName", candidate)
+
+    def on_compile_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        program = outputs if exception is None else getattr(exception, "program", None)
+        result = getattr(program, "opro_result", None)
+        if result is not None and mlflow.active_run() is not None:
+            log_result(result)
+
+
+def log_result(result: Any) -> None:
+    """Log a run's settings, spending, stop reason, gain and report to the active MLflow run."""
+    run = mlflow.active_run().info.run_id
+    known = mlflow.MlflowClient().get_run(run).data.params  # MLflow refuses another value for a known one
+    settings = {name: str(value) for name, value in result.config.items()}
+    mlflow.log_params({name: value for name, value in settings.items() if name not in known})
+    usage = result.usage
+    metrics = {
+        "metric_calls": usage.metric_calls,
+        "scorer_calls": usage.scorer_calls,
+        "proposer_calls": usage.proposer_calls,
+        "tokens": usage.tokens,
+        "cost": usage.cost,
+    }
+    if result.gain is not None:
+        interval = result.gain.interval
+        metrics |= {"gain": interval.estimate, "gain_low": interval.low, "gain_high": interval.high}
+    if result.curve:
+        metrics["best_score"] = result.best_score
+    mlflow.log_metrics(metrics)
+    mlflow.set_tag("stop_reason", result.stop_reason)
+    mlflow.log_text(result.summary(), "opro_summary.txt")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "opro_report.html"
+        result.save_report(path)
+        mlflow.log_artifact(str(path))
+
+
+def _scores(result: Any) -> tuple[float, float]:
+    """The scores of the student and of the returned prompts, on unseen examples where the run has them."""
+    gain, is_student = result.gain, result.best.id == result.baseline.id
+    if gain is None or gain.interval.basis != "fresh":
+        return result.baseline.reward, result.best.reward
+    return gain.student_score, gain.student_score if is_student else gain.candidate_score
+
+
+def _key(name: str, number: int, message: Mapping[str, Any]) -> str:
+    return f"{name}_{number}_{message['role']}" if "role" in message else name
+
+
+def _messages(template: str) -> list[dict[str, Any]]:
+    """A template's messages. MLflow hands chat prompts over as JSON."""
+    try:
+        messages = json.loads(template)
+    except ValueError:
+        messages = None
+    is_chat = (
+        isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)
+    )
+    return messages if is_chat else [{"content": template}]
+
+
+def _example(record: Mapping[str, Any]) -> dspy.Example:
+    expected = record.get("expectations") or record.get("outputs")
+    return dspy.Example(request=Request(record), response=expected).with_inputs("request")

@@ -1,0 +1,117 @@
+"""What a provider's errors mean for the next call."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+from .awaiting import ExampleTimeout
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an error says about the next call."""
+
+    kind: Literal["transient", "account", "other"]
+    """`transient`: the same call may work later. `account`: no call of this LM will work. `other`: anything else."""
+    is_rate_limit: bool = False
+    retry_after: float | None = None
+    """Seconds, where the provider gives them."""
+
+
+class ErrorElsewhere(RuntimeError):
+    """An error of another process: its text and what it means. The error itself may not travel."""
+
+    def __init__(self, text: str, verdict: Verdict) -> None:
+        super().__init__(text, verdict)
+        self.verdict = verdict
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+# Names tell, because DSPy 3.0 to 3.2 raise LiteLLM's errors, later versions their own, and tools those of any library.
+_TRANSIENT = frozenset({
+    *("ConnectionError", "TimeoutError", "Timeout", "TimeoutException", "NetworkError", "RemoteProtocolError"),
+    *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),
+    *("LMRateLimitError", "LMLockTimeoutError"),
+})  # fmt: skip
+_ACCOUNT = frozenset(
+    {"LMAuthError", "LMBillingError", "LMUnsupportedModelError", "AuthenticationError", "NotFoundError"}
+)
+_OF_LMS = frozenset({"dspy", "litellm", "openai", "anthropic"})
+_TRANSIENT_STATUS = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
+
+
+def judge(error: BaseException | None) -> Verdict:
+    """What an error means. Of a chain of causes the outermost error that says something decides.
+
+    Permanent errors are never tried again: a wrong key, an unknown model and an exhausted quota (`account`), and a
+    prompt that is too long or not allowed (`other`).
+    """
+    chain = _chain(error)
+    for link in chain:
+        if isinstance(link, ErrorElsewhere):
+            return link.verdict
+        if isinstance(link, ExampleTimeout):
+            break
+        names, status = {kind.__name__ for kind in type(link).__mro__}, _status(link)
+        is_of_lm = type(link).__module__.partition(".")[0] in _OF_LMS
+        if is_of_lm and status != 403 and (names & _ACCOUNT or status == 402 or _is_out_of_quota(link)):
+            return Verdict("account")
+        if status is None and not names & _TRANSIENT:
+            continue
+        if status is not None and status not in _TRANSIENT_STATUS:
+            break
+        if status != 429 and any(isinstance(cause, json.JSONDecodeError) for cause in chain):
+            break  # LiteLLM reports a garbled answer as status 500
+        retry_after = next((seconds for cause in chain if (seconds := _retry_after(cause)) is not None), None)
+        return Verdict("transient", status == 429 or "LMRateLimitError" in names, retry_after)
+    return Verdict("other")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error, and what caused it."""
+    chain: list[BaseException] = []
+    while error is not None and not any(error is known for known in chain):
+        chain.append(error)
+        group = getattr(error, "exceptions", None)  # of an ExceptionGroup, which Python 3.10 does not have
+        if isinstance(group, tuple) and group:
+            error = group[0]
+        else:
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return chain
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code")):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    return None
+
+
+def _is_out_of_quota(error: BaseException) -> bool:
+    """OpenAI answers 429 for that too."""
+    return "insufficient_quota" in (getattr(error, "code", None), getattr(error, "provider_code", None))
+
+
+def _retry_after(error: BaseException) -> float | None:
+    """What `Retry-After` says: seconds or a date."""
+    value: Any = getattr(error, "retry_after", None)
+    if value is None:
+        headers: Any = getattr(getattr(error, "response", None), "headers", None)
+        value = headers.get("retry-after") if hasattr(headers, "get") else None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,121 @@
+"""The user's own code behind a program and a metric, so that a resumed run notices a change in it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.util
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+
+def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str]]:
+    """The source of the user's functions and classes that the roots call, as far as names lead to them.
+
+    Followed are global names, attributes of the user's modules, closures, base classes and partials. Not followed are
+    imports inside of a function and what is looked up by a text.
+
+    Args:
+        roots: Functions, classes, or instances, which stand for their class.
+
+    Returns:
+        Name -> source without comments, docstrings and formatting; and the names whose source is not available.
+    """
+    found: dict[str, set[str]] = {}
+    unknown: set[str] = set()
+    waiting, seen = list(roots), set[Any]()
+    while waiting:
+        target = _definition(waiting.pop())
+        if target is None or target in seen or not _is_users(target.__module__):
+            continue
+        seen.add(target)
+        name = f"{target.__module__}.{target.__qualname__}"
+        tree = parsed(target)
+        if tree is None:
+            unknown.add(name)
+            continue
+        found.setdefault(name, set()).add(ast.unparse(tree))
+        if isinstance(target, type):
+            waiting += target.__bases__
+        unknown |= {f"{name}'s import of {module}" for module in _imports(tree)}
+        waiting += _named(tree, target)
+    return {name: "\n".join(sorted(texts)) for name, texts in found.items()}, sorted(unknown)
+
+
+def parsed(target: Any) -> ast.Module | None:
+    """The syntax tree of a function or a class, without docstrings; None if its source is not available."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+    except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _definition(value: Any) -> Any:
+    """The function or class behind a value; None if it has none."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else value
+    if isinstance(value, (FunctionType, type)):
+        return value
+    return None if isinstance(value, ModuleType) else type(value)
+
+
+def _is_users(module: str | None) -> bool:
+    """Whether a module is the user's: not of the standard library, DSPy, this package or an installed package."""
+    top = (module or "builtins").partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("dspy", "dspy_opro"):
+        return False
+    with contextlib.suppress(ImportError, ValueError):  # `__main__` and modules made at run time have no spec
+        spec = None if top in sys.modules else importlib.util.find_spec(top)
+        file = getattr(sys.modules.get(top), "__file__", None) or getattr(spec, "origin", None) or ""
+        return not {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return True
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """The user's modules that a function or a class imports when it runs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or _is_users(node.module)):
+            yield "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if _is_users(alias.name))
+
+
+def _named(tree: ast.Module, target: Any) -> Iterator[Any]:
+    """The functions, classes and objects that the source names, also as attributes of modules."""
+    scope = _scope(target)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            value = scope.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = scope.get(node.value.id)
+            is_followed = isinstance(module, ModuleType) and _is_users(module.__name__)
+            value = getattr(module, node.attr, None) if is_followed else None
+        else:
+            continue
+        if value is not None and not isinstance(value, (ModuleType, str, int, float, list, dict)):
+            yield value
+
+
+def _scope(target: Any) -> dict[str, Any]:
+    """Name -> value, as the code of a function or of a class's methods sees it."""
+    scope = dict(vars(sys.modules.get(target.__module__, object)))
+    for function in vars(target).values() if isinstance(target, type) else [target]:
+        function = inspect.unwrap(getattr(function, "__func__", function))
+        if isinstance(function, FunctionType):
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                with contextlib.suppress(ValueError):  # not assigned yet
+                    scope[name] = cell.cell_contents
+    return scope

@@ -1,0 +1,212 @@
+"""`mlflow.genai.optimize_prompts` with OPRO, and autologged runs, over the real package and an SQLite store."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dspy
+import pytest
+
+mlflow = pytest.importorskip("mlflow", reason="pip install dspy-opro[integrations]")
+
+from dspy_opro.integrations.mlflow import Batches, OPROPromptOptimizer, PromptProgram, Request, autolog  # noqa: E402
+from dspy_opro.programs.compat import HAS_COMPILE_CALLBACKS  # noqa: E402
+from dspy_opro.testing import LMCall, ScriptedLM  # noqa: E402
+from tests.conformance.programs import QA  # noqa: E402
+from tests.conformance.world import scripted, teleprompter, trainset  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = mlflow.create_experiment("opro", artifact_location=str(tmp_path / "artifacts"))
+    mlflow.set_experiment(experiment_id=experiment)
+    yield
+    mlflow.dspy.autolog(disable=True)
+
+
+def proposals(*texts: str) -> ScriptedLM:
+    """An optimizer LM that writes one of these texts after the other."""
+    lock, count = threading.Lock(), iter(range(10_000))
+
+    def answer(call: LMCall) -> dict[str, str]:
+        with lock:
+            return {name: texts[next(count) % len(texts)] for name in call.output_fields}
+
+    return ScriptedLM(answer)
+
+
+def records(count: int = 40) -> list[dict[str, Any]]:
+    return [
+        {"inputs": {"question": f"What is {n} plus {n}?"}, "expectations": {"expected_response": str(2 * n)}}
+        for n in range(count)
+    ]
+
+
+def answer(prompt: str, question: str) -> str:
+    """A model that adds only when its prompt says so."""
+    assert question in prompt  # the variable was filled in
+    left = int(question.split()[2])
+    return str(2 * left) if "Add the two numbers" in prompt else "42"
+
+
+def optimize(optimizer: OPROPromptOptimizer, prompt: Any, predict: Any, **options: Any) -> Any:
+    @mlflow.genai.scorers.scorer
+    def exact(outputs: str, expectations: dict[str, Any]) -> mlflow.entities.Feedback:
+        right = outputs == expectations["expected_response"]
+        return mlflow.entities.Feedback(value=1.0 if right else 0.0, rationale=f"it is {expectations}")
+
+    @mlflow.genai.scorers.scorer
+    def short(outputs: str) -> float:
+        return 1.0 if len(outputs) < 10 else 0.0
+
+    return mlflow.genai.optimize_prompts(
+        **{
+            "predict_fn": predict,
+            "train_data": records(),
+            "prompt_uris": [prompt.uri],
+            "optimizer": optimizer,
+            "scorers": [exact, short],
+            "aggregation": lambda scores: scores["exact"].value,
+            **options,
+        }
+    )
+
+
+@pytest.mark.slow
+def test_a_text_prompt_gets_better_keeps_its_variables_and_is_tracked() -> None:
+    prompt = mlflow.genai.register_prompt(name="sum", template="Answer: {{question}}")
+    lm = proposals("No variable here.", "Add the two numbers. {{question}}", "Think. {{question}}")
+
+    def predict(question: str) -> str:
+        return answer(mlflow.genai.load_prompt(prompt.uri).format(question=question), question)
+
+    result = optimize(OPROPromptOptimizer(lm, max_metric_calls=120, num_candidates=4), prompt, predict)
+    (best,) = result.optimized_prompts
+    assert best.template.endswith("Add the two numbers. {{question}}")
+    assert best.version == prompt.version + 1
+    assert result.optimizer_name == "OPROPromptOptimizer"
+    assert result.initial_eval_score < 0.1
+    assert result.final_eval_score == 1.0
+    assert result.final_eval_score_per_scorer == {"exact": 1.0, "short": 1.0}
+    (run,) = mlflow.search_runs(output_format="list")
+    artifacts = {a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"opro_report.html", "opro_summary.txt"} <= artifacts
+    assert run.data.metrics["gain"] > 0.9
+    assert run.data.metrics["gain_low"] > 0
+    assert run.data.metrics["metric_calls"] <= 120
+    assert run.data.params["max_metric_calls"] == "120"
+    assert run.data.tags["stop_reason"]
+
+
+@pytest.mark.slow
+def test_every_message_of_a_chat_prompt_is_rewritten_apart() -> None:
+    messages = [
+        {"role": "system", "content": "You answer."},
+        {"role": "user", "content": "Q: {{question}}"},
+    ]
+    prompt = mlflow.genai.register_prompt(name="chat", template=messages)
+    lm = proposals("Add the two numbers. {{question}}", "Add the two numbers.")
+
+    def predict(question: str) -> str:
+        filled = mlflow.genai.load_prompt(prompt.uri).format(question=question)
+        return answer("\n".join(m["content"] for m in filled), question)
+
+    result = optimize(OPROPromptOptimizer(lm, max_metric_calls=120, num_candidates=4), prompt, predict)
+    (best,) = result.optimized_prompts
+    assert [m["role"] for m in best.template] == ["system", "user"]
+    assert "{{question}}" in best.template[1]["content"]
+    assert any("Add the two numbers" in m["content"] for m in best.template)
+
+
+def test_without_data_or_scorers_the_error_is_clear() -> None:
+    prompt = mlflow.genai.register_prompt(name="sum", template="Answer: {{question}}")
+    optimizer = OPROPromptOptimizer(proposals("x"), max_metric_calls=50)
+    with pytest.raises(ValueError, match="train_data and scorers"):
+        optimize(optimizer, prompt, lambda question: "", train_data=[], scorers=None)
+    with pytest.raises(Exception, match="scorers gave no number"):
+        optimize(optimizer, prompt, lambda question: "", scorers=None)
+
+
+def test_unknown_settings_raise_at_once() -> None:
+    with pytest.raises(TypeError, match="max_metric_calls"):
+        OPROPromptOptimizer(max_metric_call=3)
+
+
+def test_calls_of_eval_fn_never_overlap_and_hold_many_records() -> None:
+    sizes: list[int] = []
+    running = threading.Lock()
+
+    def eval_fn(prompts: dict[str, str], batch: list[dict[str, Any]]) -> list[Any]:
+        assert running.acquire(blocking=False), "two calls at a time"
+        try:
+            sizes.append(len(batch))
+            time.sleep(0.05)
+            return [SimpleNamespace(outputs=(prompts["p"], record["n"])) for record in batch]
+        finally:
+            running.release()
+
+    batches, found = Batches(eval_fn), {}
+
+    def work(number: int) -> None:
+        prompts = {"p": f"prompt {number % 2}"}
+        found[number] = batches.evaluate(prompts, {"n": number}).outputs
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: (f"prompt {n % 2}", n) for n in range(40)}
+    assert sum(sizes) == 40
+    assert len(sizes) < 10
+
+
+def test_an_error_of_eval_fn_reaches_every_record_of_its_batch() -> None:
+    def eval_fn(prompts: dict[str, str], batch: list[dict[str, Any]]) -> list[Any]:
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        Batches(eval_fn).evaluate({"p": "x"}, {"inputs": {}})
+
+
+def test_a_copied_program_keeps_the_record_and_shares_the_evaluation() -> None:
+    batches = Batches(lambda prompts, batch: [])
+    template = json.dumps([{"role": "user", "content": "a {{b}}"}, {"role": "assistant", "content": ""}])
+    messages = json.loads(template)
+    program = PromptProgram({"chat": messages, "text": [{"content": "hi"}]}, batches)
+    copy = program.deepcopy()
+    assert copy.batches is batches
+    assert copy.assemble() == {"chat": template, "text": "hi"}
+    assert len(copy.named_predictors()) == 2
+    record = {"inputs": {"question": "?"}, "outputs": "!"}
+    assert dspy.Example(request=Request(record)).copy().request.record == record
+
+
+@pytest.mark.skipif(not HAS_COMPILE_CALLBACKS, reason="compile callbacks come with DSPy 3.3")
+def test_the_run_of_a_compile_says_what_it_did_and_its_children_who_they_are() -> None:
+    dspy.configure(lm=scripted(), callbacks=[])
+    autolog()
+    result = teleprompter(num_rounds=2).compile(dspy.Predict(QA), trainset=trainset(12)).opro_result
+    runs = mlflow.search_runs(output_format="list")
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    (parent,) = [run for run in runs if run not in children]
+    names = sorted(run.info.run_name for run in children)
+    assert len(names) == len(set(names)) == len(result.trajectory)
+    assert names[0].startswith("candidate 0, ")
+    assert names[0].endswith(" train examples")
+    assert all(run.data.metrics["eval"] >= 0 for run in children)
+    assert parent.data.params["num_rounds"] == "2"
+    assert parent.data.metrics["metric_calls"] == result.usage.metric_calls
+    assert parent.data.tags["stop_reason"] == result.stop_reason
+    artifacts = {a.path for a in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
+    assert "opro_report.html" in artifacts

@@ -1,0 +1,44 @@
+"""What can't be opened: an error that names the file, says what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from replay import drive, in_memory
+
+from dspy_opro.reporting.run_directory import RunDirectory
+from dspy_opro.storage.opening import JOURNAL_NAME
+from dspy_opro.storage.run_storage import open_run
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\xff", b"", b'"text"'])
+def test_a_journal_that_is_damaged_in_the_middle(tmp_path: Path, damage: bytes) -> None:
+    drive(open_run(log_dir=tmp_path))
+    journal = tmp_path / JOURNAL_NAME
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:9], damage, *lines[10:], b""]))
+    with pytest.raises(ValueError, match="line 10 is not a JSON object") as caught:
+        open_run(log_dir=tmp_path)
+    assert str(journal) in str(caught.value)
+    kept = re.search(r"head -n (\d+)", str(caught.value))
+    assert kept is not None
+    journal.write_bytes(b"\n".join([*lines[: int(kept.group(1))], b""]))  # as the message says
+    assert drive(open_run(log_dir=tmp_path)).search.trajectory == in_memory()[0].search.trajectory
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).mkdir()
+    with pytest.raises(
+        ValueError, match=r"journal\.log can't be written: .*Use a log_dir that can be written"
+    ):
+        open_run(log_dir=tmp_path)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(
+        ValueError, match=r"log_dir '.*' can't be written: .*Use a directory that can be written"
+    ):
+        RunDirectory(tmp_path)

@@ -1,0 +1,157 @@
+"""A run notices a change in the user's own code, and says what changed; comments and formatting change nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro.storage.fingerprint import differences, fingerprint
+from dspy_opro.storage.run_storage import open_run
+
+FILES = {
+    "users_code/__init__.py": "",
+    "users_code/text.py": "def folded(text):\n    return text.lower()\n",
+    "users_code/rules.py": """
+        from functools import partial
+        from . import text
+        def equal(a, b, strict):
+            return text.folded(a) == text.folded(b)
+        loosely = partial(equal, strict=False)
+        """,
+    "users_code/metric.py": """
+        from users_code.rules import loosely
+        class Judge:
+            def good(self, prediction):
+                return True
+        JUDGE = Judge()
+        def metric(example, prediction, trace=None):
+            return loosely(example.answer, prediction.answer) and JUDGE.good(prediction)
+        """,
+    "users_code/program.py": """
+        import dspy
+        from users_code import text
+        def search(query: str) -> str:
+            return "nothing"
+        class Base(dspy.Module):
+            def prepare(self, question):
+                return question.strip()
+        class Inner(dspy.Module):
+            def __init__(self):
+                super().__init__()
+                self.answer = dspy.Predict("question -> answer")
+            def forward(self, question):
+                return self.answer(question=question)
+        class Program(Base):
+            def __init__(self):
+                super().__init__()
+                self.inner = Inner()
+                self.tools = {"search": dspy.Tool(search)}
+            def forward(self, question):
+                return self.inner(question=text.folded(self.prepare(question)))
+        """,
+}
+
+
+def write(directory: Path, name: str, code: str) -> None:
+    lines = code.strip("\n").splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("".join(f"{line[indent:]}\n" for line in lines))
+
+
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+    """Imports the user's package anew and takes the fingerprint."""
+    for name, code in FILES.items():
+        write(tmp_path, name, code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def take() -> Any:
+        forget()
+        importlib.invalidate_caches()
+        program = importlib.import_module("users_code.program").Program()
+        return fingerprint(program, [], [], importlib.import_module("users_code.metric").metric)
+
+    yield take
+    forget()
+
+
+def forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "users_code"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("program", "question=text.", 'question="Please: " + text.', ["program.Program"]),
+        ("program", "question.strip()", "question.lstrip()", ["program.Base"]),
+        (
+            "program",
+            "self.answer(question=question)",
+            "self.answer(question=question * 2)",
+            ["program.Inner"],
+        ),
+        ("program", '"nothing"', '"something"', ["program.search"]),
+        ("text", "text.lower()", "text.upper()", ["text.folded"]),
+        ("rules", "== text", "!= text", ["rules.equal"]),
+        ("metric", "return True", "return False", ["metric.Judge"]),
+        ("metric", " and JUDGE", " or JUDGE", ["metric.metric"]),
+        ("metric", "            return loosely", "            # compared\n            return  loosely", []),
+        (
+            "metric",
+            "            return loosely",
+            '            """Compares."""\n            return loosely',
+            [],
+        ),
+    ],
+)
+def test_a_change_of_code_is_named(
+    taken: Callable[[], Any], tmp_path: Path, file: str, old: str, new: str, changed: list[str]
+) -> None:
+    before = taken()
+    name = f"users_code/{file}.py"
+    assert FILES[name].count(old) == 1
+    write(tmp_path, name, FILES[name].replace(old, new))
+    after = taken()
+    assert list(differences(before, after)) == [
+        f"the code of users_code.{each} has changed" for each in changed
+    ]
+
+
+def test_only_the_users_own_code_counts(taken: Callable[[], Any]) -> None:
+    parts = taken()
+    assert {name.partition(".")[0] for name in parts["code"]} == {"users_code"}
+    assert parts["unknown code"] == []
+
+
+def test_a_resume_says_what_it_could_not_check(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    from replay import record, scoring
+
+    code = "def metric(example, prediction):\n    import json, users_helpers\n    return 1.0\n"
+    (tmp_path / "users_metric.py").write_text(code)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        metric = importlib.import_module("users_metric").metric
+    finally:
+        sys.path.remove(str(tmp_path))
+    made: dict[str, Any] = {"__name__": "users_module"}
+    exec("def typed(example, prediction):\n    return 1.0", made)
+    for function, unknown in (
+        (metric, "users_metric.metric's import of users_helpers"),
+        (made["typed"], "users_module.typed"),
+    ):
+        place = {"log_dir": tmp_path / function.__name__}
+        parts = fingerprint(dspy.Predict("q -> a"), [], [], function)
+        record(open_run(**place, fingerprint=parts), *scoring(1))
+        assert "can't be checked" not in caplog.text
+        open_run(**place, fingerprint=parts)
+        assert f"whether this code has changed can't be checked: {unknown}." in caplog.text
+        caplog.clear()

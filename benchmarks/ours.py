@@ -10,15 +10,15 @@ from simulation import Setting
 from dspy_opro import OPROTeleprompter
 
 
-def opro(setting: Setting, max_metric_calls: int = 1600, **options: Any) -> dspy.Module:
-    """A run that ends with its budget of scored examples; without a valset, as COPRO."""
+def opro(setting: Setting, *, validates: bool = False, **options: Any) -> dspy.Module:
+    """A run without a preset; without a valset, as COPRO, unless it `validates`."""
     teleprompter = OPROTeleprompter(
         metric=setting.task.metric,
         prompt_model=setting.proposer,
         num_threads=setting.num_threads,
-        max_metric_calls=max_metric_calls,
         seed=setting.seed,
         display_progress=False,
         **{"auto": None, **options},
     )
-    return teleprompter.compile(setting.task.student(), trainset=setting.trainset)
+    valset = setting.valset if validates else None
+    return teleprompter.compile(setting.task.student(), trainset=setting.trainset, valset=valset)

@@ -62,7 +62,7 @@ def rehearse(
         proposer_calls=clock.num_done[ProposalTask],
         wall_seconds=clock.now,
         utilization=clock.busy_seconds / (num_threads * clock.now),
-        quality=task.quality(next(iter(search.returned.candidate.instructions.values()))),
+        quality=task.true_quality(next(iter(search.returned.candidate.instructions.values()))),
         num_rounds=len(search.best_scores) - 1,
     )
 

@@ -101,7 +101,7 @@ def measure(
         proposer_calls=stats["proposer"].requests,
         busy_seconds=stats.busy_seconds,
         utilization=stats.busy_seconds / (num_threads * wall),
-        quality=task.quality(instruction),
+        quality=task.true_quality(instruction),
         cpu_share=cpu / wall,
     )
     return asdict(run)

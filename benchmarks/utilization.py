@@ -25,6 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 OURS: dict[str, dict[str, Any]] = {
     "OPRO": {"max_metric_calls": 1600},
+    "OPRO, valset": {"max_metric_calls": 1600, "validates": True},
+    "OPRO, heavy, valset": {"auto": "heavy", "validates": True},
     "OPRO, 8 candidates": {"max_metric_calls": 1600, "num_candidates": 8},
     "OPRO, 5,000 examples": {"max_metric_calls": 5000},
     "OPRO, 10,000 examples": {"max_metric_calls": 10_000},
@@ -36,7 +38,7 @@ OPTIMIZERS: dict[str, Optimize] = {
     **{name: lambda setting, o=options: opro(setting, **o) for name, options in OURS.items()},  # type: ignore[misc]
 }
 
-DEFAULT = ["COPRO", "MIPROv2", "GEPA-630", "OPRO"]
+DEFAULT = ["COPRO", "MIPROv2", "GEPA-630", "OPRO", "OPRO, valset", "OPRO, heavy, valset"]
 
 COLUMNS: tuple[Column, ...] = (
     ("wall_seconds", "wall s", "{:.0f}".format),

@@ -18,7 +18,14 @@ from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
 from .arguments import OPROConfig, paper
-from .sizes import PAPER_CANDIDATES, affordable_examples, usual_candidates, usual_first, usual_lag
+from .sizes import (
+    LEAST_TO_VALIDATE,
+    PAPER_CANDIDATES,
+    affordable_examples,
+    usual_candidates,
+    usual_first,
+    usual_lag,
+)
 
 logger = logging.getLogger("dspy_opro")
 
@@ -37,16 +44,27 @@ class Sizes:
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
-    """The sizes for the resolved arguments and the numbers of examples given."""
-    wanted, budget = _num_wanted(config, num_train), config.max_metric_calls
-    if config.confirm and not paper(config):
-        deciding, full = (num_val, num_val) if num_val else (num_train, wanted)
-        held = held_back(deciding, full, budget)
-        on_train = wanted if num_val else min(wanted, num_train - held)
-        on_val = num_val - held if num_val else 0
-        if held and (budget is None or budget - 2 * held >= on_train + on_val):
-            return Sizes(on_train, on_val, held, held if num_val else min(2 * held, num_train - on_train))
-    return Sizes(wanted, num_val, 0, 0)
+    """The sizes for the resolved arguments and the numbers of examples given.
+
+    A validation has no more examples than the budget affords for a full train score. With a budget below
+    `LEAST_TO_VALIDATE` a valset only confirms the result: docs/decisions/0015-validation-within-a-share.md.
+    """
+    on_train, on_val, budget = _num_wanted(config, num_train), num_val, config.max_metric_calls
+    if budget is not None and not paper(config):
+        on_val = min(num_val, affordable_examples(budget))
+    if not config.confirm or paper(config):
+        return Sizes(on_train, on_val, 0, 0)
+    if num_val and budget is not None and budget < LEAST_TO_VALIDATE:
+        held = held_back(num_val, 0, budget)
+        if held and budget - 2 * held >= on_train:
+            return Sizes(on_train, 0, held, min(2 * held, num_val))
+    num_all, wanted = (num_val, on_val) if num_val else (num_train, on_train)
+    held = held_back(num_all, wanted, budget)
+    searched = min(wanted, num_all - held)
+    train, val = (on_train, searched) if num_val else (searched, 0)
+    if not held or (budget is not None and budget - 2 * held < train + val):
+        return Sizes(on_train, on_val, 0, 0)
+    return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
 def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
@@ -71,13 +89,15 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         # With `num_rounds`, larger rounds would leave fewer rounds than the user chose.
         rounds = most_rounds(PAPER_CANDIDATES) if config.num_rounds is None else 0
         num_candidates = usual_candidates(rounds)
+    num_demo_sets = _num_demo_sets(config, num_candidates)
     plan = Plan(
         num_train=num_train,
         num_val=num_val,
         num_rounds=config.num_rounds,
         num_candidates=num_candidates,
         num_trials=config.num_trials,
-        num_demo_sets=_num_demo_sets(config, num_candidates),
+        num_demo_sets=num_demo_sets,
+        max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
         num_held_back=sizes.num_held_back,
@@ -134,6 +154,13 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
 
 
+def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:
+    """Examples that one demo set may try. With a budget all sets together may try an eighth of it."""
+    if not config.max_bootstrapped_demos:
+        return 0
+    return None if max_metric_calls is None else max_metric_calls // 8 // num_demo_sets
+
+
 def _stoppers(config: OPROConfig) -> list[Stopper]:
     stoppers: list[Stopper] = []
     if config.stop_at_score is not None:
@@ -188,4 +215,6 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."
+    if plan.num_demo_sets and plan.max_demo_calls is None:
+        text += f" The examples that {plan.num_demo_sets} demo sets try come on top."
     return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

@@ -8,6 +8,8 @@ PAPER_CANDIDATES = 8
 """Proposals per round: section 5.1 of the paper."""
 MOST_CANDIDATES = 64
 """The default for candidates per round never exceeds this."""
+LEAST_TO_VALIDATE = 512
+"""With fewer metric calls, validating each round's winner on 16 examples leaves too few rounds."""
 
 
 def usual_candidates(num_rounds: float) -> int:

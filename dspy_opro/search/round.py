@@ -40,6 +40,7 @@ class Round:
         self.alive: dict[str, Candidate] = {}  # id -> one that races on, or is scored in full
         self.trials: dict[str, Trial] = {}  # id -> trial of one whose race has ended
         self.is_raced = False
+        self.is_ranked = False
         self.validating: Candidate | None = None
         self._rules = rules
         self._worklist = worklist
@@ -156,7 +157,17 @@ class Round:
 
     @property
     def is_validated(self) -> bool:
-        return self.validating is not None and self._worklist.is_complete(self.validating, "val")
+        """Whether no validation is missing."""
+        if self.validating is None:
+            return self.is_ranked
+        return self._worklist.is_complete(self.validating, "val")
+
+    def rank(self) -> list[Trial]:
+        """The trials of the race, which is over, in the order of proposal and without validation scores."""
+        self.is_ranked = True
+        full = [self._trial(candidate, "scored in full") for candidate in self.alive.values()]
+        known = self.trials | {t.id: replace(t, valset_score=None, valset_scores=()) for t in full}
+        return [known[c.id] for c in self.candidates or ()]
 
     def complete(self, candidates: Iterable[Candidate]) -> list[Trial]:
         """End the races of those that are scored in full; gives all trials so far, in the order of proposal."""

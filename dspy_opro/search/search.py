@@ -72,6 +72,8 @@ class Search:
         self._events: list[Event] = []
         self._is_cut_short = False
         self._rounds: list[Round] = []  # undecided ones, in order
+        self._raced = Trajectory()  # the trials of all races that are over, without validation scores
+        self._in_full: list[Candidate] = []  # those of decided rounds whose outcomes are not forgotten
         before_any = View(self.trajectory, student, [None] * plan.num_train)
         self._overlap = Overlap(self._rules, before_any)
         first = self._begin(Opening(0, before_any, 1, plan.num_train + plan.num_val))
@@ -96,7 +98,7 @@ class Search:
         self.seconds = max(self.seconds, result.seconds)
         if isinstance(task, ProposalTask):
             assert isinstance(result.content, Proposal)
-            self._tell_proposal(task, result.content)
+            self._tell_proposal(task, result.content, result.usage)
             return
         assert isinstance(result.content, Outcome)
         if result.content.error is not None:
@@ -107,10 +109,11 @@ class Search:
             elif all(self._worklist.is_complete(c, "unseen") for c in self._compared()):
                 self._finish(self._ending)
 
-    def _tell_proposal(self, task: ProposalTask, proposal: Proposal) -> None:
+    def _tell_proposal(self, task: ProposalTask, proposal: Proposal, usage: Usage) -> None:
         current = next((r for r in self._rounds if r.number == task.round), None)
         if self.done or current is None:  # the rounds are over
             return
+        current.scheduled += usage.metric_calls  # what making demos has tried
         current.proposals.tell(task, proposal)
         self._advance()
 
@@ -180,16 +183,18 @@ class Search:
                 if current.candidates is None and not current.resolve():
                     current.proposals.score_early()
                     break  # rounds become known in order, so that duplicates are dropped alike in every run
-            moved = [current.race(self.trajectory) for current in self._racing()]
-            if any(moved):
+            moves = [current.race(self._raced) for current in self._racing()]  # every race moves on
+            has_moved = self._rank() or any(moves)
+            if has_moved:
                 self._open_rounds()
-            if not (self._rounds and self._decide(self._rounds[0])) and not any(moved):
+            if not self._decide() and not has_moved:
                 return
 
     def _racing(self) -> Sequence[Round]:
         """The rounds whose races may move on: later ones too, unless the pruner depends on the order of races."""
-        independent = getattr(self.pruner, "independent", False) and len(self.trajectory) > 0
-        return tuple(self._rounds) if independent else self._rounds[:1]
+        racing = [current for current in self._rounds if not current.is_ranked]
+        independent = getattr(self.pruner, "independent", False) and len(self._raced) > 0
+        return racing if independent else racing[:1]
 
     def _open_rounds(self) -> None:
         """Ask for the proposals of every round that may be under way now."""
@@ -203,20 +208,28 @@ class Search:
         self._overlap.add(opened)
         return opened
 
-    def _decide(self, current: Round) -> bool:
-        """Move the oldest undecided round on towards its end; False where results are missing."""
-        if current.candidates is None:
+    def _rank(self) -> bool:
+        """Take in the oldest race that is over: its winner is validated, and later rounds build on it meanwhile."""
+        current = next((r for r in self._rounds if not r.is_ranked), None)
+        if current is None or not current.is_raced:
             return False
-        self._show(current)
-        if not current.is_raced:
-            return False
-        if current.validating is not None:
-            if not current.is_validated:
-                return False
-        elif self.plan.num_val and (leader := current.leader(self.trajectory.incumbent)) is not None:
+        leader = current.leader(self._raced.incumbent) if self.plan.num_val and current.number else None
+        self._raced = self._raced.add(*current.rank())
+        if leader is not None:
             current.validate(leader)
-            return True
-        self._close(current)
+        incumbent = self._raced.incumbent.candidate
+        view = View(self._raced, incumbent, tuple(self._worklist.outcomes(incumbent)))
+        self._overlap.decide(current, view)
+        return True
+
+    def _decide(self) -> bool:
+        """End the oldest undecided round; False where results are missing."""
+        if not self._rounds or self._rounds[0].candidates is None:
+            return False
+        self._show(self._rounds[0])
+        if not (self._rounds[0].is_ranked and self._rounds[0].is_validated):
+            return False
+        self._close(self._rounds.pop(0))
         return True
 
     def _show(self, current: Round) -> None:
@@ -226,16 +239,13 @@ class Search:
 
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
-        before = (self.trajectory.incumbent, self.trajectory.best) if len(self.trajectory) else ()
         self._add(current, current.alive.values())
-        incumbent = self.trajectory.incumbent.candidate
-        kept = {self.student.id, incumbent.id, self.trajectory.best.id}
-        for candidate in (*current.alive.values(), *(trial.candidate for trial in before)):
+        kept = {self.student.id, self._raced.incumbent.id, self.trajectory.best.id}
+        self._in_full += current.alive.values()
+        for candidate in self._in_full:
             if candidate.id not in kept:
                 self._worklist.forget(candidate)
-        self._rounds.pop(0)
-        view = View(self.trajectory, incumbent, tuple(self._worklist.outcomes(incumbent)))
-        self._overlap.decide(current, view)
+        self._in_full = [candidate for candidate in self._in_full if candidate.id in kept]
         self._events.append(RoundDecided(current.number, self.trajectory.best, self.best_scores[-1]))
         self._go_on(current)
 
@@ -245,7 +255,7 @@ class Search:
         state = RunState(last.number, self.trajectory, scores, self.usage, self.seconds)
         reason = first_reason(self._stoppers, state)
         if reason is not None:
-            self._end(reason)
+            self._end(reason, is_early=True)
         elif self.plan.num_rounds is not None and last.number >= self.plan.num_rounds:
             self._end("num_rounds")
         else:
@@ -262,10 +272,13 @@ class Search:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _end(self, reason: str) -> None:
-        """The rounds are over: confirm the result on unseen examples, where there are some."""
+    def _end(self, reason: str, is_early: bool = False) -> None:
+        """The rounds are over: confirm the result on unseen examples, where there are some.
+
+        Early, how far later rounds are depends on the order of arrival: then only what is held back is spent.
+        """
         plan, left = self.plan, None
-        if plan.max_metric_calls is not None:
+        if plan.max_metric_calls is not None and not is_early:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
         self._rounds.clear()
         self._worklist.clear()
@@ -357,7 +370,8 @@ class Overlap:
                 view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
                 if trials:
                     view = replace(view, trajectory=view.trajectory.add(*trials))
-                return Opening(number, view, size, self._rules.most_calls(size))
+                most_calls = self._rules.most_calls(size) + self._rules.most_demo_calls(number)
+                return Opening(number, view, size, most_calls)
             if not between:
                 return None
             self._as_of += 1  # the next decision may give back funds, or have candidates
@@ -399,6 +413,7 @@ class Overlap:
         if limit is None:
             return wanted
         left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
+        left -= self._rules.most_demo_calls(self._next)
         if between:  # they hold funds that they may give back: a round smaller than half can wait for them
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dspy_opro.config.arguments import OPROConfig, make_config
-from dspy_opro.config.plan import data_sizes, forecast, make_search
+from dspy_opro.config.plan import Sizes, data_sizes, forecast, make_search
 from dspy_opro.search import Search
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate
@@ -35,11 +35,8 @@ def plan(**options: Any) -> Plan:
         ({"auto": None, "max_metric_calls": 6400}, 32, 3),
         ({"auto": None, "max_metric_calls": 100_000}, 64, 3),
         ({"auto": None, "max_metric_calls": 1600, "num_rounds": 4}, 8, 1),
-        (
-            {"auto": None, "max_metric_calls": 1600, "num_val": 60},
-            8,
-            2,
-        ),  # each round's winner is scored on them
+        # Each round's winner is scored on the validation examples.
+        ({"auto": None, "max_metric_calls": 1600, "num_val": 60}, 8, 2),
         ({"auto": None, "max_metric_calls": 1600, "pruner": None}, 8, 0),
         ({"auto": None, "max_tokens": 1_000_000}, 16, 3),
         ({"auto": None, "max_metric_calls": 1600, "num_candidates": 5, "lag": 1}, 5, 1),
@@ -105,3 +102,25 @@ def test_trials_are_candidates_in_all() -> None:
 def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, Any], text: str) -> None:
     config, planned = search(**options)
     assert forecast(config.auto, planned, config.bounds) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"max_metric_calls": 200}, Sizes(16, 0, 15, 30)),
+        ({"max_metric_calls": 500}, Sizes(16, 0, 37, 60)),
+        ({"max_metric_calls": 512}, Sizes(16, 16, 38, 44)),
+        ({"max_metric_calls": 1000}, Sizes(31, 31, 29, 29)),
+        ({"max_metric_calls": 3200}, Sizes(60, 40, 20, 20)),
+        ({"max_metric_calls": 3200, "num_val": 400}, Sizes(60, 100, 240, 300)),
+        ({"max_metric_calls": 200, "confirm": False}, Sizes(16, 16, 0, 0)),
+        ({"max_metric_calls": 100}, Sizes(16, 16, 0, 0)),  # too few calls to confirm anything
+        ({"max_metric_calls": 200, "num_val": 6}, Sizes(16, 6, 0, 0)),
+        ({"max_full_evals": 10}, Sizes(60, 40, 20, 20)),
+        ({"num_rounds": 5}, Sizes(60, 40, 20, 20)),
+    ],
+)
+def test_a_validation_costs_no_more_than_a_full_train_score(options: dict[str, Any], sizes: Sizes) -> None:
+    values = {"num_val": 60, "auto": None, "metric": lambda example, prediction: 1.0, **options}
+    num_val = values.pop("num_val")
+    assert data_sizes(make_config(values).resolve(), 60, num_val) == sizes

@@ -698,6 +698,35 @@ def test_only_a_new_incumbent_is_validated(lag: int) -> None:
     assert record.search.trajectory.best.valset_score == max(t.valset_score for t in validated)
 
 
+def test_later_rounds_do_not_wait_for_a_validation() -> None:
+    world, search = World(), Search(Plan(20, num_val=15, num_candidates=4, lag=2), student(), Halving())
+    waiting, withheld, last = Waiting(search), [], 0
+    while (task := waiting.take()) is not None and last < 8:
+        if isinstance(task, ScoringTask) and task.split == "val":
+            withheld.append(task)
+        else:
+            last = max(last, task.round)
+            search.tell(task, world.perform(task))
+    assert len(search.best_scores) == 0
+    assert last == 8
+    assert len({task.candidate.id for task in withheld}) > 1
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_a_run_that_a_stopper_ends_confirms_with_what_is_held_back(order: int) -> None:
+    plan = Plan(
+        *(16, 8, 30, 6),
+        max_metric_calls=700,
+        num_held_back=10,
+        num_unseen=40,
+        lag=3,
+    )
+    stopper = [lambda state: "enough" if state.round == 2 else None]
+    record = run(plan, stoppers=stopper, order=random.Random(order), capacity=8)
+    assert record.search.stop_reason == "enough"
+    assert sum(task.split == "unseen" for task in record.examples) == 20
+
+
 def test_a_candidate_that_only_fits_the_trainset_is_not_returned() -> None:
     class Overfit(World):
         def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:

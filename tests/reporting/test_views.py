@@ -240,9 +240,9 @@ def test_a_result_without_texts_has_no_rows() -> None:
 
 def test_the_history_has_the_curve_and_marks_estimates() -> None:
     pytest.importorskip("plotly")
-    best, full, dropped = overshot().plot_history().data
+    best, full, dropped, returned = overshot().plot_history().data
     assert list(best.y) == [0.25, 0.5, 0.75, 0.75]
-    assert list(full.y) == [0.25]
+    assert (list(full.y), list(returned.y)) == ([], [0.25])
     assert (list(dropped.y), dropped.marker.symbol) == ([1.0], "circle-open")
     assert "estimate from 2 examples" in dropped.text[0]
 

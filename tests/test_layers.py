@@ -27,6 +27,7 @@ FLOORS = {
     "compile": 4,
     "teleprompter": 5,
     "__init__": 6,
+    "__main__": 6,
     "integrations": 6,
 }
 MOST_FLOORS = 7
@@ -51,10 +52,13 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
+    "reporting.command_line": {"click"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
+    "reporting.recorded": {"optuna"},
     "reporting.report": {"jinja2"},
-    "reporting.result": {"pandas"},
+    "reporting.plots": {"plotly"},
+    "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},
     "compile": {"dspy"},
     "teleprompter": {"dspy"},
     "integrations.mlflow": {"dspy", "mlflow"},

@@ -81,9 +81,10 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
+        """Without validations: few small rounds would have as many of them as winners, and wait for each."""
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
-        per_round = pruner.most_calls(num_train, num_candidates) + num_val
+        per_round = pruner.most_calls(num_train, num_candidates)
         affordable = (max_metric_calls - num_train - num_val) // per_round
         return min(affordable, config.num_rounds or affordable)
 
@@ -92,13 +93,16 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         # With `num_rounds`, larger rounds would leave fewer rounds than the user chose.
         rounds = most_rounds(PAPER_CANDIDATES) if config.num_rounds is None else 0
         num_candidates = usual_candidates(rounds)
+    num_demo_sets = _num_demo_sets(config, num_candidates)
     plan = Plan(
         num_train=num_train,
         num_val=num_val,
         num_rounds=config.num_rounds,
         num_candidates=num_candidates,
         num_trials=config.num_trials,
-        num_demo_sets=_num_demo_sets(config, num_candidates),
+        num_demo_sets=num_demo_sets,
+        num_initial=_num_initial(config, num_candidates - num_demo_sets),
+        max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
         num_held_back=sizes.num_held_back,
@@ -153,6 +157,23 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     if not (config.max_bootstrapped_demos or config.max_labeled_demos):
         return 0
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
+
+
+def _num_initial(config: OPROConfig, most: int) -> int:
+    number = len(config.initial_instructions)
+    if number > most:
+        raise ValueError(
+            f"initial_instructions must be at most {most}, because they race in the first round, but are {number}. "
+            "Give fewer of them or a larger num_candidates."
+        )
+    return number
+
+
+def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:
+    """Examples that one demo set may try. With a budget all sets together may try an eighth of it."""
+    if not config.max_bootstrapped_demos:
+        return 0
+    return None if max_metric_calls is None else max_metric_calls // 8 // num_demo_sets
 
 
 def _stoppers(config: OPROConfig) -> list[Stopper]:
@@ -222,4 +243,6 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."
+    if plan.num_demo_sets and plan.max_demo_calls is None:
+        text += f" The examples that {plan.num_demo_sets} demo sets try come on top."
     return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

@@ -22,6 +22,7 @@ from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.pace import Lane, WaitingTasks
 from dspy_opro.programs.provider import Verdict, judge
 from dspy_opro.search import Search
+from dspy_opro.search.reserve import SHARE
 from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
@@ -131,7 +132,7 @@ class TaskQueue:
             while not self._may_not_start():
                 now, pause = time.monotonic(), None
                 is_first = self._first is not None  # the student's first examples come one after the other
-                if not (is_first and self._num_running()):
+                if not (self._spent() or (is_first and self._num_running())):
                     task = self._waiting.pop(now, only_examples=is_first)
                     if task is not None and self.search.wants(task):
                         self._in_flight[task_key(task)] = _Call(task, now)
@@ -232,7 +233,18 @@ class TaskQueue:
             reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
             if reason is not None:
                 self._stop(reason)
+            elif (spent := self._spent()) is not None and not self._num_running():
+                self.search.conclude(spent)
+                self._hand_out()
+                self._events.put(None)
+                self._changed.notify_all()
         return self.search.done
+
+    def _spent(self) -> str | None:
+        """The budget of which nothing is left but the share that confirms the result."""
+        if not self.search.is_confirmed_later:
+            return None
+        return self._budget.exhausted(self._ledger.usage, self._seconds_here(), 1 - SHARE)
 
     def _stop(self, reason: str) -> None:
         self.search.stop(reason)
@@ -300,6 +312,9 @@ class TaskQueue:
         self._storage.log.add(task, result)
         self._failures.count(task, result)
         self.search.tell(task, result)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         for new in self._unanswered():
             self._waiting.push(new)
             self._changed.notify()

@@ -224,7 +224,7 @@ class Job:
             self.evaluator.forget(candidate)
         elif isinstance(event, RoundDecided):
             self._decided(event)
-        self._progress.show(event, self.ledger.usage, self.queue.trouble)
+        self._progress.show(event, self.ledger.usage, self.queue.waiting.trouble(time.monotonic()))
         if self.storage.study.is_stopped:
             self.queue.stop("callback")
         if self._directory is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
-from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
+from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -32,10 +32,10 @@ from .programs.program import is_async_only
 from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
-from .proposers.meta_prompt import MetaPrompt
+from .proposers.meta_prompt import MetaPrompt, guidance_text
 from .proposers.opro import OPROProposer, PaperProposer
 from .proposers.reflective import adapt
-from .proposers.writer import InstructionWriter
+from .proposers.writer import InstructionWriter, initial_texts
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
@@ -55,9 +55,6 @@ from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
 logger.addFilter(clean_record)
-
-FEW_EXAMPLES = 20
-"""A run with fewer train examples gets a warning."""
 
 
 def optimize(job: Job) -> Any:
@@ -153,13 +150,14 @@ class Job:
             past = (result.usage for _, result in self.storage.results())
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
@@ -239,22 +237,11 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            self._warn_of_little_to_gain(event)
+            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
             warn_of_percent(self.config.stop_at_score, event.best)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
-
-    def _warn_of_little_to_gain(self, event: RoundDecided) -> None:
-        score, num_train = event.best_score, len(self.inputs.trainset)
-        if self.queue.search.trajectory.score_range == (0.0, 1.0) and score > 0.9:
-            logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
-        if num_train < FEW_EXAMPLES:
-            logger.warning(
-                "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make "
-                "a gain of 0.1 visible.",
-                *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
-            )
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
@@ -270,8 +257,8 @@ class Job:
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
-        reason = self.queue.search.stop_reason or "error"
         search = self.queue.search
+        reason = search.stop_reason or "error"
         self.storage.close(reason, search.returned if len(search.trajectory) else None)
         self._progress.close()
         self._loop.close()
@@ -348,14 +335,20 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    max_chars, must_keep = config.max_instruction_chars, config.must_keep
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    guidance = guidance_text(config.guidance, max_chars, must_keep)
     return InstructionWriter(
         proposer if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
         config.init_temperature,
         program,
-        MetaPrompt(program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper),
-        InstructionRules.of(program, train, is_paper),
+        MetaPrompt(
+            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+        ),
+        rules,
         loop,
+        initial_texts(config.initial_instructions, program, rules),
     )
 
 

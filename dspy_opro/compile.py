@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
-from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
+from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -29,18 +29,19 @@ from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples, TimeLimit
 from .programs.metering import Ledger
 from .programs.program import is_async_only
+from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
-from .proposers.meta_prompt import MetaPrompt
+from .proposers.meta_prompt import MetaPrompt, guidance_text
 from .proposers.opro import OPROProposer, PaperProposer
 from .proposers.reflective import adapt
-from .proposers.writer import InstructionWriter
+from .proposers.writer import InstructionWriter, initial_texts
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
 from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
-from .reporting.result import OPROResult
+from .reporting.result import OPROResult, cost
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
@@ -48,15 +49,12 @@ from .runner.task_queue import TaskQueue, WorkerPool
 from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
-from .search.trajectory import Outcome
+from .search.trajectory import Outcome, Usage
 from .storage.fingerprint import fingerprint
-from .storage.run_storage import RunStorage, open_run
+from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
 logger.addFilter(clean_record)
-
-FEW_EXAMPLES = 20
-"""A run with fewer train examples gets a warning."""
 
 
 def optimize(job: Job) -> Any:
@@ -73,6 +71,7 @@ def optimize(job: Job) -> Any:
             for event in queue.events():  # waits; None at least twice a second
                 workers.refill()
                 job.report(event)
+        job.check_proposals()
     except Exception as error:
         raised: Any = error
         with contextlib.suppress(AttributeError):  # an exception may refuse attributes
@@ -132,9 +131,9 @@ class Job:
             if config.executor is not None:
                 self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
             self.writer = _writer(inputs, self._loop)
-            self._demo_writer = _demo_writer(inputs)
             self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
             search = make_search(config, inputs.program.candidate, inputs.sizes)
+            self._demo_writer = _demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
@@ -143,33 +142,54 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+            budget = _budget(config, self.storage.lost_usage())
+            limits = config.num_rounds, search.plan.max_metric_calls, budget
+            self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
+            past = (result.usage for _, result in self.storage.results())
+            self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
             )
+            self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and _needs_a_try(inputs)
             on_error.pop_all()
+
+    def check_proposals(self) -> None:
+        """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""
+        search = self.queue.search
+        if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
+            self.writer.check()
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
-        if self.storage.is_fresh or not (self.config.display_progress or self.config.verbose):
+        if self.storage.is_fresh:
+            return
+        lost = self.storage.lost_usage()
+        if lost.metric_calls:
+            logger.warning(
+                "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
+                "tokens and $%.4f. The budgets leave room for that.",
+                *(lost.metric_calls, lost.tokens, lost.cost),
+            )
+        if not (self.config.display_progress or self.config.verbose):
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.2f} spent"
+        spent = cost(usage, 2).replace("$", "spent $")
         name = self.config.log_dir or self.storage.study.study_name
         announce(
-            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {cost}."
+            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {spent}."
         )
 
     def perform(self, task: Task) -> TaskResult:
@@ -178,12 +198,19 @@ class Job:
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
         if self._remote is not None:
-            return self._remote.evaluate(task, self.ledger.add)
+            return self._with_lm_tried(self._remote.evaluate(task, self.ledger.add))
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
         result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
         self._evaluations.keep(task, prediction, result)
-        return result
+        return self._with_lm_tried(result)
+
+    def _with_lm_tried(self, result: TaskResult) -> TaskResult:
+        """Once the first example has passed, and before any other is scored: try the optimizer LM."""
+        if not self._tries_lm or result.error is not None:
+            return result
+        self._tries_lm = False  # the first example is alone in flight
+        return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""
@@ -210,22 +237,11 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            self._warn_of_little_to_gain(event)
+            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
             warn_of_percent(self.config.stop_at_score, event.best)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
-
-    def _warn_of_little_to_gain(self, event: RoundDecided) -> None:
-        score, num_train = event.best_score, len(self.inputs.trainset)
-        if self.queue.search.trajectory.score_range == (0.0, 1.0) and score > 0.9:
-            logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
-        if num_train < FEW_EXAMPLES:
-            logger.warning(
-                "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make "
-                "a gain of 0.1 visible.",
-                *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
-            )
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
@@ -243,7 +259,7 @@ class Job:
         """Write the rest of the run, and close everything."""
         search = self.queue.search
         reason = search.stop_reason or "error"
-        self.storage.close(reason, search.returned.id if len(search.trajectory) else "")
+        self.storage.close(reason, search.returned if len(search.trajectory) else None)
         self._progress.close()
         self._loop.close()
         if self._directory is not None:
@@ -257,6 +273,7 @@ class Job:
         """The best program so far, with its result attached."""
         result, program = self.result(), self.inputs.program
         best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        result = replace(result, messages=prompts(best, program.names))
         attach(best, result, program.build, self.config.track_stats)
         return best
 
@@ -269,6 +286,7 @@ class Job:
             curve=tuple(search.best_scores),
             stop_reason=search.stop_reason or "error",
             usage=self.ledger.usage,
+            earlier_usage=self._earlier_usage,
             seconds=time.monotonic() - self._started,
             failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
@@ -317,18 +335,37 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    max_chars, must_keep = config.max_instruction_chars, config.must_keep
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    guidance = guidance_text(config.guidance, max_chars, must_keep)
     return InstructionWriter(
         proposer if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
         config.init_temperature,
         program,
-        MetaPrompt(program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper),
-        InstructionRules.of(program, train, is_paper),
+        MetaPrompt(
+            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+        ),
+        rules,
         loop,
+        initial_texts(config.initial_instructions, program, rules),
     )
 
 
-def _demo_writer(inputs: Inputs) -> DemoWriter:
+def _needs_a_try(inputs: Inputs) -> bool:
+    """Whether only a request of its own shows that the optimizer LM works before the student is scored.
+
+    The student's first example shows it if the program calls the same LM. A proposer of the user may call no LM, and a
+    time limit for the example would count the request.
+    """
+    config, predictors = inputs.config, inputs.program.student.predictors()
+    default = config.task_model or dspy.settings.lm
+    is_called = any((predictor.lm or default) is inputs.prompt_model for predictor in predictors)
+    is_asked = config.proposer is None or config.prompt_model is not None
+    return is_asked and not is_called and config.example_timeout_seconds is None
+
+
+def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
     """Its demos come from the examples that no candidate is scored on, if there are enough of them."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
@@ -343,6 +380,7 @@ def _demo_writer(inputs: Inputs) -> DemoWriter:
         max_rounds=config.max_rounds,
         metric_threshold=config.metric_threshold,
         max_errors=config.max_errors,
+        max_tries=max_tries,
         teacher=inputs.teacher,
         teacher_settings=config.teacher_settings,
         seed=config.seed,
@@ -377,6 +415,17 @@ def _storage(inputs: Inputs) -> RunStorage:
             seed=config.seed,
         ),
         config.callbacks,
+        config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def _budget(config: OPROConfig, lost: Usage) -> Budget:
+    """The limits, less what killed processes may have paid for and not recorded."""
+    tokens, cost = config.max_tokens, config.max_cost
+    return Budget(
+        None if tokens is None else tokens - lost.tokens,
+        None if cost is None else cost - lost.cost,
+        config.timeout_seconds,
     )
 
 

@@ -45,6 +45,12 @@ class OPROTeleprompter(Teleprompter):
         k_best: How many scored instructions the optimizer LM sees: 20 (section 5.1).
         num_exemplars: How many examples the optimizer LM sees: 3 (section 5.1).
         init_temperature: The sampling temperature of the optimizer LM: 1.0 (section 5.1).
+        guidance: Your constraints in words, e.g. "Keep the tone formal." Every request to the optimizer LM shows them.
+        max_instruction_chars: The most characters of a proposed instruction. The optimizer LM is told; longer ones are
+            dropped. Default: 4,000, or twice the student's longest instruction if that is more; "paper" 500.
+        must_keep: Texts that stay word for word in every instruction that has them in the student.
+        initial_instructions: Instructions that race in the first round, e.g. from an earlier result: texts, or for
+            several predictors dicts predictor name -> text. At most as many as `num_candidates`.
         max_train_examples: The most train examples for the score of a candidate, a seeded choice. Default of the
             preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` at most 1/32 of
             that number, but at least 16, unless there is a `pruner` or `auto="paper"`.
@@ -52,7 +58,8 @@ class OPROTeleprompter(Teleprompter):
             "medium" 3, "heavy" 3, otherwise none. With a budget or `num_trials` the preset sets none.
         min_delta: For `patience`, a better program must be better by more than this, in the metric's own scale.
         stop_at_score: The mean score that ends the run, in the metric's own scale.
-        max_metric_calls: The most scored examples, without those that BootstrapFewShot tries for demos.
+        max_metric_calls: The most scored examples. Those that BootstrapFewShot tries for demos count, too; they are at
+            most an eighth.
         max_full_evals: The same limit in passes over trainset and valset.
         max_tokens: The most tokens of all LM calls, without cache hits.
         max_cost: The most US dollars, as far as the prices of the LMs are known.
@@ -84,7 +91,7 @@ class OPROTeleprompter(Teleprompter):
         log_dir: The directory for the files of the run.
         callbacks: Functions `f(study, trial)`, Optuna's convention.
         track_stats: Whether the returned program has `candidate_programs` and `trial_logs`.
-        verbose: Whether to log every candidate.
+        verbose: Whether to log every candidate, and every better instruction whole.
         display_progress: Whether to show the progress line.
         num_threads: The most LM calls at the same time. Default: `dspy.settings.num_threads`.
         executor: Any `concurrent.futures.Executor`; its processes score the examples. `docs/scaling.md` says what is
@@ -182,6 +189,7 @@ class OPROTeleprompter(Teleprompter):
                 error or returned no score on the first example, or it returned no score later.
             TooManyErrors: The program failed on the first three examples, on `max_errors` examples, or on every example
                 of the last rounds.
+            ProposerFailed: The optimizer LM can't be called (wrong key, unknown model), or every proposal failed.
             Exception: The error of a stopper or a pruner, or of the storage when the run opens it.
 
             An error that ends a run has the best program so far as its `program`. This is the student if no candidate

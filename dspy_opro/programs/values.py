@@ -23,13 +23,18 @@ def fields(example: Any) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text. Images and other media become a name such as `<image>`."""
+    """A value as text that can be stored and sent. Images and other media become a name such as `<image>`."""
 
     def name(match: re.Match[str]) -> str:
         kind = _KIND.search(match.group())
         return f"<{kind.group(1) if kind else 'media'}>"
 
-    return _MEDIA.sub(name, str(plain(value)))
+    return storable(_MEDIA.sub(name, str(plain(value))))
+
+
+def storable(text: str) -> str:
+    """The text without half a surrogate pair, which UTF-8 and most databases can't hold and no provider takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain(value: Any) -> Any:
@@ -42,10 +47,9 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(plain(key)): plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        items = [plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
     for name in () if isinstance(value, type) else _CONVERSIONS:
@@ -55,12 +59,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-_CONVERSIONS = (
-    "model_dump",
-    "toDict",
-    "tolist",
-    "isoformat",
-)  # of pydantic's models, examples, arrays, dates
+# Of pydantic's models, examples, arrays, and dates.
+_CONVERSIONS = ("model_dump", "toDict", "tolist", "isoformat")
 
 
 def as_json(value: Any) -> str:

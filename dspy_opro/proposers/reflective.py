@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .meta_prompt import Exemplar, ProposalRequest
@@ -21,19 +22,16 @@ def adapt(proposer: Any) -> Any:
     return ReflectiveProposer(proposer) if all(name in parameters for name in ARGUMENTS) else proposer
 
 
+@dataclass(frozen=True)
 class ReflectiveProposer:
-    """Calls GEPA's `ProposalFn` for a request.
+    """Calls GEPA's `ProposalFn` for a request."""
 
-    Args:
-        function: Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs,
-            Generated Outputs and Feedback) and `components_to_update` (names). Returns name -> new text.
-    """
-
-    def __init__(self, function: Callable[..., Mapping[str, str]]) -> None:
-        self.function = function
+    function: Callable[..., Mapping[str, str]]
+    """Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs, Generated Outputs
+    and Feedback) and `components_to_update` (names). Returns name -> new text."""
 
     def __call__(self, request: ProposalRequest) -> dict[str, str]:
-        examples = [_example(exemplar) for exemplar in request.exemplars]
+        examples = [_example(exemplar, request.guidance) for exemplar in request.exemplars]
         new = self.function(
             candidate=dict(request.current),
             reflective_dataset={name: list(examples) for name in request.predictors},
@@ -42,10 +40,12 @@ class ReflectiveProposer:
         return {name: text for name, text in new.items() if name in request.predictors}
 
 
-def _example(exemplar: Exemplar) -> dict[str, Any]:
+def _example(exemplar: Exemplar, guidance: str) -> dict[str, Any]:
     outcome = exemplar.outcome
     said = "" if outcome is None else outcome.error or outcome.feedback
     feedback = [said, f"Score: {outcome.score:g}" if outcome else "", f"Expected: {exemplar.expected}"]
+    if guidance:
+        feedback.append(f"Rules for every instruction: {guidance}")
     return {
         "Inputs": dict(exemplar.input_fields),
         "Generated Outputs": exemplar.prediction,

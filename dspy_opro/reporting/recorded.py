@@ -67,6 +67,8 @@ class Run:
         trials = tuple(_trial(trial) for trial in recorded)
         records = ResultLog(self.log, Outage()).read()
         failures = [failure for trial in recorded for failure in _failures(trial)]
+        number = self.study.user_attrs.get("returned_trial")
+        returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         config = None if self.directory is None else self.directory / CONFIG
         has_end = not self.is_running and "stop_reason" in self.study.user_attrs
         started = [trial.datetime_start for trial in recorded if trial.datetime_start]
@@ -82,7 +84,7 @@ class Run:
             selected_on="valset" if any(t.valset_score is not None for t in trials) else "trainset",
             config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
             study_name=self.name,
-            returned=self.study.user_attrs.get("returned", "") if has_end else "",
+            returned=returned if has_end else "",
         )
 
 

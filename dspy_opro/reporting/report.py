@@ -55,15 +55,20 @@ class Row:
         return self.trial.state == "complete"
 
     @property
-    def order(self) -> tuple[float, bool, float]:
-        """The best row is the lowest: first by valset score if there is one, then full scores before estimates."""
-        valset = self.trial.valset_score
-        return math.inf if valset is None else -valset, not self.is_measured, -self.score
+    def order(self) -> tuple[float, bool, float, bool]:
+        """The best row is the lowest: by valset score if there is one, full scores before estimates, by score.
+
+        Of equal valset scores the returned row is the best.
+        """
+        valset, is_returned = self.trial.valset_score, self.kind == "returned"
+        if valset is None:
+            return math.inf, not self.is_measured, -self.score, not is_returned
+        return -valset, not is_returned, -self.score, False
 
 
 def make_rows(result: OPROResult) -> list[Row]:
     """The trials in the order of the search."""
-    trials, (low, high) = result.trajectory.trials, result.trajectory.score_range
+    trials = result.trajectory.trials
     sizes, places = Counter(t.candidate.round for t in trials), Counter[int]()
     rows: list[Row] = []
     by_id: dict[str, Row] = {}
@@ -75,7 +80,7 @@ def make_rows(result: OPROResult) -> list[Row]:
             x=round_ + 0.7 * (places[round_] / (sizes[round_] + 1) - 0.5),
             trial=trial,
             kind="returned" if trial.id == result.best.id else trial.state if number else "student",
-            score=(score := trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)),
+            score=(score := result.reward_of(trial)),
             change=score - result.baseline.reward,
             parent=by_id.get(trial.candidate.parent or ""),
         )

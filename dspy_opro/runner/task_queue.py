@@ -22,6 +22,7 @@ from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.pace import Lane, WaitingTasks
 from dspy_opro.programs.provider import Verdict, judge
 from dspy_opro.search import Search
+from dspy_opro.search.reserve import SHARE
 from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dspy_opro")
 
 TICK_SECONDS = 0.5
-WARNING_PAUSE_SECONDS = 60.0
-"""Of the warnings about calls that are tried again one in this time is logged."""
+WARNING_PAUSE_SECONDS = 60.0  # between two warnings about calls that are tried again
 
 
 @dataclass
@@ -48,8 +48,7 @@ class _Call:
 
     task: Task
     started: float
-    is_timed_out: bool = False
-    """Whether it counts as failed already. It still occupies its place."""
+    is_timed_out: bool = False  # it counts as failed already, and still occupies its place
 
 
 class TaskQueue:
@@ -133,7 +132,7 @@ class TaskQueue:
             while not self._may_not_start():
                 now, pause = time.monotonic(), None
                 is_first = self._first is not None  # the student's first examples come one after the other
-                if not (is_first and self._num_running()):
+                if not (self._spent() or (is_first and self._num_running())):
                     task = self._waiting.pop(now, only_examples=is_first)
                     if task is not None and self.search.wants(task):
                         self._in_flight[task_key(task)] = _Call(task, now)
@@ -157,11 +156,11 @@ class TaskQueue:
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
-            try:
-                if not call.is_timed_out:
+            if not call.is_timed_out:
+                try:
                     self._settle(call, result, verdict)
-            except Exception as error:
-                self._fail(error)
+                except Exception as error:
+                    self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()
@@ -234,7 +233,18 @@ class TaskQueue:
             reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
             if reason is not None:
                 self._stop(reason)
+            elif (spent := self._spent()) is not None and not self._num_running():
+                self.search.conclude(spent)
+                self._hand_out()
+                self._events.put(None)
+                self._changed.notify_all()
         return self.search.done
+
+    def _spent(self) -> str | None:
+        """The budget of which nothing is left but the share that confirms the result."""
+        if not self.search.is_confirmed_later:
+            return None
+        return self._budget.exhausted(self._ledger.usage, self._seconds_here(), 1 - SHARE)
 
     def _stop(self, reason: str) -> None:
         self.search.stop(reason)
@@ -268,8 +278,7 @@ class TaskQueue:
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        usage = result.usage + lane.settled(task)
-        self._accept(task, replace(result, usage=usage, seconds=self._seconds()))
+        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
 
     def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
         """Log that a call is tried again. End the run if its provider is down for too long."""
@@ -303,6 +312,9 @@ class TaskQueue:
         self._storage.log.add(task, result)
         self._failures.count(task, result)
         self.search.tell(task, result)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         for new in self._unanswered():
             self._waiting.push(new)
             self._changed.notify()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .confidence import Gain, judge
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
-from .reserve import num_pairs
+from .reserve import FEWEST_FRESH, num_pairs
 from .round import Round
 from .shared import Recombine, Rules, Tried, Worklist
 from .stoppers import RunState, Stopper, first_reason
@@ -98,7 +98,7 @@ class Search:
         self.seconds = max(self.seconds, result.seconds)
         if isinstance(task, ProposalTask):
             assert isinstance(result.content, Proposal)
-            self._tell_proposal(task, result.content)
+            self._tell_proposal(task, result.content, result.usage)
             return
         assert isinstance(result.content, Outcome)
         if result.content.error is not None:
@@ -109,10 +109,11 @@ class Search:
             elif all(self._worklist.is_complete(c, "unseen") for c in self._compared()):
                 self._finish(self._ending)
 
-    def _tell_proposal(self, task: ProposalTask, proposal: Proposal) -> None:
+    def _tell_proposal(self, task: ProposalTask, proposal: Proposal, usage: Usage) -> None:
         current = next((r for r in self._rounds if r.number == task.round), None)
         if self.done or current is None:  # the rounds are over
             return
+        current.scheduled += usage.metric_calls  # what making demos has tried
         current.proposals.tell(task, proposal)
         self._advance()
 
@@ -139,8 +140,8 @@ class Search:
 
     @property
     def gain_so_far(self) -> Gain | None:
-        """`gain`, or before the end what the search's own examples say of the best candidate so far."""
-        return self.gain or self._measured_gain(0)
+        """`gain`, or before the end what is known so far of the best candidate."""
+        return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
         """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
@@ -157,6 +158,22 @@ class Search:
             self.stop_reason = reason
             self._is_cut_short = True
 
+    @property
+    def is_confirmed_later(self) -> bool:
+        """Whether a part of every budget is to be kept for confirming the result."""
+        return self._ending is None and self.plan.num_held_back > 0
+
+    def conclude(self, reason: str) -> None:
+        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed."""
+        if self._ending is None and not self.done:
+            self._is_cut_short = True
+            self.salvage()
+            self._is_cut_short = False
+            if len(self.trajectory):
+                self._end(reason, is_early=True)
+            else:
+                self.stop(reason)
+
     def salvage(self) -> None:
         """After a `stop` from outside, once all results are told: what is scored in full counts."""
         if not self._is_cut_short:
@@ -171,7 +188,7 @@ class Search:
                 self._show(current)
                 self._add(current, completed)
         self._rounds.clear()
-        self.gain = self._measured_gain(0)
+        self.gain = self._measured_gain()
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -182,8 +199,8 @@ class Search:
                 if current.candidates is None and not current.resolve():
                     current.proposals.score_early()
                     break  # rounds become known in order, so that duplicates are dropped alike in every run
-            has_moved = any([current.race(self._raced) for current in self._racing()])
-            has_moved |= self._rank()
+            moves = [current.race(self._raced) for current in self._racing()]  # every race moves on
+            has_moved = self._rank() or any(moves)
             if has_moved:
                 self._open_rounds()
             if not self._decide() and not has_moved:
@@ -287,17 +304,18 @@ class Search:
             self._finish(reason)
             return
         self._ending = reason
-        for candidate in self._compared():
-            self._worklist.score(candidate, self._overlap.num_opened, "unseen", self._num_pairs)
+        for count in range(1, self._num_pairs + 1):  # pair by pair, as a limit may cut them off
+            for candidate in self._compared():
+                self._worklist.score(candidate, self._overlap.num_opened, "unseen", count)
 
     def _finish(self, reason: str) -> None:
-        self.gain = self._measured_gain(self._num_pairs)
+        self.gain = self._measured_gain()
         self.stop_reason = reason
 
     def _compared(self) -> tuple[Candidate, Candidate]:
         return self.student, self.trajectory.best.candidate
 
-    def _measured_gain(self, num_fresh: int) -> Gain | None:
+    def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
         if not len(self.trajectory) or self.trajectory.best.id == self.student.id:
             return None
@@ -307,14 +325,15 @@ class Search:
             tried = tuple(t for t in tried if t.valset_score is not None)
         share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / self.plan.num_train
         searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
-        rows: Sequence[Sequence[float]] = searched
-        if num_fresh:
-            rows = [self._worklist.scores(candidate, "unseen") for candidate in self._compared()]
+        unseen = zip(*(self._worklist.outcomes(c, "unseen") for c in self._compared()), strict=True)
+        pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
+        is_fresh = len(pairs) >= FEWEST_FRESH
+        rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
         low, high = self.trajectory.score_range
         verdict = judge(
             _differences(*searched),
             len(tried),
-            _differences(*rows) if num_fresh else (),
+            _differences(*rows) if is_fresh else (),
             share=share,
             scale=max(high - low, 1e-9),
         )
@@ -369,7 +388,8 @@ class Overlap:
                 view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
                 if trials:
                     view = replace(view, trajectory=view.trajectory.add(*trials))
-                return Opening(number, view, size, self._rules.most_calls(size))
+                most_calls = self._rules.most_calls(size) + self._rules.most_demo_calls(number)
+                return Opening(number, view, size, most_calls)
             if not between:
                 return None
             self._as_of += 1  # the next decision may give back funds, or have candidates
@@ -411,6 +431,7 @@ class Overlap:
         if limit is None:
             return wanted
         left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
+        left -= self._rules.most_demo_calls(self._next)
         if between:  # they hold funds that they may give back: a round smaller than half can wait for them
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .programs.failures import TooManyErrors
+from .programs.failures import ProposerFailed, TooManyErrors
 from .programs.metric import MetricError
 from .proposers.meta_prompt import Exemplar, ProposalRequest
 from .reporting.result import OPROResult
@@ -22,6 +22,7 @@ __all__ = [
     "OPROResult",
     "OPROTeleprompter",
     "ProposalRequest",
+    "ProposerFailed",
     "Pruner",
     "RunState",
     "Stopper",

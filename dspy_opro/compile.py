@@ -29,6 +29,7 @@ from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples, TimeLimit
 from .programs.metering import Ledger
 from .programs.program import is_async_only
+from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
 from .proposers.meta_prompt import MetaPrompt
@@ -40,7 +41,7 @@ from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
 from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
-from .reporting.result import OPROResult
+from .reporting.result import OPROResult, cost
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
@@ -50,7 +51,7 @@ from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome
 from .storage.fingerprint import fingerprint
-from .storage.run_storage import RunStorage, open_run
+from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
 logger.addFilter(clean_record)
@@ -73,6 +74,7 @@ def optimize(job: Job) -> Any:
             for event in queue.events():  # waits; None at least twice a second
                 workers.refill()
                 job.report(event)
+        job.check_proposals()
     except Exception as error:
         raised: Any = error
         with contextlib.suppress(AttributeError):  # an exception may refuse attributes
@@ -132,9 +134,9 @@ class Job:
             if config.executor is not None:
                 self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
             self.writer = _writer(inputs, self._loop)
-            self._demo_writer = _demo_writer(inputs)
             self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
             search = make_search(config, inputs.program.candidate, inputs.sizes)
+            self._demo_writer = _demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
@@ -143,7 +145,9 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
+            limits = config.num_rounds, search.plan.max_metric_calls, budget
+            self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
             self.num_threads = config.num_threads or dspy.settings.num_threads
@@ -151,14 +155,21 @@ class Job:
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                budget,
                 _failure_limit(config),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
             )
+            self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and _needs_a_try(inputs)
             on_error.pop_all()
+
+    def check_proposals(self) -> None:
+        """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""
+        search = self.queue.search
+        if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
+            self.writer.check()
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
@@ -166,10 +177,10 @@ class Job:
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.2f} spent"
+        spent = cost(usage, 2).replace("$", "spent $")
         name = self.config.log_dir or self.storage.study.study_name
         announce(
-            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {cost}."
+            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {spent}."
         )
 
     def perform(self, task: Task) -> TaskResult:
@@ -178,12 +189,19 @@ class Job:
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
         if self._remote is not None:
-            return self._remote.evaluate(task, self.ledger.add)
+            return self._with_lm_tried(self._remote.evaluate(task, self.ledger.add))
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
         result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
         self._evaluations.keep(task, prediction, result)
-        return result
+        return self._with_lm_tried(result)
+
+    def _with_lm_tried(self, result: TaskResult) -> TaskResult:
+        """Once the first example has passed, and before any other is scored: try the optimizer LM."""
+        if not self._tries_lm or result.error is not None:
+            return result
+        self._tries_lm = False  # the first example is alone in flight
+        return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""
@@ -256,6 +274,7 @@ class Job:
         """The best program so far, with its result attached."""
         result, program = self.result(), self.inputs.program
         best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        result = replace(result, messages=prompts(best, program.names))
         attach(best, result, program.build, self.config.track_stats)
         return best
 
@@ -327,7 +346,20 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     )
 
 
-def _demo_writer(inputs: Inputs) -> DemoWriter:
+def _needs_a_try(inputs: Inputs) -> bool:
+    """Whether only a request of its own shows that the optimizer LM works before the student is scored.
+
+    The student's first example shows it if the program calls the same LM. A proposer of the user may call no LM, and a
+    time limit for the example would count the request.
+    """
+    config, predictors = inputs.config, inputs.program.student.predictors()
+    default = config.task_model or dspy.settings.lm
+    is_called = any((predictor.lm or default) is inputs.prompt_model for predictor in predictors)
+    is_asked = config.proposer is None or config.prompt_model is not None
+    return is_asked and not is_called and config.example_timeout_seconds is None
+
+
+def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
     """Its demos come from the examples that no candidate is scored on, if there are enough of them."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
@@ -342,6 +374,7 @@ def _demo_writer(inputs: Inputs) -> DemoWriter:
         max_rounds=config.max_rounds,
         metric_threshold=config.metric_threshold,
         max_errors=config.max_errors,
+        max_tries=max_tries,
         teacher=inputs.teacher,
         teacher_settings=config.teacher_settings,
         seed=config.seed,

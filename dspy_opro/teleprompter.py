@@ -52,7 +52,8 @@ class OPROTeleprompter(Teleprompter):
             "medium" 3, "heavy" 3, otherwise none. With a budget or `num_trials` the preset sets none.
         min_delta: For `patience`, a better program must be better by more than this, in the metric's own scale.
         stop_at_score: The mean score that ends the run, in the metric's own scale.
-        max_metric_calls: The most scored examples, without those that BootstrapFewShot tries for demos.
+        max_metric_calls: The most scored examples. Those that BootstrapFewShot tries for demos count, too; they are at
+            most an eighth.
         max_full_evals: The same limit in passes over trainset and valset.
         max_tokens: The most tokens of all LM calls, without cache hits.
         max_cost: The most US dollars, as far as the prices of the LMs are known.
@@ -84,7 +85,7 @@ class OPROTeleprompter(Teleprompter):
         log_dir: The directory for the files of the run.
         callbacks: Functions `f(study, trial)`, Optuna's convention.
         track_stats: Whether the returned program has `candidate_programs` and `trial_logs`.
-        verbose: Whether to log every candidate.
+        verbose: Whether to log every candidate, and every better instruction whole.
         display_progress: Whether to show the progress line.
         num_threads: The most LM calls at the same time. Default: `dspy.settings.num_threads`.
         executor: Any `concurrent.futures.Executor`; its processes score the examples. `docs/scaling.md` says what is
@@ -182,6 +183,7 @@ class OPROTeleprompter(Teleprompter):
                 error or returned no score on the first example, or it returned no score later.
             TooManyErrors: The program failed on the first three examples, on `max_errors` examples, or on every example
                 of the last rounds.
+            ProposerFailed: The optimizer LM can't be called (wrong key, unknown model), or every proposal failed.
             Exception: The error of a stopper or a pruner, or of the storage when the run opens it.
 
             An error that ends a run has the best program so far as its `program`. This is the student if no candidate

@@ -89,13 +89,15 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         # With `num_rounds`, larger rounds would leave fewer rounds than the user chose.
         rounds = most_rounds(PAPER_CANDIDATES) if config.num_rounds is None else 0
         num_candidates = usual_candidates(rounds)
+    num_demo_sets = _num_demo_sets(config, num_candidates)
     plan = Plan(
         num_train=num_train,
         num_val=num_val,
         num_rounds=config.num_rounds,
         num_candidates=num_candidates,
         num_trials=config.num_trials,
-        num_demo_sets=_num_demo_sets(config, num_candidates),
+        num_demo_sets=num_demo_sets,
+        max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
         num_held_back=sizes.num_held_back,
@@ -152,6 +154,13 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
 
 
+def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:
+    """Examples that one demo set may try. With a budget all sets together may try an eighth of it."""
+    if not config.max_bootstrapped_demos:
+        return 0
+    return None if max_metric_calls is None else max_metric_calls // 8 // num_demo_sets
+
+
 def _stoppers(config: OPROConfig) -> list[Stopper]:
     stoppers: list[Stopper] = []
     if config.stop_at_score is not None:
@@ -206,4 +215,6 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."
+    if plan.num_demo_sets and plan.max_demo_calls is None:
+        text += f" The examples that {plan.num_demo_sets} demo sets try come on top."
     return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

@@ -74,9 +74,8 @@ def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
 def _owner(program: dspy.Module, predictor: Any) -> Any:
     """The innermost module around the predictor that has a signature."""
     owner = None
-    for _, module in program.named_sub_modules(
-        dspy.Module
-    ):  # breadth first, so the last one is the innermost
+    # Breadth first, so the last one is the innermost.
+    for _, module in program.named_sub_modules(dspy.Module):
         if module is predictor or isinstance(module, dspy.Predict) or not hasattr(module, "signature"):
             continue
         if any(inner is predictor for inner in module.predictors()):
@@ -197,9 +196,7 @@ def forget_secrets(module: dspy.Module) -> None:
 def load_lm(state: Mapping[str, Any]) -> Any:
     """The LM that `dump_lm` wrote. This imports its class."""
     given = dict(state)
-    if (
-        "max_completion_tokens" in given
-    ):  # a reasoning model: up to DSPy 3.3 the constructor takes the other name
+    if "max_completion_tokens" in given:  # up to DSPy 3.3 the constructor takes only the other name
         given["max_tokens"] = given.pop("max_completion_tokens")
     path = given[_LM_CLASS]
     module, _, name = path.rpartition(".")

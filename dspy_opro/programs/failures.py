@@ -42,6 +42,10 @@ class TimeLimit:
     """What an example gives that took longer."""
 
 
+class ProposerFailed(RuntimeError):
+    """The optimizer LM can't be called, or every proposal failed. The first error is the cause."""
+
+
 class FailureLimit:
     """Counts the failed examples of this process.
 

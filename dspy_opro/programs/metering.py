@@ -60,6 +60,9 @@ class Meter:
                 completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
                 cost=float(cost or 0.0),
             )
+        self.spend(spent)
+
+    def spend(self, spent: Usage) -> None:
         with self._lock:
             self.usage += spent
         self.book(spent)

@@ -42,10 +42,9 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(plain(key)): plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        items = [plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
     for name in () if isinstance(value, type) else _CONVERSIONS:
@@ -55,12 +54,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-_CONVERSIONS = (
-    "model_dump",
-    "toDict",
-    "tolist",
-    "isoformat",
-)  # of pydantic's models, examples, arrays, dates
+# Of pydantic's models, examples, arrays, and dates.
+_CONVERSIONS = ("model_dump", "toDict", "tolist", "isoformat")
 
 
 def as_json(value: Any) -> str:

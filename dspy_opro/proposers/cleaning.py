@@ -75,14 +75,18 @@ class InstructionRules:
     """Hashes of the n-grams in the data; see `ngrams`."""
     ngram: int = 8
     """So many consecutive words of the data count as a quotation."""
+    items: Collection[int] = frozenset()
+    """Hashes of whole inputs that are shorter and belong to one example alone. Two of them are a copied list."""
 
     @classmethod
     def of(cls, program: Program, trainset: Sequence[Any], is_paper: bool) -> InstructionRules:
         """The rules for the student's instructions and for the data that the meta-prompt may show."""
         # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
+        inputs: Counter[int] = Counter()  # short input -> examples that have it
         for example in trainset:
             shared.update(set(ngrams((shown(v)[:2000] for v in fields(example).values()), cls.ngram)))
+            inputs.update(_items(shown(v)[:2000] for v in fields(example.inputs()).values()))
         # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
         limit = max(1, len(trainset) // 2)
         instructions = [own.text for own in program.texts.values()]
@@ -91,7 +95,8 @@ class InstructionRules:
         max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
         quotes = frozenset(gram for gram, count in shared.items() if count <= limit)
         quotes -= set(ngrams(instructions, cls.ngram))
-        return cls(max_length, quotes)
+        items = frozenset(item for item, count in inputs.items() if count == 1)
+        return cls(max_length, quotes, items=items)
 
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
@@ -104,11 +109,23 @@ class InstructionRules:
         lost = placeholders(original) - placeholders(text)
         if lost:
             return f"loses placeholder {', '.join(sorted(lost))}"
-        if self.quotes:
-            own = set(ngrams([original], self.ngram))
-            if any(gram in self.quotes and gram not in own for gram in ngrams([text], self.ngram)):
-                return "quotes the data"
+        is_quoted = self._copied(text, original, self.quotes, [self.ngram])
+        if is_quoted or len(self._copied(text, original, self.items, range(2, self.ngram))) > 1:
+            return "quotes the data"
         return None
+
+    @staticmethod
+    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[int]) -> set[int]:
+        """The word sequences that are in the text and the data, but not in the original."""
+        if not data:
+            return set()
+        return {g for n in sizes for g in set(ngrams([text], n)) - set(ngrams([original], n)) if g in data}
+
+
+def _items(values: Iterable[str]) -> set[int]:
+    """A hash for every whole value that is too short for an n-gram. One word alone may be in any text."""
+    words = (_WORD.findall(value.lower()) for value in values)
+    return {hash(tuple(own)) for own in words if 1 < len(own) < InstructionRules.ngram}
 
 
 def ngrams(texts: Iterable[str], n: int) -> Iterable[int]:

@@ -91,13 +91,11 @@ def _list(inputs: str, answers: Sequence[str], scored: Sequence[tuple[str, int]]
     blocks = []
     for other, labels, texts in generator.sample(_OTHER_TASKS, 3):
         low = generator.randint(40, 60)
-        scores = [low, *(generator.randint(low + 20, 96) for _ in texts[1:])]
-        shown = generator.sample(labels, len(labels))
-        blocks.append(_block(other, shown, list(zip(texts, scores, strict=True))))
+        scored_texts = list(zip(texts, (low, generator.randint(low + 20, 96)), strict=True))
+        blocks.append(_block(other, generator.sample(labels, len(labels)), scored_texts))
     best = scored[-1][1] if scored else 50
-    return "\n".join(
-        [*blocks, _block(inputs, answers, scored) + f"instruction (score {min(99, best + 10)}):"]
-    )
+    blocks.append(f"{_block(inputs, answers, scored)}instruction (score {min(99, best + 10)}):")
+    return "\n".join(blocks)
 
 
 def _block(inputs: str, answers: Sequence[str], scored: Sequence[tuple[str, int]]) -> str:

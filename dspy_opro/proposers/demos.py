@@ -17,6 +17,7 @@ from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 from dspy_opro.programs.compat import predictor_state
 from dspy_opro.programs.copying import copy_module, uncopyable
 from dspy_opro.programs.errors import in_brief
+from dspy_opro.programs.evaluator import ONE_EXAMPLE
 from dspy_opro.programs.metering import metered
 from dspy_opro.programs.metric import Metric, to_score
 from dspy_opro.programs.program import Program, is_async_only
@@ -27,7 +28,7 @@ from dspy_opro.search.trajectory import Usage
 logger = logging.getLogger("dspy_opro")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # DSPy logs the repr when an example fails
 class DemoWriter:
     """Makes the demo sets. `OPROTeleprompter` documents the fields that have DSPy's names."""
 
@@ -39,6 +40,8 @@ class DemoWriter:
     max_rounds: int
     metric_threshold: float | None
     max_errors: int | None
+    max_tries: int | None
+    """The most examples that one set may try. None has no limit."""
     teacher: Any
     teacher_settings: Mapping[str, Any] | None
     seed: int
@@ -50,15 +53,15 @@ class DemoWriter:
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
         with metered("scorer", book, trace=[], **settings) as meter:
             try:
-                proposal = Proposal(self.demo_set(task.slot))
+                proposal = Proposal(self.demo_set(task.slot, meter.spend))
             except Exception as caught:
                 error = caught
                 logger.warning("A demo set could not be bootstrapped: %s", in_brief(caught))
                 proposal = Proposal({}, error=in_brief(caught))
         return TaskResult(proposal, meter.usage, error=error)
 
-    def demo_set(self, number: int) -> dict[str, str]:
-        """Predictor name -> its demos in set `number`.
+    def demo_set(self, number: int, spend: Callable[[Usage], None] = lambda usage: None) -> dict[str, str]:
+        """Predictor name -> its demos in set `number`. `spend` gets a usage for every example that is tried.
 
         The sets differ as in MIPROv2. Set 0 is the one of BootstrapFewShot. Set 1 has only labeled demos, if the user
         wants labeled demos. Every other set has its own order of the trainset and a random number of demos.
@@ -73,7 +76,8 @@ class DemoWriter:
         if most == 0 or (number == 1 and self.max_labeled_demos > 0):
             compiled = self._labeled(self._copy(), trainset)
         else:
-            compiled = self._bootstrapped(most if number == 0 else generator.randint(1, most), trainset)
+            size = most if number == 0 else generator.randint(1, most)
+            compiled = self._bootstrapped(size, trainset, spend)
         return {
             name: json.dumps(plain(predictor_state(predictor)["demos"]), default=str)
             for name, predictor in zip(self.program.names, compiled.predictors(), strict=True)
@@ -82,9 +86,11 @@ class DemoWriter:
     def _labeled(self, program: dspy.Module, trainset: list[Any]) -> Any:
         return _compile(LabeledFewShot(k=self.max_labeled_demos), program, trainset=trainset)
 
-    def _bootstrapped(self, size: int, trainset: list[Any]) -> Any:
+    def _bootstrapped(self, size: int, trainset: list[Any], spend: Callable[[Usage], None]) -> Any:
         """A program whose demos are the teacher's answers."""
         optimizer = _Bootstrapping(
+            spend,
+            self.max_tries,
             metric=self._judge,
             metric_threshold=self.metric_threshold,
             teacher_settings=dict(self.teacher_settings or {}),
@@ -96,9 +102,7 @@ class DemoWriter:
         teacher = self._copy()
         if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
             teacher = self._labeled(teacher, trainset)
-        teacher._compiled = (
-            True  # otherwise BootstrapFewShot adds labeled demos again and reports a `compile`
-        )
+        teacher._compiled = True  # otherwise BootstrapFewShot adds labeled demos and reports a `compile`
         compiled = _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
         if any(predictor.demos for predictor in compiled.predictors()):
             return compiled
@@ -106,6 +110,7 @@ class DemoWriter:
             rule = "no demo is of the program's own predictors: the program calls copies, like BestOfN and Refine"
             raise ValueError(rule)
         limit = "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
+        limit += "" if self.max_tries is None else f" among the first {self.max_tries} that the budget allows"
         raise ValueError(f"no demo passed the metric{limit}")
 
     def _copy(self) -> dspy.Module:
@@ -124,7 +129,12 @@ class DemoWriter:
 
 
 class _Bootstrapping(BootstrapFewShot):
-    """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4."""
+    """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4. It counts the examples it tries."""
+
+    def __init__(self, spend: Callable[[Usage], None], max_tries: int | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.spend = spend
+        self.tries_left = float("inf") if max_tries is None else max_tries
 
     def _bootstrap(self, *, max_bootstraps: int | None = None) -> None:
         self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
@@ -132,11 +142,18 @@ class _Bootstrapping(BootstrapFewShot):
         for index, example in enumerate(self.trainset):
             if len(used) >= (max_bootstraps or self.max_bootstrapped_demos):
                 break
-            if any(self._bootstrap_one_example(example, attempt) for attempt in range(self.max_rounds)):
+            if any(self._try(example, attempt) for attempt in range(self.max_rounds)):
                 used.add(index)
         self.num_passed = len(used)
         self.validation = [example for index, example in enumerate(self.trainset) if index not in used]
         random.Random(0).shuffle(self.validation)
+
+    def _try(self, example: Any, attempt: int) -> bool:
+        if self.tries_left < 1:
+            return False
+        self.tries_left -= 1
+        self.spend(ONE_EXAMPLE)
+        return bool(self._bootstrap_one_example(example, attempt))
 
 
 def _compile(optimizer: Any, program: dspy.Module, **arguments: Any) -> Any:

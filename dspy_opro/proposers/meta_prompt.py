@@ -57,7 +57,7 @@ class ProposalRequest:
     """Different for every request of a run, and the same in a repeated run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # a repr would have the whole data
 class MetaPrompt:
     """Turns a `ProposalTask` of the search into the request for the proposer."""
 

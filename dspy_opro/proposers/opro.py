@@ -68,12 +68,10 @@ class OPROProposer(dspy.Module):
         self.propose_all = dspy.Predict(ProposeInstructions)
 
     def forward(self, request: ProposalRequest) -> Any:
-        answer = self._predictor(request)(**_fields(request))
-        return dspy.Prediction(instruction=_extended(request, answer.instruction))
+        return _extended(request, self._predictor(request)(**_fields(request)))
 
     async def aforward(self, request: ProposalRequest) -> Any:
-        answer = await self._predictor(request).acall(**_fields(request))
-        return dspy.Prediction(instruction=_extended(request, answer.instruction))
+        return _extended(request, await self._predictor(request).acall(**_fields(request)))
 
     def _predictor(self, request: ProposalRequest) -> Any:
         return self.propose if len(request.predictors) == 1 else self.propose_all
@@ -91,12 +89,13 @@ def _fields(request: ProposalRequest) -> dict[str, str]:
     }
 
 
-def _extended(request: ProposalRequest, answer: Any) -> Any:
-    """The answer; in the style `extend` the best instruction followed by the answer."""
-    if request.style != "extend" or not isinstance(answer, str) or not answer.strip():
-        return answer
-    (name,) = request.predictors
-    return f"{request.current[name].rstrip()} {clean(answer)}"
+def _extended(request: ProposalRequest, prediction: Any) -> Any:
+    """The prediction; in the style `extend` its instruction is the best one followed by the answer."""
+    answer = prediction.instruction
+    if request.style == "extend" and isinstance(answer, str) and answer.strip():
+        (name,) = request.predictors
+        prediction.instruction = f"{request.current[name].rstrip()} {clean(answer)}"
+    return prediction
 
 
 def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str:
@@ -125,16 +124,14 @@ class PaperProposer(dspy.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.propose = dspy.Predict("meta_prompt -> instruction")
-        self.propose.signature = self.propose.signature.with_instructions("Answer with the new text alone.")
+        signature = dspy.Signature("meta_prompt -> instruction", "Answer with the new text alone.")
+        self.propose = dspy.Predict(signature)
 
     def forward(self, request: ProposalRequest) -> Any:
-        answer = self.propose(meta_prompt=self.meta_prompt(request))
-        return dspy.Prediction(instruction=answer.instruction)
+        return self.propose(meta_prompt=self.meta_prompt(request))
 
     async def aforward(self, request: ProposalRequest) -> Any:
-        answer = await self.propose.acall(meta_prompt=self.meta_prompt(request))
-        return dspy.Prediction(instruction=answer.instruction)
+        return await self.propose.acall(meta_prompt=self.meta_prompt(request))
 
     def meta_prompt(self, request: ProposalRequest) -> str:
         """The text for the optimizer LM, without the text that the adapter adds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .meta_prompt import Exemplar, ProposalRequest
@@ -21,16 +22,13 @@ def adapt(proposer: Any) -> Any:
     return ReflectiveProposer(proposer) if all(name in parameters for name in ARGUMENTS) else proposer
 
 
+@dataclass(frozen=True)
 class ReflectiveProposer:
-    """Calls GEPA's `ProposalFn` for a request.
+    """Calls GEPA's `ProposalFn` for a request."""
 
-    Args:
-        function: Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs,
-            Generated Outputs and Feedback) and `components_to_update` (names). Returns name -> new text.
-    """
-
-    def __init__(self, function: Callable[..., Mapping[str, str]]) -> None:
-        self.function = function
+    function: Callable[..., Mapping[str, str]]
+    """Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs, Generated Outputs
+    and Feedback) and `components_to_update` (names). Returns name -> new text."""
 
     def __call__(self, request: ProposalRequest) -> dict[str, str]:
         examples = [_example(exemplar) for exemplar in request.exemplars]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +12,26 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.awaiting import EventLoop
-from dspy_opro.programs.compat import canonical, refuses_temperature, sampling_lm, without_temperature
+from dspy_opro.programs.compat import (
+    canonical,
+    copy_lm,
+    refuses_temperature,
+    sampling_lm,
+    without_temperature,
+)
 from dspy_opro.programs.errors import in_brief
-from dspy_opro.programs.metering import metered
+from dspy_opro.programs.failures import ProposerFailed
+from dspy_opro.programs.metering import Meter, metered
 from dspy_opro.programs.program import Program, is_async_only
+from dspy_opro.programs.provider import is_unusable
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
 
 from .cleaning import InstructionRules, clean
 from .meta_prompt import MetaPrompt, ProposalRequest
+
+PATIENCE_FOR_TEST_SECONDS = 1.0
+"""A provider refuses a wrong key faster than this. The run does not wait longer."""
 
 logger = logging.getLogger("dspy_opro")
 
@@ -43,16 +56,68 @@ class InstructionWriter:
     def __post_init__(self) -> None:
         self._takes_no_temperature = False
         self._num_failed = 0
+        self._first_error: Exception | None = None
+        self._has_answer = False
+
+    def try_out(self, book: Callable[[Usage], None]) -> Usage:
+        """Send the optimizer LM a small request, before more is spent. Returns what it cost.
+
+        Raises:
+            ProposerFailed: The key, the model or the account is wrong. Other errors may pass, so they are ignored.
+        """
+        errors: list[Exception] = []
+        meters: list[Meter] = []
+
+        def ask() -> None:
+            try:
+                with metered("proposer", book, trace=[]) as meter:
+                    meters.append(meter)
+                    copy_lm(self.prompt_model)("Answer with OK.")
+            except Exception as error:
+                errors.append(error)
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=[ask], name="dspy_opro test request", daemon=True)
+        thread.start()
+        thread.join(PATIENCE_FOR_TEST_SECONDS)
+        if errors and is_unusable(errors[0]):
+            raise self._unusable(errors[0]) from errors[0]
+        return meters[0].usage if meters else Usage()
+
+    def check(self) -> None:
+        """Check the proposals at the end of a run without a candidate.
+
+        Raises:
+            ProposerFailed: Every proposal of this process failed.
+        """
+        if self._first_error is not None and not self._has_answer:
+            message = f"Every proposal failed, so no candidate was tried. First cause: {in_brief(self._first_error)}"
+            raise ProposerFailed(message) from self._first_error
+
+    def _unusable(self, error: Exception) -> ProposerFailed:
+        name = getattr(self.prompt_model, "model", type(self.prompt_model).__name__)
+        return ProposerFailed(
+            f"The optimizer LM {name} can't be called. Check prompt_model: {in_brief(error)}"
+        )
 
     def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
-        """New texts for the task's predictors. `book` gets the usage of every LM call when the call ends."""
+        """New texts for the task's predictors. `book` gets the usage of every LM call when the call ends.
+
+        Raises:
+            ProposerFailed: The LM can't be called, and no earlier call of this process worked. Another try may work
+                after a change of the key or the model, so the log does not have this failure.
+        """
         request, error = self.meta_prompt.request(task), None
         lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
         with metered("proposer", book, trace=[]) as meter:
             try:
                 proposal = self._read(task, self._answer(request, lm))
+                self._has_answer = True
             except Exception as caught:
+                if is_unusable(caught) and not self._has_answer:
+                    raise self._unusable(caught) from caught
                 error = caught
+                self._first_error = self._first_error or caught
                 self._warn(caught)
                 proposal = Proposal({}, error=in_brief(caught))
         return TaskResult(proposal, meter.usage, error=error)

@@ -98,7 +98,7 @@ class Search:
         self.seconds = max(self.seconds, result.seconds)
         if isinstance(task, ProposalTask):
             assert isinstance(result.content, Proposal)
-            self._tell_proposal(task, result.content)
+            self._tell_proposal(task, result.content, result.usage)
             return
         assert isinstance(result.content, Outcome)
         if result.content.error is not None:
@@ -109,10 +109,11 @@ class Search:
             elif all(self._worklist.is_complete(c, "unseen") for c in self._compared()):
                 self._finish(self._ending)
 
-    def _tell_proposal(self, task: ProposalTask, proposal: Proposal) -> None:
+    def _tell_proposal(self, task: ProposalTask, proposal: Proposal, usage: Usage) -> None:
         current = next((r for r in self._rounds if r.number == task.round), None)
         if self.done or current is None:  # the rounds are over
             return
+        current.scheduled += usage.metric_calls  # what making demos has tried
         current.proposals.tell(task, proposal)
         self._advance()
 
@@ -182,8 +183,8 @@ class Search:
                 if current.candidates is None and not current.resolve():
                     current.proposals.score_early()
                     break  # rounds become known in order, so that duplicates are dropped alike in every run
-            has_moved = any([current.race(self._raced) for current in self._racing()])
-            has_moved |= self._rank()
+            moves = [current.race(self._raced) for current in self._racing()]  # every race moves on
+            has_moved = self._rank() or any(moves)
             if has_moved:
                 self._open_rounds()
             if not self._decide() and not has_moved:
@@ -369,7 +370,8 @@ class Overlap:
                 view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
                 if trials:
                     view = replace(view, trajectory=view.trajectory.add(*trials))
-                return Opening(number, view, size, self._rules.most_calls(size))
+                most_calls = self._rules.most_calls(size) + self._rules.most_demo_calls(number)
+                return Opening(number, view, size, most_calls)
             if not between:
                 return None
             self._as_of += 1  # the next decision may give back funds, or have candidates
@@ -411,6 +413,7 @@ class Overlap:
         if limit is None:
             return wanted
         left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
+        left -= self._rules.most_demo_calls(self._next)
         if between:  # they hold funds that they may give back: a round smaller than half can wait for them
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:

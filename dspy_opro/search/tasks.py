@@ -29,6 +29,8 @@ class Plan:
     """Candidates in all, without the student. The last round has what is left."""
     num_demo_sets: int = 0
     """Candidates of the first round that have the student's instructions and demos of their own."""
+    max_demo_calls: int | None = None
+    """Examples that making one demo set may try at most. They count towards `max_metric_calls`. None has no limit."""
     predictor_strategy: Strategy = "all"
     max_metric_calls: int | None = None
     """Examples that the rounds score at most. Confirming the result comes on top."""

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
-from dspy_opro.search.tasks import TaskResult
+from dspy_opro.search.tasks import Proposal, TaskResult
 
 from . import outage
 from .fingerprint import Fingerprint, differences
@@ -61,8 +61,18 @@ class RunStorage:
     """Whether the run outlives its process."""
 
     def results(self) -> Iterator[tuple[str, TaskResult]]:
-        """The results that earlier processes left: (`task_key`, result), in the order of the log."""
-        return results_in(list(self.past))
+        """The results that earlier processes left: (`task_key`, result), in the order of the log.
+
+        If every proposal failed, they are asked for again, because the cause may be gone. Their results, and all but
+        the last result of one task, have an empty key: they only count as spent.
+        """
+        results = list(results_in(list(self.past)))
+        proposals = [result.content for _, result in results if isinstance(result.content, Proposal)]
+        has_proposal = any(proposal.error is None for proposal in proposals)
+        last = {key: number for number, (key, _) in enumerate(results)}
+        for number, (key, result) in enumerate(results):
+            counts = has_proposal or not isinstance(result.content, Proposal)
+            yield key if counts and last[key] == number else "", result
 
     @property
     def is_fresh(self) -> bool:

@@ -11,7 +11,7 @@ import dspy
 import optuna
 import pytest
 
-from dspy_opro import OPRO, MetricError, TooManyErrors
+from dspy_opro import OPRO, MetricError, ProposerFailed, TooManyErrors
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.runs import TASK, TRAINSET, metric, propose
 
@@ -205,7 +205,9 @@ def test_an_optimizer_lm_that_is_down_is_not_told_of_every_time(caplog: pytest.L
             raise RuntimeError("no such model")
         return TASK.scorer(call)
 
-    program = attempt({"num_rounds": 2, "lag": 0}, ScriptedLM(down))
+    with pytest.raises(ProposerFailed, match="no such model") as caught:
+        attempt({"num_rounds": 2, "lag": 0}, ScriptedLM(down))
+    program = caught.value.program  # type: ignore[attr-defined]
     told = [message for message in caplog.messages if "proposal" in message]
     assert program.opro_result.stop_reason == "proposer_failed"
     assert len(program.opro_result.problems) == 24

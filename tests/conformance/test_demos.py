@@ -265,3 +265,50 @@ def test_a_failing_bootstrap_costs_only_its_candidates() -> None:
     )
     assert any("no teacher today" in problem for problem in best.opro_result.problems)
     assert best.score > 25.0
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("budget", [60, 150, 400])
+def test_examples_that_demos_try_count_towards_the_budget(budget: int, lag: int) -> None:
+    """No demo passes the threshold, so every set tries as many examples as it may."""
+    scored = []
+
+    def counting(example: Any, prediction: Any, trace: Any = None) -> float:
+        scored.append(example)
+        return float(metric(example, prediction))
+
+    changes = {**DEMOS, "num_rounds": None, "max_metric_calls": budget, "metric_threshold": 2.0, "lag": lag}
+    changes |= {"max_labeled_demos": 0, "confirm": False}
+    best = teleprompter(**{**changes, "metric": counting}).compile(dspy.Predict(QA), trainset=trainset(30))
+    usage = best.opro_result.usage
+    assert len(scored) == usage.metric_calls <= budget
+    on_trials = sum(t.num_scored for t in best.opro_result.trajectory.trials)
+    assert usage.metric_calls - on_trials >= 3 * (budget // 8 // 3)
+
+
+def test_a_resumed_run_counts_what_demos_tried_once(tmp_path: Path) -> None:
+    values = {**DEMOS, "log_dir": tmp_path}
+    first = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8)).opro_result
+    second = teleprompter(**values).compile(dspy.Predict(QA), trainset=trainset(8)).opro_result
+    assert first.usage == second.usage
+    assert first.usage.metric_calls > sum(t.num_scored for t in first.trajectory.trials)
+
+
+def test_a_failing_demo_does_not_log_the_data(caplog: pytest.LogCaptureFixture) -> None:
+    secret = "a user's own words"
+
+    def picky(example: Any, prediction: Any, trace: Any = None) -> float:
+        if trace is not None:
+            raise ValueError("no trace, please")
+        return float(metric(example, prediction))
+
+    examples = [example.copy(note=secret).with_inputs("question") for example in trainset(40)]
+    teleprompter(**DEMOS, metric=picky).compile(dspy.Predict(QA), trainset=examples)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("no trace, please" in line for line in lines)
+    assert max(map(len, lines)) < 2000
+    assert all(line.count(secret) <= 1 for line in lines)
+
+
+def test_no_teacher_is_an_argument_of_the_constructor_too() -> None:
+    teleprompter(teacher=None, **DEMOS).compile(dspy.Predict(QA), trainset=trainset(8))

@@ -179,3 +179,25 @@ def test_what_most_examples_share_is_no_quotation() -> None:
     assert rules.problem(f"Classify the question. {options}", "Answer.") is None
     text = "Item number 3 has words that only it has, such as w3a w3b w3c."
     assert rules.problem(text, "Answer.") == "quotes the data"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("ITEM 3 is ok. ITEM 4 is ok.", "quotes the data"),
+        ("Item 3: ok, item 4: ok, all others: not ok.", "quotes the data"),
+        ("Say ok if the number is odd, as in ITEM 3.", None),
+        ("ITEM 33 and ITEM 44 have equal digits.", None),
+        ("For NEW YORK and LOS ANGELES answer ok.", None),
+    ],
+)
+def test_a_list_of_short_items_is_a_quotation(text: str, problem: str | None) -> None:
+    cities = ["New York", "Los Angeles"]
+    examples = [
+        dspy.Example(item=f"ITEM {n}", city=cities[n % 2], answer="ok").with_inputs("item", "city")
+        for n in range(8)
+    ]
+    program = Program(dspy.Predict("item, city -> answer"))
+    rules = InstructionRules.of(program, examples, is_paper=False)
+    assert rules.problem(text, "Answer.") == problem
+    assert rules.problem(text, f"Answer. {text}") is None

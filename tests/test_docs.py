@@ -9,7 +9,6 @@ check syntax, imports and the names of our arguments.
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import re
 import subprocess
@@ -118,11 +117,12 @@ SCRIPTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # eight new processes import DSPy, on whatever cores there are
 @pytest.mark.parametrize("code", SCRIPTS)
 def test_the_scripts_of_a_page_run_in_a_process_of_their_own(code: str, reader: Path) -> None:
     (reader / "script.py").write_text(code)
     run = subprocess.run(
-        [sys.executable, "script.py"], capture_output=True, text=True, timeout=110, check=False, cwd=reader
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=390, check=False, cwd=reader
     )
     assert run.returncode == 0, run.stderr
 
@@ -138,21 +138,26 @@ def not_run() -> list[Any]:
 
 @pytest.mark.parametrize("block", not_run())
 def test_blocks_that_do_not_run_import_what_exists_and_pass_known_arguments(block: Block) -> None:
-    tree = ast.parse(block.code)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.partition(".")[0]
-            in (
-                "dspy_opro",
-                "optuna",
-            )
-        ):
-            module = importlib.import_module(node.module)
-            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+    for node in ast.walk(ast.parse(block.code)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dspy_opro":
+            assert {alias.name for alias in node.names} <= defined(node.module)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == OPROTeleprompter.__name__:
             assert {keyword.arg for keyword in node.keywords} <= set(FIELDS)
+
+
+def defined(module: str) -> set[str]:
+    """The names that a module of ours binds, read from its source, because it may need what is not installed."""
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return names
 
 
 def slug(heading: str) -> str:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(subst /,_,$(PYTHON))
 PINS := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test slow check matrix corners bench format lock clean
+.PHONY: demo test slow check matrix corners bench docs release-check format lock clean
 .NOTPARALLEL:
 
 demo: $(STAMP)-local  ## the quickstart: a small language model gets better instructions
@@ -29,6 +29,13 @@ matrix: $(STAMP)-dev  ## the tests on DSPy 3.0 to 3.4, Optuna 4 and 5, Python 3.
 corners: $(STAMP)-dev  ## of the matrix the oldest and the newest, and the tools that people hook up
 	ANY_PYTHON=1 UV=$(BIN)/uv scripts/matrix.sh 3.0 3.4 oldest tools
 
+docs: $(STAMP)-docs  ## the site, in site/; a broken link or example fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	$(BIN)/pytest -q tests/test_docs.py
+
+release-check: $(STAMP)-dev  ## sdist and wheel, their metadata, and README's code from the wheel in an empty environment
+	$(BIN)/python scripts/release_check.py
+
 format: $(STAMP)-dev  ## let ruff put the sources into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,7 +50,7 @@ bench: $(STAMP)-dev  ## most tables of docs/benchmarks.md, not scaling.py's and 
 	$(BIN)/python benchmarks/utilization.py
 
 clean:
-	rm -rf $(VENV) .matrix .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) site .matrix .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 
 $(STAMP)-local: $(PINS)
 	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) local
@@ -52,3 +59,7 @@ $(STAMP)-local: $(PINS)
 $(STAMP)-dev: $(PINS)
 	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) local,dev
 	touch $@ $(STAMP)-local
+
+$(STAMP)-docs: $(PINS)
+	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) local,dev,docs
+	touch $@ $(STAMP)-dev $(STAMP)-local

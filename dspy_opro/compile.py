@@ -29,6 +29,7 @@ from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples, TimeLimit
 from .programs.metering import Ledger
 from .programs.program import is_async_only
+from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
 from .proposers.meta_prompt import MetaPrompt, guidance_text
@@ -40,7 +41,7 @@ from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
 from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
-from .reporting.result import OPROResult
+from .reporting.result import OPROResult, cost
 from .reporting.run_directory import RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
@@ -144,7 +145,9 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            self._progress = Progress(config.display_progress, config.verbose, config.num_rounds)
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
+            limits = config.num_rounds, search.plan.max_metric_calls, budget
+            self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
             self.num_threads = config.num_threads or dspy.settings.num_threads
@@ -152,7 +155,7 @@ class Job:
                 search,
                 self.storage,
                 self.ledger,
-                Budget(config.max_tokens, config.max_cost, config.timeout_seconds),
+                budget,
                 _failure_limit(config),
                 FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
                 self.num_threads,
@@ -174,10 +177,10 @@ class Job:
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.2f} spent"
+        spent = cost(usage, 2).replace("$", "spent $")
         name = self.config.log_dir or self.storage.study.study_name
         announce(
-            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {cost}."
+            f"Resuming {name}: {num_rounds}{planned} rounds, {usage.metric_calls:,} examples on record, {spent}."
         )
 
     def perform(self, task: Task) -> TaskResult:
@@ -271,6 +274,7 @@ class Job:
         """The best program so far, with its result attached."""
         result, program = self.result(), self.inputs.program
         best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        result = replace(result, messages=prompts(best, program.names))
         attach(best, result, program.build, self.config.track_stats)
         return best
 

@@ -91,7 +91,7 @@ class OPROTeleprompter(Teleprompter):
         log_dir: The directory for the files of the run.
         callbacks: Functions `f(study, trial)`, Optuna's convention.
         track_stats: Whether the returned program has `candidate_programs` and `trial_logs`.
-        verbose: Whether to log every candidate.
+        verbose: Whether to log every candidate, and every better instruction whole.
         display_progress: Whether to show the progress line.
         num_threads: The most LM calls at the same time. Default: `dspy.settings.num_threads`.
         executor: Any `concurrent.futures.Executor`; its processes score the examples. `docs/scaling.md` says what is

@@ -6,16 +6,15 @@ LM and the optimizer LM. `--model openai/gpt-4o-mini` takes another model, and `
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import dspy
+from flags import parse
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.proposers.completion import CompletionProposer
 
 DATA = Path(__file__).parent / "data" / "reviews.jsonl"
 
@@ -54,51 +53,25 @@ def show(study: Any, trial: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", help="an LM as DSPy names it, e.g. openai/gpt-4o-mini; default: SmolLM2 in here"
-    )
-    parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--num-threads", type=int, help="default: one per core, 4 at most, for the model in here, else 16"
-    )
-    parser.add_argument(
-        "--max-metric-calls", type=int, default=216, help="examples that the search may score"
-    )
-    arguments = parser.parse_args()
-
     start = time.perf_counter()
-    proposer = None
-    if arguments.model is None:
-        from dspy_opro.local import LocalLM
-
-        lm: dspy.LM = LocalLM(seed=arguments.seed)
-        proposer = CompletionProposer()  # the model is too small to follow requests
-    else:
-        lm = dspy.LM(arguments.model, **({"api_base": arguments.api_base} if arguments.api_base else {}))
-    dspy.configure(lm=lm, adapter=dspy.JSONAdapter())
-    num_threads = arguments.num_threads or (lm.llama.n_parallel if arguments.model is None else 16)
-
+    flags = parse(__doc__, max_metric_calls=216)
     train, test = load("train"), load("test")
     student = dspy.Predict(Judge)
-    print(f"{lm.model}: {len(train)} reviews to learn from, {len(test)} that the search never sees.\n")
+    print(f"{flags.model}: {len(train)} reviews to learn from, {len(test)} that the search never sees.\n")
     print(f"before: {student.signature.instructions!r}", flush=True)
-    before = accuracy(student, test, num_threads)
+    before = accuracy(student, test, flags.num_threads)
     print(f"test accuracy {before:.3f}\n", flush=True)
     tested = time.perf_counter()
 
     teleprompter = OPROTeleprompter(
         metric=is_right,
-        proposer=proposer,
+        proposer=flags.proposer,
         auto=None,
-        init_temperature=0.7 if arguments.model is None else 1.0,
-        max_metric_calls=arguments.max_metric_calls,
+        init_temperature=0.7 if flags.is_embedded else 1.0,
+        max_metric_calls=flags.max_metric_calls,
         max_train_examples=40,
-        num_threads=num_threads,
-        seed=arguments.seed,
+        num_threads=flags.num_threads,
+        seed=flags.seed,
         callbacks=[show],
         display_progress=False,
     )
@@ -106,7 +79,7 @@ def main() -> None:
     searched = time.perf_counter()
     print(f"\n{program.opro_result.summary()}\n")
     print(f"after: {program.signature.instructions!r}", flush=True)
-    after = accuracy(program, test, num_threads)
+    after = accuracy(program, test, flags.num_threads)
     end = time.perf_counter()
     print(f"test accuracy {before:.3f} -> {after:.3f}\n")
     calls = program.opro_result.usage

@@ -27,6 +27,7 @@ pytestmark = [
 def test_the_embedded_model_gets_a_better_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
     from dspy_opro.local import LocalLM
 
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # for `flags`
     spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -29,10 +29,6 @@ class TooManyErrors(RuntimeError):
     """The program failed on `max_errors` examples, or on every example for a while. The first error is the cause."""
 
 
-class ProposerFailed(RuntimeError):
-    """The optimizer LM can't be called, or every proposal failed. The first error is the cause."""
-
-
 @dataclass(frozen=True)
 class TimeLimit:
     """How long one example may take.
@@ -44,6 +40,10 @@ class TimeLimit:
     seconds: float
     failed: TaskResult
     """What an example gives that took longer."""
+
+
+class ProposerFailed(RuntimeError):
+    """The optimizer LM can't be called, or every proposal failed. The first error is the cause."""
 
 
 class FailureLimit:

@@ -45,6 +45,7 @@ _ACCOUNT = frozenset({
     *("AuthenticationError", "NotFoundError", "LiteLLMUnknownProvider"),
 })  # fmt: skip
 _OF_LMS = frozenset({"dspy", "litellm", "openai", "anthropic"})
+_REFUSED = frozenset({401, 402, 403, 404})
 _TRANSIENT_STATUS = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
 
 
@@ -60,7 +61,7 @@ def judge(error: BaseException | None) -> Verdict:
             return link.verdict
         if isinstance(link, ExampleTimeout):
             break
-        names, status = {kind.__name__ for kind in type(link).__mro__}, _status(link)
+        names, status = {kind.__name__ for kind in type(link).__mro__}, status_of(link)
         is_of_lm = type(link).__module__.partition(".")[0] in _OF_LMS
         if (
             is_of_lm
@@ -79,6 +80,14 @@ def judge(error: BaseException | None) -> Verdict:
     return Verdict("other")
 
 
+def is_unusable(error: BaseException) -> bool:
+    """Whether an LM that has not answered yet never will: its account is wrong, or it refuses the first request.
+
+    Of an LM that has answered, a status such as 403 says that one request is not allowed.
+    """
+    return judge(error).kind == "account" or any(status_of(link) in _REFUSED for link in _chain(error))
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     """An error, and what caused it."""
     chain: list[BaseException] = []
@@ -92,7 +101,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error, from 400 to 599."""
     response = getattr(error, "response", None)
     for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code")):
         value = getattr(holder, name, None)

@@ -23,7 +23,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.failures import ProposerFailed
 from dspy_opro.programs.metering import Meter, metered
 from dspy_opro.programs.program import Program, is_async_only
-from dspy_opro.programs.provider import judge
+from dspy_opro.programs.provider import is_unusable
 from dspy_opro.programs.values import storable
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
@@ -83,7 +83,7 @@ class InstructionWriter:
         thread = threading.Thread(target=context.run, args=[ask], name="dspy_opro test request", daemon=True)
         thread.start()
         thread.join(PATIENCE_FOR_TEST_SECONDS)
-        if errors and judge(errors[0]).kind == "account":
+        if errors and is_unusable(errors[0]):
             raise self._unusable(errors[0]) from errors[0]
         return meters[0].usage if meters else Usage()
 
@@ -119,7 +119,7 @@ class InstructionWriter:
                 proposal = self._read(task, self._answer(request, lm))
                 self._has_answer = True
             except Exception as caught:
-                if judge(caught).kind == "account" and not self._has_answer:
+                if is_unusable(caught) and not self._has_answer:
                     raise self._unusable(caught) from caught
                 error = caught
                 self._first_error = self._first_error or caught

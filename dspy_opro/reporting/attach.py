@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 from dspy.predict.parameter import Parameter
 
-from dspy_opro.search.trajectory import Candidate, Trial
+from dspy_opro.search.trajectory import Candidate
 
 from .result import OPROResult
 
@@ -56,9 +56,11 @@ def attach(
         "total_calls": result.usage.metric_calls,
     }
     if track_stats:
+        # The returned program leads; of equal ones the earlier comes first.
+        best_first = sorted(result.scored(), key=lambda s: (s[1].id == result.best.id, s[0]), reverse=True)
         values["candidate_programs"] = SharedList(
             {"score": round(100 * score, 2), "program": _bare(build(t.candidate), taken), "id": t.id}
-            for score, t in _deciding(result)[:NUM_PROGRAMS]
+            for score, t in best_first[:NUM_PROGRAMS]
         )
         values["trial_logs"] = SharedDict(enumerate(result.to_dicts()))
     _bare(program, taken)
@@ -67,17 +69,6 @@ def attach(
             logger.warning("program.%s is the program's own; see program.opro_result instead.", name)
         else:
             setattr(program, name, value)
-
-
-def _deciding(result: OPROResult) -> list[tuple[float, Trial]]:
-    """Score and trial of every full score on the deciding data: the returned program first, then the best."""
-    trials = [t for t in result.trajectory.trials if t.state == "complete"]
-    if result.selected_on == "valset":
-        scored = [(t.valset_score, t) for t in trials if t.valset_score is not None]
-    else:
-        scored = [(t.reward, t) for t in trials]
-    # Stable: of equal trials the earlier one comes first.
-    return sorted(scored, key=lambda pair: (pair[1].id == result.best.id, pair[0]), reverse=True)
 
 
 def _taken(program: dspy.Module) -> set[str]:

@@ -82,7 +82,7 @@ def compared(result: OPROResult) -> Trial:
 def _heat_map(result: OPROResult, order: Sequence[int], split: Split) -> HeatMap | None:
     trials, best = result.trajectory.trials, compared(result)
     texts = result.data.texts.get(split, ())
-    scores = {number: _scores(result, trials[number], split) for number in order}
+    scores = {number: result.scores_of(trials[number], split) for number in order}
     number = next(i for i, trial in enumerate(trials) if trial.id == best.id)
     if not texts or not scores[0]:
         return None
@@ -105,16 +105,6 @@ def _heat_map(result: OPROResult, order: Sequence[int], split: Split) -> HeatMap
     rows = [*first, *(n for n in order if n not in first and scores[n])][:MOST_CANDIDATES]
     levels = [(n, trials[n], [_level(_at(scores[n], e.position), low, high) for e in examples]) for n in rows]
     return HeatMap(split, examples, counts, levels) if examples else None
-
-
-def _scores(result: OPROResult, trial: Trial, split: Split) -> Sequence[float | None]:
-    """By position in the race's order."""
-    if split == "train":
-        return trial.scores
-    if split == "val":
-        return trial.valset_scores
-    outcomes = result.data.outcomes.get(trial.id, {}).get(split, ())
-    return [None if outcome is None else outcome.score for outcome in outcomes]
 
 
 def _at(values: Sequence[T | None], position: int) -> T | None:

@@ -3,85 +3,183 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import shutil
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
 
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished
-from dspy_opro.search.trajectory import Trial, Usage, normalise
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage, normalise
+
+from .report import word_diff
+from .result import cost, counted, reward_within
 
 logger = logging.getLogger("dspy_opro")
 
+PAUSE_SECONDS = 0.4
+"""The line is drawn again at every tick of the run, which are half a second apart."""
+RATE_SECONDS = 10.0
+"""Calls a second are those of so many seconds."""
+NO_BUDGET = Budget()
+
 
 class Progress:
-    """One line: round, time, best score, candidates, calls, tokens, cost.
+    """One line: round, student's and best score, time left, cost, candidates, calls a second.
 
-    On a terminal it is drawn at most twice a second, in a file or a pipe once per round. `verbose` also logs every
-    round and every candidate. `num_rounds` is None if the run has no such limit.
+    On a terminal and in a notebook one line is drawn again twice a second. In a pipe, in a file and in CI there is a
+    plain line for every round. `verbose` also logs every round, every candidate and every better instruction.
+
+    Args:
+        display: Whether to show the line.
+        verbose: Whether to log.
+        num_rounds: The most rounds; None has no limit. These limits tell the time left.
+        max_metric_calls: The most examples.
+        budget: The most tokens, dollars and seconds.
     """
 
-    def __init__(self, display: bool, verbose: bool, num_rounds: int | None) -> None:
+    def __init__(
+        self,
+        display: bool,
+        verbose: bool,
+        num_rounds: int | None,
+        max_metric_calls: int | None = None,
+        budget: Budget = NO_BUDGET,
+    ) -> None:
         self._verbose = verbose
+        self._num_rounds, self._max_metric_calls, self._budget = num_rounds, max_metric_calls, budget
         self._usage = Usage()
         self._trouble = ""
-        self._num_trials = 0
-        self._best: float | None = None  # not known yet
-        self._shown = 0.0
+        self._first_usage: Usage | None = None  # what earlier processes of the run spent
+        self._trajectory = Trajectory()
+        self._round, self._round_seconds = 0, 0.0  # the last decided round, and when it was decided
+        self._student: RoundDecided | None = None
+        self._best: RoundDecided | None = None
+        self._started, self._shown = time.monotonic(), 0.0
+        self._calls: deque[tuple[float, int]] = deque(
+            [(self._started, 0)]
+        )  # (time, calls by then) in the last `RATE_SECONDS`
+        is_live = (_is_terminal(sys.stdout) and not _is_ci()) or issubclass(tqdm, tqdm_notebook)
+        self._is_plain = display and not is_live
         self._bar = tqdm(
             total=num_rounds,
-            disable=not display,
+            disable=not (display and is_live),
             desc="OPRO",
-            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
-            dynamic_ncols=True,
+            bar_format="{desc}",  # a notebook adds its own bar
             file=sys.stdout,
         )
-        is_live = _is_terminal(sys.stdout) or hasattr(self._bar, "container")  # a notebook has the latter
-        self._pause_seconds = 0.5 if is_live else float("inf")
         self._log_level = logging.INFO if verbose else logging.WARNING
         self._is_open = True
         _console.join(self._log_level)
 
     def show(self, event: Event | None, usage: Usage, trouble: str = "") -> None:
         """Show an event (or None), the usage so far, and what slows the run down at the moment."""
-        self._usage = usage
-        self._trouble = trouble
+        if self._first_usage is None:
+            self._first_usage = usage
+            self._calls[0] = self._started, _calls(usage)
+        self._usage, self._trouble = usage, trouble
+        self._calls.append((time.monotonic(), _calls(usage)))
         if isinstance(event, CandidatesProposed) and event.round > 0:
-            counts = event.round, len(event.candidates), len(event.dropped)
-            self._log("round %d: %d candidates, %d proposals not used", *counts)
+            candidates, dropped = counted(len(event.candidates), "candidate"), len(event.dropped)
+            self._log("round %d: %s, %d proposals not used", event.round, candidates, dropped)
         elif isinstance(event, TrialFinished):
-            self._num_trials += 1
-            trial = event.trial
-            values = trial.state, trial.reward, trial.num_scored, trial.reason, _first_words(trial)
-            self._log("%s %.3f after %d examples (%s): %s", *values)
+            self._trajectory = self._trajectory.add(event.trial)
+            self._log("%s: %s", outcome(event.trial, self._trajectory), _first_words(event.trial))
         elif isinstance(event, RoundDecided):
-            self._best = event.best_score
-            self._log("round %d decided, best score %.3f", event.round, event.best_score)
-            if event.round > 0:
-                self._bar.n += 1
-            self.refresh(at_once=True)
-        self.refresh()
+            self._decided(event)
+        if time.monotonic() - self._shown >= PAUSE_SECONDS:
+            self._draw()
 
-    def refresh(self, at_once: bool = False) -> None:
-        """Draw the line again, if the last time is long enough ago."""
-        now = time.monotonic()
-        if self._bar.disable or (now - self._shown < self._pause_seconds and not at_once):
+    def _decided(self, event: RoundDecided) -> None:
+        before, self._best = self._best, event
+        self._student = self._student or event
+        self._round, self._round_seconds = event.round, time.monotonic() - self._started
+        self._log("round %d decided, best score %s", event.round, score(event.best_score))
+        if before is not None and before.best.id != event.best.id:
+            data = f"{score(event.best_score)} on {scored_on(event.best)}"
+            student = self._student
+            self._log(
+                "better than before: %s; the student's score is %s.\n%s",
+                *(data, score(student.best_score), changes(student.best.candidate, event.best.candidate)),
+            )
+        self._draw()
+        if self._is_plain and sys.stdout is not None:
+            sys.stdout.write(f"{', '.join(self._parts())}\n")
+            sys.stdout.flush()
+
+    def _draw(self) -> None:
+        """Draw the line. Of what does not fit the last parts are left out."""
+        self._shown = time.monotonic()
+        if self._bar.disable:
             return
-        self._shown = now
-        usage, best = self._usage, "-" if self._best is None else f"{self._best:.3f}"
-        num_calls = _short(usage.scorer_calls + usage.proposer_calls)
-        self._bar.set_postfix_str(  # in this order it fits a terminal of 80 columns
-            f"best {best}, {self._num_trials} candidates, {num_calls} calls, {_short(usage.tokens)} tokens, "
-            f"${usage.cost:.2f}{', ' if self._trouble else ''}{self._trouble}"
-        )
+        parts, width = self._parts(), shutil.get_terminal_size().columns - 1
+        while len(parts) > 1 and len(", ".join(parts)) > width:
+            parts.pop()
+        self._bar.n = self._round
+        self._bar.set_description_str(", ".join(parts)[:width])
+
+    def _parts(self) -> list[str]:
+        usage = self._usage
+        total = "" if self._num_rounds is None else f"/{self._num_rounds}"
+        num_candidates = max(0, len(self._trajectory) - 1)  # without the student
+        rate = self._calls_per_second()
+        return [
+            f"OPRO round {self._round}{total}",
+            self._scores(),
+            *([self._trouble] if self._trouble else ()),
+            self._time(),
+            cost(usage, 2),
+            counted(num_candidates, "candidate"),
+            f"{rate:.1f} calls/s" if rate < 10 else f"{rate:.0f} calls/s",
+        ]
+
+    def _scores(self) -> str:
+        if self._student is None or self._best is None:
+            return "scoring the student"
+        data = "train" if self._best.best.valset_score is None else "valset"
+        first = score(self._student.best_score)
+        if self._best.best.id == self._student.best.id:
+            return f"{data} {first}"
+        return f"{data} {first} -> {score(self._best.best_score)}"
+
+    def _calls_per_second(self) -> float:
+        last, calls = self._calls[-1]
+        while last - self._calls[0][0] > RATE_SECONDS:
+            self._calls.popleft()
+        first, before = self._calls[0]
+        return (calls - before) / (last - first) if last > first else 0.0
+
+    def _time(self) -> str:
+        """The time until the first limit at the pace so far; without a limit the time since the start."""
+        spent, before, budget = self._usage, self._first_usage or self._usage, self._budget
+        seconds = time.monotonic() - self._started
+        limits = [
+            (self._max_metric_calls, spent.metric_calls, before.metric_calls),
+            (budget.max_tokens, spent.tokens, before.tokens),
+            (budget.max_cost, spent.cost, before.cost),
+            (budget.timeout_seconds, seconds, 0.0),
+        ]
+        left = [seconds * (most - now) / (now - then) for most, now, then in limits if most and now > then]
+        if self._num_rounds and self._round:  # counted down from the round that was decided last
+            whole = self._round_seconds * self._num_rounds / self._round
+            left.append(whole - seconds)
+        left = [estimate for estimate in left if math.isfinite(estimate)]
+        if not left:
+            return f"{tqdm.format_interval(seconds)} so far"
+        return f"{tqdm.format_interval(max(0.0, min(left)))} left"
 
     def close(self) -> None:
         """Leave the last state on the screen. A second call does nothing."""
         if self._is_open:
             self._is_open = False
-            self.refresh(at_once=True)
+            self._draw()
             self._bar.close()
             _console.leave(self._log_level)
 
@@ -90,14 +188,57 @@ class Progress:
             logger.info(message, *values)
 
 
+def outcome(trial: Trial, trajectory: Trajectory) -> str:
+    """How a race ended for a candidate. What a dropped one would reach is an estimate."""
+    reward, examples = score(reward_within(trial, trajectory)), counted(trial.num_scored, "example")
+    if trial.state == "complete":
+        return f"complete {reward} on {examples} ({trial.reason})"
+    return f"{trial.state}, estimate {reward} from {examples} ({trial.reason})"
+
+
+def scored_on(trial: Trial) -> str:
+    """The data behind a trial's score in words."""
+    if trial.valset_score is None:
+        return counted(trial.num_scored, "train example")
+    return counted(len(trial.valset_scores), "validation example")
+
+
+def changes(student: Candidate, candidate: Candidate) -> str:
+    """Every instruction whole. Words that are not the student's are marked as git does it: [-old-]{+new+}."""
+    lines = []
+    for name, text in candidate.instructions.items():
+        marked = ""
+        for words in word_diff(student.instructions[name], text):
+            if words.is_same:
+                marked += words.after
+            else:
+                gap = words.after or words.before
+                marked += gap[: len(gap) - len(gap.lstrip())]
+                marked += f"[-{words.before.strip()}-]" if words.before else ""
+                marked += f"{{+{words.after.strip()}+}}" if words.after else ""
+        lines += [f"  {name}{' (unchanged)' if text == student.instructions[name] else ''}:"]
+        lines += [f"    {line}" for line in marked.splitlines()]
+    if candidate.demo_set is not None:
+        lines.append(f"  with demo set {candidate.demo_set}")
+    return "\n".join(lines)
+
+
+def _calls(usage: Usage) -> int:
+    return usage.scorer_calls + usage.proposer_calls
+
+
+def score(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "unknown"
+
+
 def _is_terminal(stream: Any) -> bool:
     """Whether the stream is a terminal. `sys.stdout` may be None or an object without `isatty`."""
     return bool(getattr(stream, "isatty", lambda: False)())
 
 
-def _short(count: int) -> str:
-    """220k for 220,000."""
-    return str(tqdm.format_sizeof(count)) if count >= 1000 else str(count)
+def _is_ci() -> bool:
+    """Whether the output is kept, as continuous integration does, so that a redrawn line is only noise."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def _first_words(trial: Trial) -> str:

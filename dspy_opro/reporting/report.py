@@ -63,7 +63,7 @@ class Row:
 
 def make_rows(result: OPROResult) -> list[Row]:
     """The trials in the order of the search."""
-    trials, (low, high) = result.trajectory.trials, result.trajectory.score_range
+    trials = result.trajectory.trials
     sizes, places = Counter(t.candidate.round for t in trials), Counter[int]()
     rows: list[Row] = []
     by_id: dict[str, Row] = {}
@@ -75,7 +75,7 @@ def make_rows(result: OPROResult) -> list[Row]:
             x=round_ + 0.7 * (places[round_] / (sizes[round_] + 1) - 0.5),
             trial=trial,
             kind="returned" if trial.id == result.best.id else trial.state if number else "student",
-            score=(score := trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)),
+            score=(score := result.reward_of(trial)),
             change=score - result.baseline.reward,
             parent=by_id.get(trial.candidate.parent or ""),
         )

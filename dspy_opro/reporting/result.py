@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
 
 from dspy_opro.search.confidence import Gain
-from dspy_opro.search.tasks import Failure
-from dspy_opro.search.trajectory import Trajectory, Trial, Usage
+from dspy_opro.search.shared import SPLITS
+from dspy_opro.search.tasks import Failure, Split
+from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
 
-from .examples import Examples
+from .examples import Examples, ExampleText
 
 if TYPE_CHECKING:
+    import optuna
     import pandas
+    import plotly.graph_objects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OPROResult:
     """The outcome of one `compile`. The returned program has it as `program.opro_result`."""
 
@@ -44,8 +52,19 @@ class OPROResult:
     """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
     """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
-    data: Examples = field(default=Examples(), repr=False)
+    data: Examples = field(default=Examples())
     """The examples as text, with what the student and the best candidate gave on each."""
+    messages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Predictor name -> the returned program's prompt. `prompts()` shows it."""
+
+    def __repr__(self) -> str:
+        return "OPROResult:\n  " + self.summary().replace("\n", "\n  ")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from .notebook import as_html
+
+        return as_html(self)
 
     def __deepcopy__(self, memo: Any) -> OPROResult:
         return self  # it never changes, and BestOfN and Refine copy the program with it on every call
@@ -74,9 +93,35 @@ class OPROResult:
         """Predictor name -> its instructions in the returned program."""
         return self.best.candidate.instructions
 
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All decided trials in order; the first is the student itself."""
+        return self.trajectory.trials
+
+    def prompts(self, format: Literal["messages", "text"] = "messages") -> Mapping[str, Any]:
+        """The returned program's prompts, for use outside DSPy, as its adapter wrote them when the run ended.
+
+        Args:
+            format: "messages" gives a list of dicts with `role` and `content`, "text" one text.
+
+        Returns:
+            Predictor name -> its prompt: instructions, demos, and `{field}` in place of each input.
+
+        Raises:
+            ValueError: The format is unknown.
+        """
+        if format not in ("messages", "text"):
+            raise ValueError(f'format must be "messages" or "text", but got {format!r}.')
+        if format == "messages":
+            return self.messages
+        return {name: "\n\n".join(map(_text, messages)) for name, messages in self.messages.items()}
+
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One flat dict per trial: number, round, state, reward, valset score, instructions, reason of its end."""
-        return [_row(number, trial) for number, trial in enumerate(self.trajectory.trials)]
+        """One flat dict per trial: number, round, state, reward, valset score, instructions, reason of its end.
+
+        The reward of a dropped candidate is an estimate from `num_scored` examples, and `is_estimate` says so.
+        """
+        return [self._row(number, trial) for number, trial in enumerate(self.trials)]
 
     def to_dataframe(self) -> pandas.DataFrame:
         """`to_dicts()` as a `pandas.DataFrame`, one row per trial.
@@ -89,6 +134,92 @@ class OPROResult:
         except ImportError as error:
             raise ImportError("to_dataframe() needs pandas: pip install 'dspy-opro[report]'.") from error
         return pandas.DataFrame(self.to_dicts())
+
+    def examples(self) -> list[dict[str, Any]]:
+        """One flat dict per scored example and trial; `pandas.DataFrame(result.examples())` makes a table of them.
+
+        `split` is "train", "val" or "unseen", `example` the index into the data as it was given (that of unseen
+        examples is one into the valset where there is one, else into the trainset), `trial` the number in `trials`.
+        `score` and the example's own fields (`inputs.…`, `expected.…`) are always there. `prediction`, `feedback`,
+        `error` and `subscores.…` are kept of the student and the best candidate alone, as text of limited length.
+        """
+        rows = []
+        for number, trial in enumerate(self.trials):
+            for split in SPLITS:
+                texts = self.data.texts.get(split, ())
+                kept = self.data.outcomes.get(trial.id, {}).get(split, ())
+                for position, score in enumerate(self.scores_of(trial, split)):
+                    if score is not None and position < len(texts):
+                        outcome = kept[position] if position < len(kept) else None
+                        row = {
+                            "split": split,
+                            "example": texts[position].index,
+                            "trial": number,
+                            "score": score,
+                        }
+                        rows.append(row | _outcome_row(outcome) | _text_row(texts[position]))
+        return rows
+
+    def scores_of(self, trial: Trial, split: Split) -> Sequence[float | None]:
+        """A trial's scores on a split, by position in the race's order."""
+        if split == "train":
+            return trial.scores
+        if split == "val":
+            return trial.valset_scores
+        outcomes = self.data.outcomes.get(trial.id, {}).get(split, ())
+        return [None if outcome is None else outcome.score for outcome in outcomes]
+
+    def reward_of(self, trial: Trial) -> float:
+        """A trial's reward. An estimate is cut to the range of the scores in the run."""
+        return reward_within(trial, self.trajectory)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The run as an Optuna study, e.g. for `optuna.visualization.plot_optimization_history(result.study)`.
+
+        It comes from the run's storage if that was a URL without a password or a `log_dir`, and is still there.
+        Otherwise every access makes a new one in memory.
+        """
+        from dspy_opro.storage.loading import load_study, study_of
+
+        found = load_study(self.study_name, self.config.get("storage"), self.config.get("log_dir"))
+        return study_of(self.study_name, self.trajectory.trials) if found is None else found
+
+    # -- files and figures -----------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result as JSON. Missing directories are made."""
+        values = asdict(self)
+        values["trajectory"].pop("known_leaders")  # two of the trials once more
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, ensure_ascii=False, default=_listed)
+        file.write_text(text, encoding="utf-8", errors="replace")  # half of a surrogate pair has no UTF-8
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> OPROResult:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file holds no result.
+        """
+        return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+
+    def plot_history(self) -> plotly.graph_objects.Figure:
+        """The best score after each round, and every candidate. Estimates have open markers.
+
+        Raises:
+            ImportError: plotly is not installed, and likewise for the other figures.
+        """
+        return _plots().history(self)
+
+    def plot_examples(self) -> plotly.graph_objects.Figure:
+        """A heat map of the scores: a row for every candidate, a column for every train example."""
+        return _plots().examples(self)
+
+    def plot_lineage(self) -> plotly.graph_objects.Figure:
+        """Which candidate came from which, by round and score."""
+        return _plots().lineage(self)
 
     def save_report(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained HTML page: curve, trials, instructions before and after, spending.
@@ -106,14 +237,13 @@ class OPROResult:
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
-        cost = "cost unknown" if usage.tokens and not usage.cost else f"${usage.cost:.4f}"
         lines = [
             *self._confirmed(),
             f"score on {self.deciding_data}: {self._scores()} ({self.stop_reason})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
-            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost}",
+            f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost(usage)}",
         ]
         if self.num_failures:
             first = self.failures[0].error.partition("\n")[0]
@@ -122,6 +252,41 @@ class OPROResult:
             first = self.problems[0].partition("\n")[0]
             lines.append(f"no proposal was used, first problem: {first}")
         return "\n".join(lines)
+
+    # -- the names of GEPA's `detailed_results` --------------------------------------------------
+
+    @property
+    def candidates(self) -> Sequence[Mapping[str, str]]:
+        """The instructions of every candidate with a full score on the deciding data. The student is the first."""
+        return [trial.candidate.instructions for _, trial in self.scored()]
+
+    @property
+    def val_aggregate_scores(self) -> Sequence[float]:
+        """The mean score of each of `candidates` on the deciding data."""
+        return [score for score, _ in self.scored()]
+
+    @property
+    def best_idx(self) -> int:
+        """The returned one's index among `candidates`."""
+        return [trial.id for _, trial in self.scored()].index(self.best.id)
+
+    @property
+    def best_candidate(self) -> Mapping[str, str]:
+        """`instructions`."""
+        return self.instructions
+
+    @property
+    def total_metric_calls(self) -> int:
+        return self.usage.metric_calls
+
+    def scored(self) -> Sequence[tuple[float, Trial]]:
+        """Score and trial of every full score on the deciding data, in order."""
+        trials = [t for t in self.trials if t.state == "complete"]
+        if self.selected_on == "valset":
+            return [(t.valset_score, t) for t in trials if t.valset_score is not None]
+        return [(t.reward, t) for t in trials]
+
+    # -- words -----------------------------------------------------------------------------------
 
     @property
     def deciding_data(self) -> str:
@@ -149,25 +314,72 @@ class OPROResult:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         return lines
 
+    def _row(self, number: int, trial: Trial) -> dict[str, Any]:
+        row = {
+            "number": number,
+            "round": trial.candidate.round,
+            "state": trial.state,
+            "reward": self.reward_of(trial),
+            "is_estimate": trial.state != "complete",
+            "num_scored": trial.num_scored,
+            "valset_score": trial.valset_score,
+            "num_failures": trial.num_failures,
+            "reason": trial.reason,
+            "id": trial.id[:12],
+            "parent": (trial.candidate.parent or "")[:12],
+            "rewritten": ", ".join(trial.candidate.rewritten),
+            "demo_set": trial.candidate.demo_set,
+        }
+        row |= {f"subscores.{name}": value for name, value in trial.subscores.items()}
+        return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}
+
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _row(number: int, trial: Trial) -> dict[str, Any]:
-    row = {
-        "number": number,
-        "round": trial.candidate.round,
-        "state": trial.state,
-        "reward": trial.reward,
-        "num_scored": trial.num_scored,
-        "valset_score": trial.valset_score,
-        "num_failures": trial.num_failures,
-        "reason": trial.reason,
-        "id": trial.id[:12],
-        "parent": (trial.candidate.parent or "")[:12],
-        "rewritten": ", ".join(trial.candidate.rewritten),
-        "demo_set": trial.candidate.demo_set,
-    }
-    return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}
+def _outcome_row(outcome: Outcome | None) -> dict[str, Any]:
+    if outcome is None:
+        return {"prediction": None, "feedback": None, "error": None}
+    row = {"prediction": outcome.output, "feedback": outcome.feedback, "error": outcome.error}
+    return row | {f"subscores.{name}": value for name, value in (outcome.subscores or {}).items()}
+
+
+def _text_row(text: ExampleText) -> dict[str, str]:
+    inputs = {f"inputs.{name}": value for name, value in text.inputs.items()}
+    return inputs | {f"expected.{name}": value for name, value in text.expected.items()}
+
+
+def reward_within(trial: Trial, trajectory: Trajectory) -> float:
+    """A trial's reward. An estimate is cut to the range of the scores in the run."""
+    low, high = trajectory.score_range
+    return trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)
+
+
+def cost(usage: Usage, digits: int = 4) -> str:
+    """Dollars in words. No price is known where paid calls cost nothing."""
+    is_known = math.isfinite(usage.cost) and (usage.cost or not usage.scorer_calls + usage.proposer_calls)
+    return f"${usage.cost:,.{digits}f}" if is_known else "cost unknown"
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """A message for people and for models that take one text."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):  # parts, e.g. of a demo with an image
+        parts = [part.get("text", f"<{part.get('type')}>") for part in content]
+        content = "\n".join(parts)
+    return f"{str(message['role']).capitalize()}:\n{content}"
+
+
+def _listed(value: Any) -> Any:
+    """An array of scores, or any other mapping, as JSON's own."""
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def _plots() -> Any:
+    try:
+        from . import plots
+    except ImportError as error:
+        raise ImportError("Figures need plotly: pip install 'dspy-opro[report]'.") from error
+    return plots

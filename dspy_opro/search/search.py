@@ -183,8 +183,8 @@ class Search:
                 if current.candidates is None and not current.resolve():
                     current.proposals.score_early()
                     break  # rounds become known in order, so that duplicates are dropped alike in every run
-            has_moved = any([current.race(self._raced) for current in self._racing()])
-            has_moved |= self._rank()
+            moves = [current.race(self._raced) for current in self._racing()]  # every race moves on
+            has_moved = self._rank() or any(moves)
             if has_moved:
                 self._open_rounds()
             if not self._decide() and not has_moved:

@@ -10,7 +10,7 @@ import pytest
 from runs import TASK, TRAINSET, optimize, propose, serve
 
 from dspy_opro import OPROTeleprompter, ProposerFailed
-from dspy_opro.programs.provider import judge
+from dspy_opro.programs.provider import is_unusable
 from dspy_opro.testing import Fault, ScriptedLM, SimulatedServer
 
 
@@ -98,9 +98,9 @@ def test_permanent_errors(server: SimulatedServer, status: int, is_for_good: boo
     server.inject(Fault("status", status=status))
     with pytest.raises(Exception) as caught:  # noqa: PT011 # DSPy's versions raise different ones
         server.lm("scorer", num_retries=0, cache=False)("Hello.")
-    assert (judge(caught.value).kind == "account") is is_for_good
+    assert is_unusable(caught.value) is is_for_good
 
 
 @pytest.mark.parametrize("error", [None, ValueError("401"), TimeoutError()])
 def test_other_errors_are_not_permanent(error: Exception | None) -> None:
-    assert judge(error).kind != "account"
+    assert not error or not is_unusable(error)

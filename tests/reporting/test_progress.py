@@ -4,20 +4,25 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dspy_opro.reporting.progress import Progress, announce
+from dspy_opro.reporting import progress
+from dspy_opro.reporting.progress import Progress, announce, changes
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished
-from dspy_opro.search.trajectory import Usage
+from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.forks import Forks
 from tests.results import trial
 
 SCRIPT = """
-import logging, sys, time
+import logging, os, sys, time
+for name in ("CI", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 from dspy_opro.reporting.progress import Progress, announce
 from dspy_opro.search.trajectory import Usage
 from dspy_opro.search.tasks import RoundDecided, TrialFinished, CandidatesProposed
@@ -28,12 +33,13 @@ announce("at most 3 rounds")
 usage = Usage(scorer_calls=30, prompt_tokens=52_300, cost=0.25)
 progress = Progress({display}, {verbose}, 3)
 start = trial("Answer.", [0.5])
+progress.show(TrialFinished(start), usage)
 progress.show(RoundDecided(0, start, 0.5), usage)
 for round in (1, 2, 3):
     best = trial(f"Answer {{round}}.", [0.5, 0.75], round, parent=start.candidate)
     progress.show(CandidatesProposed(round, (best.candidate,), ("duplicate",)), usage)
     for _ in range(20):
-        progress.refresh()
+        progress.show(None, usage)
     if round == 2:
         logging.getLogger("dspy_opro.executor").warning("Failed on train example 3")
     progress.show(TrialFinished(best), usage)
@@ -65,7 +71,9 @@ def screen(written: str) -> list[str]:
     return [line for line in lines if line]
 
 
-LINE = re.compile(r"OPRO 3/3 \|█+\| \d\d:\d\d, best 0\.625, 3 candidates, 30 calls, 52\.3k tokens, \$0\.25")
+LINE = re.compile(
+    r"OPRO round 3/3, train 0\.500 -> 0\.625, 00:00 left, \$0\.25, 3 candidates(, \d\.\d calls/s)?"
+)
 
 
 def test_on_a_terminal_one_line_stays(forks: Forks) -> None:
@@ -76,15 +84,87 @@ def test_on_a_terminal_one_line_stays(forks: Forks) -> None:
     assert len(shown) == 3
 
 
-def test_into_a_file_it_is_one_line_drawn_once_a_round(forks: Forks, tmp_path: Path) -> None:
+def test_into_a_file_there_is_a_plain_line_a_round(forks: Forks, tmp_path: Path) -> None:
     out, log = forks.into_files(script(), tmp_path)
-    first, line, end = out.split("\n")
-    assert (first, end) == ("at most 3 rounds", "")
-    drawn = [part.strip() for part in line.split("\r") if part.strip()]
-    assert LINE.fullmatch(drawn[-1])
-    assert [part.split()[1] for part in drawn] == ["0/3", "0/3", "1/3", "2/3", "3/3", "3/3", "3/3"]
+    first, *lines = out.splitlines()
+    assert first == "at most 3 rounds"
+    assert [line.split(",")[0] for line in lines] == [f"OPRO round {n}/3" for n in range(4)]
+    assert LINE.fullmatch(lines[-1])
+    assert not re.search(r"[\r\x1b]", out + log)
     assert log.endswith("WARNING dspy_opro.executor: Failed on train example 3\n")
     assert log.count("\n") == 1
+
+
+def test_in_continuous_integration_a_terminal_gets_plain_lines_too(forks: Forks) -> None:
+    written = forks.on_terminal(script(prepare="os.environ['CI'] = 'true'"), 80).replace("\r\n", "\n")
+    assert "\r" not in written
+    assert [line for line in written.splitlines() if line.startswith("OPRO")][3:] != []
+
+
+@pytest.mark.parametrize("columns", [40, 60, 200])
+def test_the_line_fits_the_terminal(forks: Forks, columns: int) -> None:
+    written = forks.on_terminal(script(), columns)
+    drawn = [part.rstrip() for part in re.split(r"[\r\n]", written) if part.startswith("OPRO round 3/3")]
+    assert drawn and max(map(len, drawn)) < columns
+    assert ("calls/s" in drawn[-1]) == (columns == 200)
+
+
+def test_the_line_is_drawn_again_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("CI", raising=False)
+    shown = Progress(True, False, 4, 100)
+    for calls in range(0, 41, 10):  # no event, only ticks
+        shown.show(None, Usage(metric_calls=calls, scorer_calls=calls))
+        now += 0.5
+    shown.close()
+    lines = [part.strip() for part in out.getvalue().split("\r") if "scoring the student" in part]
+    assert len(lines) >= 5
+    assert lines[3].endswith("00:03 left, cost unknown, 0 candidates, 20 calls/s")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ((None,), "00:20 so far"),
+        ((4,), "00:20 left"),
+        ((4, 50), "00:10 left"),
+        ((4, None, Budget(max_tokens=250)), "00:05 left"),
+        ((4, None, Budget(max_cost=0.5)), "00:00 left"),
+        ((None, None, Budget(timeout_seconds=21)), "00:01 left"),
+    ],
+)
+def test_the_time_left_is_that_until_the_first_limit(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[Any, ...], left: str
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, False, *limits)
+    resumed = Usage(metric_calls=20, prompt_tokens=50, cost=0.25)
+    shown.show(None, resumed)
+    now = 20.0
+    spent = resumed + Usage(metric_calls=20, scorer_calls=20, prompt_tokens=160, cost=0.25)
+    shown.show(RoundDecided(2, trial("Answer.", [0.5]), 0.5), spent)
+    shown.close()
+    assert left in out.getvalue()
+
+
+def test_an_unknown_figure_is_never_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, True, 2, None, Budget(max_cost=1.0))
+    usage = Usage(scorer_calls=3, cost=float("nan"))
+    shown.show(RoundDecided(0, trial("Answer.", [float("nan")]), float("nan")), usage)
+    shown.close()
+    assert "train unknown, " in out.getvalue() and "cost unknown" in out.getvalue()
+    assert "nan" not in out.getvalue()
 
 
 def test_switched_off_it_shows_nothing(forks: Forks) -> None:
@@ -98,25 +178,35 @@ def test_verbose_shows_the_log_in_a_plain_script_and_only_during_the_run(
 ) -> None:
     log = forks.into_files(script(verbose=True), tmp_path)[1].splitlines()
     assert re.fullmatch(
-        r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d INFO dspy_opro: round 0 decided, best score 0.500", log[0]
+        r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d INFO dspy_opro: round 0 decided, best score 0.500", log[1]
     )
-    assert log[1].endswith("round 1: 1 candidates, 1 proposals not used")
-    assert log[2].endswith("complete 0.625 after 2 examples (why Answer 1.): Answer 1.")
+    assert log[2].endswith("round 1: 1 candidate, 1 proposals not used")
+    assert log[3].endswith("complete 0.625 on 2 examples (why Answer 1.): Answer 1.")
     assert sum("round" in line for line in log) == 7
+    better = next(n for n, line in enumerate(log) if "better than before" in line)
+    assert log[better].endswith(
+        "better than before: 0.625 on 2 train examples; the student's score is 0.500."
+    )
+    assert log[better + 1 : better + 5] == [
+        "  draft (unchanged):",
+        "    Think.",
+        "  answer:",
+        "    [-Answer.-]{+Answer 1.+}",
+    ]
     assert not any("after the run" in line for line in log)
 
 
 def test_on_a_terminal_the_log_stands_above_the_line(forks: Forks) -> None:
     shown = screen(forks.on_terminal(script(verbose=True), 80))
     assert LINE.fullmatch(shown[-1])
-    assert sum("OPRO 3/3" in line for line in shown) == 1
-    assert sum("INFO dspy_opro" in line for line in shown) == 10
+    assert sum("OPRO round 3/3" in line for line in shown) == 1
+    assert sum("INFO dspy_opro" in line for line in shown) == 14
 
 
 @pytest.mark.parametrize(
     ("prepare", "verbose", "seen"),
     [
-        ("logging.basicConfig(format='own %(message)s')", True, ["own round 3 decided, best score 0.625"]),
+        ("logging.basicConfig(format='own %(message)s')", True, ["    [-Answer.-]{+Answer 3.+}"]),
         ("logging.basicConfig(format='own %(message)s')", False, ["own Failed on train example 3"]),
         ("logging.getLogger('dspy_opro').setLevel(logging.ERROR)", True, []),
     ],
@@ -127,7 +217,7 @@ def test_an_application_that_sets_up_logging_has_the_say(
     code = script(prepare=prepare, verbose=verbose)
     log = forks.into_files(code, tmp_path)[1].splitlines()
     assert log[-1:] == seen
-    assert all(line.startswith("own ") for line in log)
+    assert all(line.startswith(("own ", "  ")) for line in log)
 
 
 TWO_RUNS = """
@@ -166,13 +256,14 @@ def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.Mon
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     shown = Progress(True, False, None)
+    shown.show(TrialFinished(trial("Answer.", [0.5])), Usage())
     shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage())
     shown.show(CandidatesProposed(1, (), ()), Usage())
     shown.show(TrialFinished(trial("Answer it.", [0.5], 1)), Usage())
     shown.show(RoundDecided(1, trial("Answer.", [0.5]), 0.5), Usage())
     shown.close()
-    assert "OPRO 1/? |" in out.getvalue()
-    assert "best 0.500, 1 candidates" in out.getvalue()
+    assert out.getvalue().splitlines()[-1].startswith("OPRO round 1, train 0.500, ")
+    assert ", 1 candidate, " in out.getvalue()
 
 
 @pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None, flush=lambda: None)])
@@ -182,3 +273,44 @@ def test_a_stream_need_not_be_one(monkeypatch: pytest.MonkeyPatch, stream: Any) 
     shown = Progress(False, True, None)
     shown.show(RoundDecided(1, trial("Answer.", [0.5]), 0.5), Usage())
     shown.close()
+
+
+def test_a_better_instruction_is_shown_whole_with_its_line_breaks() -> None:
+    before = trial("Answer the question.\nBe brief.", [0.5]).candidate
+    after = trial("Answer every question.\nBe brief. Give\nreasons.", [0.5], 1, parent=before).candidate
+    assert changes(before, after).splitlines() == [
+        "  draft (unchanged):",
+        "    Think.",
+        "  answer:",
+        "    Answer [-the-]{+every+} question.",
+        "    Be brief. {+Give",
+        "    reasons.+}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"reward": 1.3, "state": "pruned"}, "pruned, estimate 1.000 from 1 example (why Answer.)"),
+        ({"state": "failed"}, "failed, estimate 0.500 from 1 example (why Answer.)"),
+        ({}, "complete 0.500 on 1 example (why Answer.)"),
+    ],
+)
+def test_an_estimate_is_called_one(changed: dict[str, Any], words: str) -> None:
+    found = replace(trial("Answer.", [0.5]), **changed)
+    assert progress.outcome(found, Trajectory().add(found)) == words
+
+
+def test_the_data_of_a_score_is_named() -> None:
+    on_train = trial("Answer.", [0.5, 1.0])
+    on_valset = replace(on_train, valset_score=0.5, valset_scores=(0.0, 1.0, 0.5))
+    assert progress.scored_on(on_train) == "2 train examples"
+    assert progress.scored_on(on_valset) == "3 validation examples"
+
+
+def test_the_line_says_what_slows_the_run_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, False, 2)
+    shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage(), "rate limit, 4 calls at a time")
+    shown.close()
+    assert "train 0.500, rate limit, 4 calls at a time, " in out.getvalue()

@@ -1,0 +1,55 @@
+"""A result as a notebook shows it: what came out, the instructions before and after, the best trials."""
+
+from __future__ import annotations
+
+from html import escape
+
+from .report import word_diff
+from .result import OPROResult, counted
+
+NUM_TRIALS = 10
+
+
+def as_html(result: OPROResult) -> str:
+    """HTML without colours of its own, so that it fits light and dark notebooks."""
+    parts = [f"<pre>{escape(result.summary())}</pre>"]
+    if not result.curve:
+        return parts[0]
+    for name, text in result.instructions.items():
+        before = result.baseline.candidate.instructions[name]
+        what = "unchanged" if text == before else "changes to the student's"
+        parts.append(f"<p><b>{escape(name)}</b> ({what})</p><pre style='white-space: pre-wrap'>")
+        for words in word_diff(before, text):
+            if words.is_same:
+                parts.append(escape(words.after))
+            else:
+                parts += [
+                    f"<{tag}>{escape(w)}</{tag}>"
+                    for tag, w in (("del", words.before), ("ins", words.after))
+                    if w
+                ]
+        parts.append("</pre>")
+    return "".join([*parts, _table(result)])
+
+
+def _table(result: OPROResult) -> str:
+    """The best trials: those with a full score first."""
+    rows = sorted(
+        result.to_dicts(), key=lambda r: (r["is_estimate"], -(r["valset_score"] or 0.0), -r["reward"])
+    )
+    lines = []
+    for row in rows[:NUM_TRIALS]:
+        about = f"{row['reward']:.3f}"
+        if row["is_estimate"]:
+            about = f"≈ {about} ({counted(row['num_scored'], 'example')})"
+        valset = "" if row["valset_score"] is None else f"{row['valset_score']:.3f}"
+        cells = [row["number"], row["round"], row["state"], about, valset, row["reason"]]
+        lines.append("".join(f"<td>{escape(str(cell))}</td>" for cell in cells))
+    names = ("trial", "round", "state", "train score", "valset score", "reason")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    shown = (
+        f"The best {NUM_TRIALS} of {counted(len(rows), 'trial')}" if len(rows) > NUM_TRIALS else "All trials"
+    )
+    note = f"{shown}; ≈ marks the estimate for a dropped candidate."
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{note}</p>"

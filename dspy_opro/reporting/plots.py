@@ -1,0 +1,116 @@
+"""The figures of a result, with plotly."""
+
+from __future__ import annotations
+
+import textwrap
+from html import escape
+
+import plotly.graph_objects as go
+
+from dspy_opro.search.trajectory import Trial
+
+from .result import OPROResult, counted
+
+
+def history(result: OPROResult) -> go.Figure:
+    """The best score after each round, and every candidate."""
+    best = go.Scatter(
+        x=list(range(len(result.curve))),
+        y=list(result.curve),
+        mode="lines",
+        line_shape="hv",
+        name=f"best score on {result.deciding_data}",
+    )
+    title = f"Score by round, {result.stop_reason}"
+    return _figure([best, *_points(result)], title, "round", "mean score")
+
+
+def lineage(result: OPROResult) -> go.Figure:
+    """Every candidate by round and score, with a line to its parent."""
+    by_id = {trial.id: trial for trial in reversed(result.trials)}  # the first one of each
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for trial in result.trials:
+        parent = by_id.get(trial.candidate.parent or "")
+        if parent is not None:
+            x += [parent.candidate.round, trial.candidate.round, None]
+            y += [result.reward_of(parent), result.reward_of(trial), None]
+    lines = go.Scatter(
+        x=x, y=y, mode="lines", line={"width": 1}, opacity=0.5, hoverinfo="skip", name="parent"
+    )
+    return _figure([lines, *_points(result)], "Which candidate came from which", "round", "mean train score")
+
+
+def examples(result: OPROResult) -> go.Figure:
+    """A heat map: the best candidate on top, the hardest example on the right."""
+    trials = sorted((t for t in result.trials if t.num_scored), key=result.reward_of)
+    most = max((t.num_scored for t in trials), default=0)
+    columns = [[t.scores[i] for t in trials if len(t.scores) > i] for i in range(most)]
+    order = sorted(range(most), key=lambda i: -sum(columns[i]) / len(columns[i]))
+    rows = [[t.scores[i] if i < len(t.scores) else None for i in order] for t in trials]
+    texts = [_example(result, i) for i in order]
+    low, high = result.trajectory.score_range
+    numbers = {trial.id: number for number, trial in reversed(list(enumerate(result.trials)))}
+    heat = go.Heatmap(
+        z=rows,
+        x=[name for name, _ in texts],
+        y=[f"trial {numbers[t.id]}" for t in trials],
+        zmin=low,
+        zmax=high,
+        colorscale="RdYlGn",
+        colorbar_title="score",
+        text=[[inputs for _, inputs in texts]] * len(rows),
+        hovertemplate="%{y}, %{x}: %{z}<br>%{text}<extra></extra>",
+    )
+    figure = _figure([heat], "Scores by candidate and train example", "train example", "")
+    return figure.update_xaxes(type="category").update_yaxes(type="category")
+
+
+def _example(result: OPROResult, position: int) -> tuple[str, str]:
+    """Name and inputs of a train example. Results made by hand may have no texts."""
+    texts = result.data.texts.get("train", ())
+    if position >= len(texts):
+        return f"position {position}", ""
+    inputs = "; ".join(f"{name}: {value}" for name, value in texts[position].inputs.items())
+    return f"example {texts[position].index}", "<br>".join(map(escape, textwrap.wrap(inputs[:400], 80)))
+
+
+def _points(result: OPROResult) -> list[go.Scatter]:
+    """Candidates scored in full, and dropped ones, whose scores are estimates."""
+    points = []
+    for name, symbol, is_full in (
+        ("scored in full", "circle", True),
+        ("dropped (estimate)", "circle-open", False),
+    ):
+        chosen = [(n, t) for n, t in enumerate(result.trials) if (t.state == "complete") == is_full]
+        points.append(
+            go.Scatter(
+                x=[t.candidate.round for _, t in chosen],
+                y=[result.reward_of(t) for _, t in chosen],
+                mode="markers",
+                marker={"symbol": symbol, "size": 9},
+                name=name,
+                text=[_hover(result, n, t) for n, t in chosen],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    return points
+
+
+def _hover(result: OPROResult, number: int, trial: Trial) -> str:
+    """A trial for the mouse. plotly reads simple HTML, so all texts are escaped."""
+    about = "" if trial.state == "complete" else f", estimate from {counted(trial.num_scored, 'example')}"
+    lines = [f"trial {number}: {result.reward_of(trial):.3f}{about}", escape(trial.reason)]
+    names = trial.candidate.rewritten or trial.candidate.instructions
+    for name in names:
+        wrapped = textwrap.wrap(
+            f"{name}: {trial.candidate.instructions[name]}", 80, max_lines=8, placeholder=" …"
+        )
+        lines += map(escape, wrapped)
+    return "<br>".join(lines)
+
+
+def _figure(data: list[go.BaseTraceType], title: str, x: str, y: str) -> go.Figure:
+    return go.Figure(
+        data, {"title": {"text": title}, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    )

@@ -1,0 +1,294 @@
+"""What a result offers people: prompts, tables, files, figures, notebooks and Optuna's study."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dspy
+import optuna
+import pytest
+
+import dspy_opro.reporting
+from dspy_opro.programs.prompts import prompts
+from dspy_opro.reporting.result import OPROResult, cost
+from dspy_opro.search.confidence import Gain, Interval
+from dspy_opro.search.trajectory import Trajectory, Usage
+from tests.results import empty, result, trial
+from tests.runs import TRAINSET, VALSET, TwoSteps, metric, optimize, serve
+
+STUDENT = trial("Answer.", [0, 0, 1, 0], subscores={"length": 0.25})
+
+
+def overshot() -> OPROResult:
+    """A dropped candidate whose estimate lies above every possible score."""
+    dropped = trial("Guess.", [1, 1], 1, "pruned", STUDENT.candidate)
+    return result(
+        trajectory=Trajectory().add(STUDENT, replace(dropped, reward=1.25)), failures=(), num_failures=0
+    )
+
+
+# -- words ---------------------------------------------------------------------------------------
+
+
+def test_the_repr_is_the_summary() -> None:
+    lines = repr(result()).splitlines()
+    assert lines[:2] == ["OPROResult:", "  score on the trainset: 0.250 -> 0.750 (patience)"]
+    assert len(lines) < 12 and max(map(len, lines)) < 120
+    assert "interrupted" in repr(empty())
+
+
+@pytest.mark.parametrize(
+    ("usage", "words"),
+    [
+        (Usage(), "$0.0000"),
+        (Usage(cached_calls=7), "$0.0000"),
+        (Usage(scorer_calls=3, prompt_tokens=90, cost=0.5), "$0.5000"),
+        (Usage(scorer_calls=3, prompt_tokens=90), "cost unknown"),
+        (Usage(proposer_calls=3), "cost unknown"),
+        (Usage(scorer_calls=3, cost=float("nan")), "cost unknown"),
+    ],
+)
+def test_a_cost_without_prices_is_unknown(usage: Usage, words: str) -> None:
+    assert cost(usage) == words
+
+
+def test_estimates_stay_in_the_range_and_are_marked() -> None:
+    student, dropped = overshot().to_dicts()
+    assert (student["is_estimate"], student["reward"]) == (False, 0.25)
+    assert (dropped["is_estimate"], dropped["reward"], dropped["num_scored"]) == (True, 1.0, 2)
+    assert "≈ 1.000 (2 examples)" in overshot()._repr_html_()
+
+
+def test_the_table_has_the_subscores() -> None:
+    pytest.importorskip("pandas")
+    frame = overshot().to_dataframe()
+    assert frame["subscores.length"].dropna().tolist() == [0.25]
+
+
+# -- notebooks -----------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_what_changed_and_escapes_it() -> None:
+    html = result()._repr_html_()
+    assert "<del>Answer.</del><ins>Answer very well &amp; briefly.</ins>" in html
+    assert "<b>draft</b> (unchanged)" in html
+    assert "Answer &lt;b&gt;badly&lt;/b&gt;" in html and "<b>badly</b>" not in html
+    assert html.index("<td>3</td>") < html.index("<td>2</td>") < html.index("<td>1</td>")
+    assert "interrupted" in empty()._repr_html_()
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_a_result_goes_to_json_and_back(tmp_path: Path) -> None:
+    interval = Interval(0.25, 0.1, 0.4, 0.95, 12, "fresh")
+    before = result(gain=Gain(True, 0.2, interval, 0.5, 0.75), messages={"answer": [{"role": "user"}]})
+    before.save(tmp_path / "new" / "result.json")
+    after = OPROResult.load(tmp_path / "new" / "result.json")
+    assert (after.trajectory.trials[3].candidate, after.gain) == (before.trials[3].candidate, before.gain)
+    assert (after.summary(), after.to_dicts()) == (before.summary(), before.to_dicts())
+    assert (after.best.id, after.usage, after.prompts()) == (before.best.id, before.usage, before.prompts())
+    after.save(tmp_path / "again.json")
+    assert OPROResult.load(tmp_path / "again.json") == after
+
+
+def test_half_a_surrogate_can_be_saved(tmp_path: Path) -> None:
+    result(problems=("half \ud83d",)).save(tmp_path / "result.json")
+    assert OPROResult.load(tmp_path / "result.json").problems == ["half ?"]
+
+
+def test_a_file_without_a_result_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="trajectory"):
+        OPROResult.load(tmp_path / "other.json")
+
+
+# -- prompts -------------------------------------------------------------------------------------
+
+
+class Typed(dspy.Signature):  # type: ignore[misc]
+    """Answer it."""
+
+    question: str = dspy.InputField()
+    numbers: list[int] = dspy.InputField()
+    picture: dspy.Image = dspy.InputField()
+    history: dspy.History = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter()])
+def test_a_prompt_has_placeholders_for_inputs_and_the_demos(adapter: Any) -> None:
+    predictor = dspy.Predict(Typed)
+    predictor.demos = [dspy.Example(question="2 + 2?", numbers=[2], answer="four")]
+    with dspy.context(adapter=adapter):
+        (messages,) = prompts(predictor, ["self"]).values()
+    assert messages[0]["role"] == "system" and "Answer it." in messages[0]["content"]
+    assert any("four" in m["content"] for m in messages if m["role"] == "assistant")
+    for name in ("question", "numbers", "picture"):
+        assert f"{{{name}}}" in messages[-1]["content"]
+
+
+class Broken(dspy.ChatAdapter):  # type: ignore[misc]
+    def format(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("question")
+
+
+def test_an_adapter_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with dspy.context(adapter=Broken()):
+        assert prompts(TwoSteps(), ["note", "answer"]) == {}
+    assert "result.prompts() lacks note: Broken can't write it: 'question'" in caplog.messages
+
+
+def test_prompts_are_messages_or_one_text() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "See:"}, {"type": "image_url"}]},
+    ]
+    found = result(messages={"answer": messages})
+    assert found.prompts() == {"answer": messages}
+    assert found.prompts(format="text") == {"answer": "System:\nBe brief.\n\nUser:\nSee:\n<image_url>"}
+    with pytest.raises(ValueError, match="format must be"):
+        found.prompts(format="yaml")  # type: ignore[arg-type]
+
+
+# -- the study -----------------------------------------------------------------------------------
+
+
+def test_a_run_in_memory_has_a_study_made_of_its_trials() -> None:
+    study = overshot().study
+    assert study.study_name == "capitals"
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
+    assert study.best_trial.user_attrs["instructions"]["answer"] == "Answer."
+
+
+@pytest.mark.parametrize("where", ["memory", "log_dir", "url"])
+def test_a_run_shows_its_study_and_its_prompts(tmp_path: Path, where: str) -> None:
+    options: dict[str, Any] = {
+        "memory": {},
+        "log_dir": {"log_dir": tmp_path / "run"},
+        "url": {"storage": f"sqlite:///{tmp_path}/qa.db", "study_name": "qa"},
+    }[where]
+    with serve() as server:
+        program = optimize(server, TwoSteps(), **options)
+    found = cloudpickle.loads(cloudpickle.dumps(program)).opro_result
+    found.save(tmp_path / "result.json")
+    for again in (found, pickle.loads(pickle.dumps(found)), OPROResult.load(tmp_path / "result.json")):
+        study = again.study
+        assert len(study.trials) == len(again.trials)
+        assert study.best_value == max(t.reward for t in again.trials if t.state == "complete")
+        assert len(study.trials[-1].intermediate_values) >= 1
+        texts = again.prompts(format="text")
+        assert texts.keys() == {"note", "answer"}
+        assert again.instructions["answer"] in texts["answer"] and "{question}" in texts["answer"]
+        assert again.summary() == found.summary()
+
+
+def test_a_study_whose_storage_is_gone_is_made_again(tmp_path: Path) -> None:
+    for config in ({"storage": f"sqlite:///{tmp_path}/gone.db"}, {"log_dir": str(tmp_path / "gone")}):
+        assert len(result(config=config).study.trials) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optunas_figures_draw_the_study() -> None:
+    pytest.importorskip("plotly")
+    study = result().study
+    assert len(optuna.visualization.plot_optimization_history(study).data) >= 1
+    assert len(optuna.visualization.plot_intermediate_values(study).data) == 4
+
+
+# -- examples ------------------------------------------------------------------------------------
+
+
+def exact(example: Any, prediction: Any, trace: Any = None) -> Any:
+    return {"score": metric(example, prediction), "feedback": "because", "length": 0.5}
+
+
+def test_there_is_a_row_for_every_example_and_candidate(tmp_path: Path) -> None:
+    with serve() as server:
+        found = optimize(server, metric=exact).opro_result
+    rows, best = found.examples(), found.trajectory.best
+    number = next(n for n, t in enumerate(found.trials) if t.id == best.id)
+    for n, each in enumerate(found.trials):
+        for split, scores in (("train", each.scores), ("val", each.valset_scores)):
+            mine = [r for r in rows if (r["trial"], r["split"]) == (n, split)]
+            assert [r["score"] for r in mine] == list(scores)
+            data = TRAINSET if split == "train" else VALSET
+            assert all(r["inputs.question"] == data[r["example"]].question for r in mine)
+            assert all(r["expected.answer"] == data[r["example"]].answer for r in mine)
+            is_kept = n in (0, number)
+            assert {r["feedback"] for r in mine} <= {"because" if is_kept else None}
+            assert all(r.get("subscores.length") == (0.5 if is_kept else None) for r in mine)
+    found.save(tmp_path / "result.json")
+    assert OPROResult.load(tmp_path / "result.json").examples() == rows
+    figure = found.plot_examples()
+    assert str(figure.data[0].x[0]).startswith("example ") and figure.data[0].text[0][0].startswith(
+        "question: "
+    )
+
+
+def test_a_result_without_texts_has_no_rows() -> None:
+    assert result().examples() == empty().examples() == []
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def test_the_history_has_the_curve_and_marks_estimates() -> None:
+    pytest.importorskip("plotly")
+    best, full, dropped = overshot().plot_history().data
+    assert list(best.y) == [0.25, 0.5, 0.75, 0.75]
+    assert list(full.y) == [0.25]
+    assert (list(dropped.y), dropped.marker.symbol) == ([1.0], "circle-open")
+    assert "estimate from 2 examples" in dropped.text[0]
+
+
+def test_the_heat_map_has_a_row_a_candidate_and_no_score_where_there_is_none() -> None:
+    pytest.importorskip("plotly")
+    (heat,) = result().plot_examples().data
+    assert heat.y[-1] == "trial 3" and list(heat.z[-1]) == [1, 1, 1, 0]
+    assert list(heat.z[heat.y.index("trial 1")]).count(None) == 2
+
+
+def test_the_lineage_joins_candidates_with_their_parents() -> None:
+    pytest.importorskip("plotly")
+    lines, *_ = result().plot_lineage().data
+    assert list(lines.x) == [0, 1, None, 0, 1, None, 0, 2, None]
+    assert "&lt;b&gt;badly&lt;/b&gt;" in result().plot_lineage().to_json().encode().decode("unicode_escape")
+
+
+def test_a_run_without_a_score_has_empty_figures() -> None:
+    pytest.importorskip("plotly")
+    for figure in (empty().plot_history(), empty().plot_examples(), empty().plot_lineage()):
+        assert figure.to_json()
+
+
+def test_without_plotly_a_figure_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.delitem(sys.modules, "dspy_opro.reporting.plots", raising=False)
+    monkeypatch.delattr(dspy_opro.reporting, "plots", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'dspy-opro\[report\]'"):
+        result().plot_history()
+
+
+# -- GEPA's names --------------------------------------------------------------------------------
+
+
+def test_the_names_of_gepas_results_are_there() -> None:
+    found = result()
+    assert found.val_aggregate_scores == [0.25, 0.5, 0.75]  # no estimate among them
+    assert found.candidates[0]["answer"] == "Answer."
+    assert found.candidates[found.best_idx] == found.best_candidate == found.instructions
+    assert found.total_metric_calls == 14
+
+
+def test_with_a_valset_gepas_names_have_its_scores() -> None:
+    trials = [replace(STUDENT, valset_score=0.3), trial("One.", [1, 1, 1, 1], 1), trial("Two.", [0, 1], 1)]
+    trials[2] = replace(trials[2], valset_score=0.4)
+    found = result(trajectory=Trajectory().add(*trials), selected_on="valset", failures=())
+    assert found.val_aggregate_scores == [0.3, 0.4]
+    assert found.best_candidate["answer"] == "Two."

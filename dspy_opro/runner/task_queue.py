@@ -109,7 +109,7 @@ class TaskQueue:
         """Tell the search what earlier processes recorded, in the order of the log: it decides as it did then."""
         with self._changed:
             opened = {task_key(task): task for task in self._unanswered()}
-            for key, result in self._storage.results():
+            for key, result in self._storage.answers():
                 self._ledger.add(result.usage)
                 task = opened.pop(key, None)
                 if task is None:

@@ -70,12 +70,16 @@ class RunStorage:
     """The most calls that killed processes of this run paid for and could not record."""
 
     def results(self) -> Iterator[tuple[str, TaskResult]]:
-        """The results that earlier processes left: (`task_key`, result), in the order of the log.
+        """The results that earlier processes left: (`task_key`, result), in the order of the log."""
+        return results_in(list(self.past))
+
+    def answers(self) -> Iterator[tuple[str, TaskResult]]:
+        """The results as a resumed run counts them.
 
         If every proposal failed, they are asked for again, because the cause may be gone. Their results, and all but
         the last result of one task, have an empty key: they only count as spent.
         """
-        results = list(results_in(list(self.past)))
+        results = list(self.results())
         proposals = [result.content for _, result in results if isinstance(result.content, Proposal)]
         has_proposal = any(proposal.error is None for proposal in proposals)
         last = {key: number for number, (key, _) in enumerate(results)}

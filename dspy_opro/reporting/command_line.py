@@ -66,7 +66,7 @@ def show(target: str, study: str | None, trial: int | None, as_json: bool) -> No
         _print_json({**_row(run), "instructions": texts, "trajectory": result.to_dicts()})
         return
     lines = (
-        [] if trial is None or shown is None else [f"trial {trial}: {shown.state}, reward {shown.reward:.3f}"]
+        [] if trial is None or shown is None else [f"trial {trial}: {shown.state}, reward {result.reward_of(shown):.3f}"]
     )
     click.echo("\n".join(lines or [result.summary()]))
     for name, text in texts.items():

@@ -65,9 +65,9 @@ def show(target: str, study: str | None, trial: int | None, as_json: bool) -> No
     if as_json:
         _print_json({**_row(run), "instructions": texts, "trajectory": result.to_dicts()})
         return
-    lines = (
-        [] if trial is None or shown is None else [f"trial {trial}: {shown.state}, reward {shown.reward:.3f}"]
-    )
+    lines = []
+    if trial is not None and shown is not None:
+        lines.append(f"trial {trial}: {shown.state}, reward {result.reward_of(shown):.3f}")
     click.echo("\n".join(lines or [result.summary()]))
     for name, text in texts.items():
         click.echo(f"\n{click.style(name, bold=True)}\n{click.unstyle(text)}")

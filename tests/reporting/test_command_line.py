@@ -104,7 +104,7 @@ def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], t
     assert program.predictors()[0].signature.instructions == result.instructions["self"]
     assert run("export", url, "prompts", "--study", "first") == f"# self\n\n{result.instructions['self']}\n"
     rows = list(csv.DictReader(io.StringIO(run("export", directory, "trials"))))
-    assert [float(row["reward"]) for row in rows] == [row["reward"] for row in result.to_dicts()]
+    assert [float(row["reward"]) for row in rows] == [result.reward_of(trial) for trial in result.trials]
     pytest.importorskip("pyarrow")
     run("export", directory, "trials", "--format", "parquet", "-o", tmp_path / "trials.parquet")
     assert len(pandas.read_parquet(tmp_path / "trials.parquet")) == len(rows)

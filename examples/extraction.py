@@ -4,8 +4,8 @@ There is no expected output in the trainset: the judge reads mail and order. The
 calls are counted, and OPRO does not rewrite it. `Metric(lm)` gives it a better LM than the program's. Run
 `python examples/extraction.py --help`.
 
-Known answers for the mails measure the judge: how often it agrees with them. A judge that agrees in half of the cases
-is a coin, and a search on its scores finds nothing. A small model is such a judge.
+Known answers for the mails measure the judge: how often it agrees with them. A judge that says yes to everything leaves
+nothing to search for. A small model is such a judge: SmolLM2 called six wrong orders of six faithful.
 """
 
 from __future__ import annotations

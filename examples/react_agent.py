@@ -2,8 +2,8 @@
 
 The agent looks up prices and adds numbers. Run `python examples/react_agent.py --help`.
 
-A small model calls tools in the right form, because a JSON schema holds it to that, but it seldom calls them with the
-right arguments.
+A small model calls tools in the right form, because a JSON schema holds it to that. Use a larger model for the right
+arguments.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ A candidate is a tour, the text "0 3 1 2". The program answers with that tour an
 minus the tour's length. The trainset has one example, the map. The optimizer LM sees tours with their scores in
 ascending order, as in the paper's Figure 20, and writes new ones. A text that is no tour counts `failure_score`.
 
-What it shows: a strong model shortens tours of about ten towns. The paper finds the optimum for 10 towns with GPT-4 in
-each of five problems, and none for 50 with any model: a heuristic is better there. A small model copies tours or
-writes texts that are none. docs/examples.md has what SmolLM2 did. Run `python examples/traveling_salesman.py --help`.
+What it shows: a strong model shortens tours of about ten towns. The more towns there are, the rarer is the optimum, and
+a heuristic is better (the paper's section 3.2). A small model mostly copies tours: of SmolLM2's 39 proposals four were
+new, and none was shorter than the start (docs/examples.md). Run
+`python examples/traveling_salesman.py --help`.
 """
 
 from __future__ import annotations

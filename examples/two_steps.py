@@ -3,8 +3,7 @@
 Both predictors get better instructions. The corpus is `data/town.json`: twenty sentences about a town that does not
 exist, so no model knows the answers by heart. Run `python examples/two_steps.py --help`.
 
-A small model answers part of the questions when the right sentence is in front of it. Its queries are the weak step:
-it often writes none of the question's words, and nothing useful is found then.
+A small model finds little: SmolLM2's student answered 2 of 16 questions (docs/examples.md).
 """
 
 from __future__ import annotations

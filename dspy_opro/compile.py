@@ -151,13 +151,15 @@ class Job:
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
             budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
+            measured = replace(budget, max_cost=_measured_cost(config))
+            self._first = FirstExamples(search.plan.num_train, measured)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
+                self._first if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
@@ -210,6 +212,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
+        self._first.check_budget(result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
@@ -239,7 +242,7 @@ class Job:
         if event.round == 0:
             warn_of_little_to_gain(event.best, len(self.inputs.trainset))
             warn_of_percent(self.config.stop_at_score, event.best)
-            warn_without_prices(self.config.max_cost, self.ledger.usage)
+            warn_without_prices(_measured_cost(self.config), self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
 
@@ -328,6 +331,7 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
+        prices=config.prices,
     )
 
 
@@ -349,6 +353,7 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         rules,
         loop,
         initial_texts(config.initial_instructions, program, rules),
+        config.prices,
     )
 
 
@@ -385,6 +390,7 @@ def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
         teacher_settings=config.teacher_settings,
         seed=config.seed,
         task_model=config.task_model,
+        prices=config.prices,
     )
 
 
@@ -427,6 +433,11 @@ def _budget(config: OPROConfig, lost: Usage) -> Budget:
         None if cost is None else cost - lost.cost,
         config.timeout_seconds,
     )
+
+
+def _measured_cost(config: OPROConfig) -> float | None:
+    """`max_cost`, unless the user says that an LM is free: calls without a cost are then no sign of a missing price."""
+    return None if (0.0, 0.0) in (config.prices or {}).values() else config.max_cost
 
 
 def _failure_limit(config: OPROConfig) -> FailureLimit:

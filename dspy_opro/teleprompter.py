@@ -63,6 +63,8 @@ class OPROTeleprompter(Teleprompter):
         max_full_evals: The same limit in passes over trainset and valset.
         max_tokens: The most tokens of all LM calls, without cache hits.
         max_cost: The most US dollars, as far as the prices of the LMs are known.
+        prices: Your own prices in US dollars per million tokens, `{lm.model: (input, output)}`. They are for LMs whose
+            price DSPy does not know, and replace those that it knows. Answers from the cache cost nothing.
         timeout_seconds: The most wall time. The run does not wait for calls that are still running.
         stoppers: Functions that get a `RunState` and return a reason to stop, or None.
         confirm: Whether the run confirms its result. The search then holds examples back: at most a third of the

@@ -212,7 +212,7 @@ def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
     """Without a price for its LM a run cannot respect a limit in dollars."""
     if max_cost is not None and spent.tokens and not spent.cost:
         logger.warning(
-            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. Pass max_tokens.",
+            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. Pass prices or max_tokens.",
             max_cost,
         )
 

@@ -19,11 +19,12 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
+from .config.estimate import NUM_EXAMPLES, estimate
 from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
-from .programs.compat import defines, forget_secrets
+from .programs.compat import defines, forget_secrets, model_name
 from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
 from .programs.failures import FailureLimit, FirstExamples, TimeLimit
@@ -80,6 +81,47 @@ def optimize(job: Job) -> Any:
     finally:
         job.close()
     return job.best_program()
+
+
+def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | None = None) -> Any:
+    """Score the student on its first examples, and print what a run would spend. Returns a copy of the student.
+
+    Raises:
+        ValueError, TypeError, MetricError, TooManyErrors: As at the start of a run.
+    """
+    inputs = check(config, student)
+    config, program, train = inputs.config, inputs.program, inputs.splits["train"][:NUM_EXAMPLES]
+    events = EventLoop(loop)
+    try:
+        evaluator = _evaluator(inputs, events, is_async=loop is not None)
+        writer = _writer(inputs, events)
+        search = make_search(config, program.candidate, inputs.sizes)
+        first: FirstExamples | None = FirstExamples(len(train), _measured(config))
+        started, results = time.monotonic(), []
+        for example in train:
+            result, _ = evaluator.evaluate(program.candidate, example)
+            results.append(result)
+            if first is not None and first.passes(result):
+                first = None
+        seconds = (time.monotonic() - started) / len(train)
+    finally:
+        events.close()
+    lms = [
+        predictor.lm or config.task_model or dspy.settings.lm for predictor in program.student.predictors()
+    ]
+    said = estimate(
+        config,
+        search,
+        writer.meta_prompt,
+        model_name(inputs.prompt_model),
+        {model_name(lm) for lm in lms},
+        results,
+        seconds / (config.num_threads or dspy.settings.num_threads),
+    )
+    announce(str(said))
+    copied = program.build(program.candidate)
+    copied.opro_estimate = said
+    return copied
 
 
 async def optimize_in_thread(job: Job) -> Any:
@@ -151,8 +193,7 @@ class Job:
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
             budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
-            measured = replace(budget, max_cost=_measured_cost(config))
-            self._first = FirstExamples(search.plan.num_train, measured)
+            self._first = FirstExamples(search.plan.num_train, _measured(config))
             self.queue = TaskQueue(
                 search,
                 self.storage,
@@ -242,7 +283,7 @@ class Job:
         if event.round == 0:
             warn_of_little_to_gain(event.best, len(self.inputs.trainset))
             warn_of_percent(self.config.stop_at_score, event.best)
-            warn_without_prices(_measured_cost(self.config), self.ledger.usage)
+            warn_without_prices(_measured(self.config).max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
 
@@ -435,9 +476,13 @@ def _budget(config: OPROConfig, lost: Usage) -> Budget:
     )
 
 
-def _measured_cost(config: OPROConfig) -> float | None:
-    """`max_cost`, unless the user says that an LM is free: calls without a cost are then no sign of a missing price."""
-    return None if (0.0, 0.0) in (config.prices or {}).values() else config.max_cost
+def _measured(config: OPROConfig) -> Budget:
+    """The limits that the first example must be measured against.
+
+    If the user says that an LM is free, calls without a cost are no sign of a missing price.
+    """
+    is_free = (0.0, 0.0) in (config.prices or {}).values()
+    return Budget(config.max_tokens, None if is_free else config.max_cost)
 
 
 def _failure_limit(config: OPROConfig) -> FailureLimit:

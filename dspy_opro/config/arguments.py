@@ -117,6 +117,7 @@ class Arguments(TypedDict, total=False):
     provide_traceback: bool | None
     example_timeout_seconds: Limit
     max_outage_seconds: Annotated[float, Field(300.0, gt=0.0)]
+    dry_run: Annotated[bool, Field(False)]
 
 
 def _field(kind: Any) -> Any:

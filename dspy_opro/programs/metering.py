@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,11 @@ NOTHING = Usage()
 
 Prices = Mapping[str, tuple[float, float]]
 """Model, named as in `lm.model` -> dollars per million prompt tokens and per million completion tokens."""
+
+
+def dollars(price: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
+    """What so many tokens cost."""
+    return (price[0] * prompt_tokens + price[1] * completion_tokens) / 1e6
 
 
 class Ledger:
@@ -67,9 +71,8 @@ class Meter:
                 cost=float(cost or 0.0),
             )
             if model in self.prices:
-                counts = spent.prompt_tokens, spent.completion_tokens
-                dollars = sum(map(operator.mul, counts, self.prices[model])) / 1e6
-                spent = replace(spent, cost=dollars)
+                price = self.prices[model]
+                spent = replace(spent, cost=dollars(price, spent.prompt_tokens, spent.completion_tokens))
         self.spend(spent)
 
     def spend(self, spent: Usage) -> None:

@@ -12,6 +12,7 @@ import pytest
 from dspy_opro import TooManyErrors
 from dspy_opro.config.estimate import NUM_EXAMPLES, Estimate
 from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
+from tests.conformance.world import VERSION
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, serve, teleprompter
 
 PRICES = {"openai/scorer": (2.0, 8.0), "openai/proposer": (10.0, 40.0)}
@@ -116,7 +117,8 @@ def test_a_broken_program_is_an_error_as_in_a_run(server: SimulatedServer) -> No
     server.inject(Fault("status", status=401))
     with pytest.raises(TooManyErrors, match="student fails"):
         estimated(server, task_model=server.lm("scorer", num_retries=0))
-    assert server.stats().requests == 1
+    # One example. Up to DSPy 3.2 ChatAdapter repeats a failed call through JSONAdapter.
+    assert server.stats().requests <= (1 if VERSION >= (3, 3) else 3)
 
 
 class Async(dspy.Module):  # type: ignore[misc]

@@ -31,7 +31,7 @@ class Rehearsal:
     """In virtual time."""
     utilization: float
     quality: float
-    """The hidden chance of the result's instruction; 0.30 at the start."""
+    """The true probability of a right answer under the result's instruction; 0.21 at the start."""
     num_rounds: int
 
 

@@ -1,8 +1,8 @@
 """Quality of the result against scorer calls: `python benchmarks/search_efficiency.py --help`.
 
 One rule: every point is a whole run that was given so many calls and no more, through DSPy and HTTP, with servers
-that answer at once; quality is the hidden chance of the instruction that came out. `--rehearse` leaves DSPy, HTTP and
-the peers out, for many seeds in little time.
+that answer at once; quality is the true probability of a right answer under the instruction that came out.
+`--rehearse` leaves DSPy, HTTP and the peers out, for many seeds in little time.
 """
 
 from __future__ import annotations

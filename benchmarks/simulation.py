@@ -45,7 +45,7 @@ class Run:
     utilization: float
     """Server busy seconds over threads times wall seconds."""
     quality: float
-    """The hidden chance of the result's instruction; 0.30 at the start."""
+    """The true probability of a right answer under the result's instruction; 0.21 at the start."""
     cpu_share: float
     """This process's CPU seconds over the wall seconds; the server has a process of its own."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
-from .config.plan import forecast, make_search, warn_of_percent, warn_without_prices
+from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -32,10 +32,10 @@ from .programs.program import is_async_only
 from .programs.prompts import prompts
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
-from .proposers.meta_prompt import MetaPrompt
+from .proposers.meta_prompt import MetaPrompt, guidance_text
 from .proposers.opro import OPROProposer, PaperProposer
 from .proposers.reflective import adapt
-from .proposers.writer import InstructionWriter
+from .proposers.writer import InstructionWriter, initial_texts
 from .reporting.attach import attach
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.examples import Examples, ExampleText, as_texts
@@ -49,15 +49,12 @@ from .runner.task_queue import TaskQueue, WorkerPool
 from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
-from .search.trajectory import Outcome
+from .search.trajectory import Outcome, Usage
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
 logger = logging.getLogger("dspy_opro")
 logger.addFilter(clean_record)
-
-FEW_EXAMPLES = 20
-"""A run with fewer train examples gets a warning."""
 
 
 def optimize(job: Job) -> Any:
@@ -145,19 +142,22 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
+            budget = _budget(config, self.storage.lost_usage())
             limits = config.num_rounds, search.plan.max_metric_calls, budget
             self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
             self._page = None if self._directory is None else _live_page(self._directory, config, search.plan)
+            past = (result.usage for _, result in self.storage.results())
+            self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
+            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train) if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
@@ -173,7 +173,16 @@ class Job:
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
-        if self.storage.is_fresh or not (self.config.display_progress or self.config.verbose):
+        if self.storage.is_fresh:
+            return
+        lost = self.storage.lost_usage()
+        if lost.metric_calls:
+            logger.warning(
+                "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
+                "tokens and $%.4f. The budgets leave room for that.",
+                *(lost.metric_calls, lost.tokens, lost.cost),
+            )
+        if not (self.config.display_progress or self.config.verbose):
             return
         usage, num_rounds = self.ledger.usage, max(0, len(self.queue.search.best_scores) - 1)
         planned = "" if self.config.num_rounds is None else f" of {self.config.num_rounds}"
@@ -215,7 +224,7 @@ class Job:
             self.evaluator.forget(candidate)
         elif isinstance(event, RoundDecided):
             self._decided(event)
-        self._progress.show(event, self.ledger.usage, self.queue.trouble)
+        self._progress.show(event, self.ledger.usage, self.queue.waiting.trouble(time.monotonic()))
         if self.storage.study.is_stopped:
             self.queue.stop("callback")
         if self._directory is not None:
@@ -228,22 +237,11 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            self._warn_of_little_to_gain(event)
+            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
             warn_of_percent(self.config.stop_at_score, event.best)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
-
-    def _warn_of_little_to_gain(self, event: RoundDecided) -> None:
-        score, num_train = event.best_score, len(self.inputs.trainset)
-        if self.queue.search.trajectory.score_range == (0.0, 1.0) and score > 0.9:
-            logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
-        if num_train < FEW_EXAMPLES:
-            logger.warning(
-                "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make "
-                "a gain of 0.1 visible.",
-                *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
-            )
 
     def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
         search = self.queue.search
@@ -259,8 +257,9 @@ class Job:
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""
-        reason = self.queue.search.stop_reason or "error"
-        self.storage.close(reason)
+        search = self.queue.search
+        reason = search.stop_reason or "error"
+        self.storage.close(reason, search.returned if len(search.trajectory) else None)
         self._progress.close()
         self._loop.close()
         if self._directory is not None:
@@ -287,6 +286,7 @@ class Job:
             curve=tuple(search.best_scores),
             stop_reason=search.stop_reason or "error",
             usage=self.ledger.usage,
+            earlier_usage=self._earlier_usage,
             seconds=time.monotonic() - self._started,
             failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
@@ -335,14 +335,20 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    max_chars, must_keep = config.max_instruction_chars, config.must_keep
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    guidance = guidance_text(config.guidance, max_chars, must_keep)
     return InstructionWriter(
         proposer if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
         config.init_temperature,
         program,
-        MetaPrompt(program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper),
-        InstructionRules.of(program, train, is_paper),
+        MetaPrompt(
+            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+        ),
+        rules,
         loop,
+        initial_texts(config.initial_instructions, program, rules),
     )
 
 
@@ -409,6 +415,17 @@ def _storage(inputs: Inputs) -> RunStorage:
             seed=config.seed,
         ),
         config.callbacks,
+        config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def _budget(config: OPROConfig, lost: Usage) -> Budget:
+    """The limits, less what killed processes may have paid for and not recorded."""
+    tokens, cost = config.max_tokens, config.max_cost
+    return Budget(
+        None if tokens is None else tokens - lost.tokens,
+        None if cost is None else cost - lost.cost,
+        config.timeout_seconds,
     )
 
 

@@ -45,6 +45,12 @@ class OPROTeleprompter(Teleprompter):
         k_best: How many scored instructions the optimizer LM sees: 20 (section 5.1).
         num_exemplars: How many examples the optimizer LM sees: 3 (section 5.1).
         init_temperature: The sampling temperature of the optimizer LM: 1.0 (section 5.1).
+        guidance: Your constraints in words, e.g. "Keep the tone formal." Every request to the optimizer LM shows them.
+        max_instruction_chars: The most characters of a proposed instruction. The optimizer LM is told; longer ones are
+            dropped. Default: 4,000, or twice the student's longest instruction if that is more; "paper" 500.
+        must_keep: Texts that stay word for word in every instruction that has them in the student.
+        initial_instructions: Instructions that race in the first round, e.g. from an earlier result: texts, or for
+            several predictors dicts predictor name -> text. At most as many as `num_candidates`.
         max_train_examples: The most train examples for the score of a candidate, a seeded choice. Default of the
             preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` at most 1/32 of
             that number, but at least 16, unless there is a `pruner` or `auto="paper"`.

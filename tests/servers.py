@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from dspy_opro.testing import SimulatedServer
+from tests.runs import serve
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -152,3 +155,18 @@ def grpc_proxy(postgresql: str) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SimulatedServer]:
+    """A simulated server for all tests of a file."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: SimulatedServer) -> SimulatedServer:
+    """The file's server, without faults and with its counters at zero."""
+    shared.inject()
+    shared.reset()
+    return shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import ScriptedLM
 
-ODD = "half \ud83d of \x00 an \x1b[31m emoji \udc00 \x85 {x} \\ud83d ```"
+ODD = "half \ud83d of \x00 an \x1b[31m emoji \udc00 \x85 \\ud83d"
 TEXTS = st.text(st.characters() | st.characters(categories=["Cs", "Cc"]), max_size=40)
 
 
@@ -74,3 +75,22 @@ def test_any_text_is_survived_and_resumed(storage: str, text: str) -> None:
         for trial in first.trajectory.trials[1:]:
             for instructions in trial.candidate.instructions.values():
                 instructions.encode()
+
+
+@pytest.mark.parametrize("text", [ODD, "\x00", "\ud83d"])
+def test_any_text_may_go_to_the_optimizer_lm_and_come_from_it(text: str, tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def answer(call: Any) -> dict[str, str]:
+        return {"instruction": f"{text} {next(numbers)}"}
+
+    trainset = [dspy.Example(question=f"{n} {text}", note=text).with_inputs("question") for n in range(6)]
+    teleprompter = OPROTeleprompter(
+        metric=lambda example, prediction: dspy.Prediction(score=float(prediction.answer == "ok"), feedback=text),
+        num_rounds=1, num_candidates=3, lag=0, display_progress=False, log_dir=tmp_path,
+        prompt_model=ScriptedLM(answer),
+    )  # fmt: skip
+    with dspy.context(lm=ScriptedLM(answer)):
+        result = teleprompter.compile(Echo(text), trainset=trainset).opro_result
+    assert len(result.trajectory) == 4
+    assert result.problems == ()

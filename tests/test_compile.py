@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,6 @@ import pytest
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import Fault, SimulatedServer
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, decisions, metric, optimize, serve, teleprompter
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimulatedServer]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.reset()
-    return shared
 
 
 def shown(study: optuna.Study) -> list[Any]:
@@ -439,3 +426,80 @@ async def test_threads_end_with_the_run(server: SimulatedServer, is_shared: bool
         storage = f"sqlite:///{tmp_path / str(number)}.db" if is_shared else None
         optimize(server, num_rounds=1, num_threads=16, storage=storage)
     assert await no_threads_but(before)
+
+
+# --- exceptions that are no `Exception` ------------------------------------------------------------------
+
+
+class Odd(BaseException):
+    pass
+
+
+class OddWords(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class OddSync(dspy.Module):  # type: ignore[misc]
+    """Raises something odd on one item."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.inner = dspy.Predict(dspy.Signature("question -> answer", "Name the code of the item."))
+        self.kind = kind
+
+    def forward(self, question: str) -> Any:
+        if "train-7?" in question:
+            raise self.kind("why")
+        return self.inner(question=question)
+
+
+class OddAsync(OddSync):
+    async def aforward(self, question: str) -> Any:
+        await asyncio.sleep(0)
+        if "train-7?" in question:
+            raise self.kind("why")
+        return await self.inner.acall(question=question)
+
+
+ODD = [
+    KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration, Odd,
+    OddWords,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", [OddSync, OddAsync])
+@pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
+async def test_odd_exceptions_are_one_failed_example_in_acompile_as_in_compile(
+    server: SimulatedServer, kind: type[BaseException], program: type[OddSync]
+) -> None:
+    with dspy.context(lm=server.lm("scorer")):
+        results = [
+            (await short(server).acompile(program(kind), trainset=TRAINSET)).opro_result,
+            short(server).compile(program(kind), trainset=TRAINSET).opro_result,
+        ]
+    for result in results:
+        assert result.stop_reason == "num_rounds"
+        assert {failure.example for failure in result.failures} == {7}
+        assert all(kind.__name__ in failure.error for failure in result.failures)
+    assert decisions(results[0])["trials"] == decisions(results[1])["trials"]
+
+
+@pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_odd_exceptions_of_a_metric_are_one_failed_example_too(
+    server: SimulatedServer, kind: type[BaseException], is_async: bool
+) -> None:
+    def judge(example: Any, prediction: Any) -> float:
+        if "train-3?" in example.question:
+            raise kind("why")
+        return metric(example, prediction)
+
+    async def ajudge(example: Any, prediction: Any) -> float:
+        return judge(example, prediction)
+
+    with dspy.context(lm=server.lm("scorer")):
+        optimizer = short(server, metric=ajudge if is_async else judge)
+        result = (await optimizer.acompile(Sync(), trainset=TRAINSET)).opro_result
+    assert {failure.example for failure in result.failures} == {3}
+    assert all(failure.error.startswith("metric raised ") for failure in result.failures)

@@ -98,3 +98,21 @@ def test_the_confirmation_is_the_same_in_a_resumed_run(tmp_path: Any, num_thread
     assert seen.questions == []
     assert again.opro_result.gain == first.opro_result.gain
     assert again.opro_result.best.id == first.opro_result.best.id
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+@pytest.mark.parametrize("budget", [{"max_tokens": 150_000}, {"timeout_seconds": 6.0}])
+def test_other_budgets_keep_a_share_for_the_confirmation_too(
+    budget: dict[str, Any], num_threads: int, tmp_path: Any
+) -> None:
+    task = VocabularyTask(1)
+    options = {"auto": None, "num_threads": num_threads, "log_dir": tmp_path, **budget}
+    program, _ = compiled(task, 60, **options)
+    result = program.opro_result
+    assert result.stop_reason in budget
+    assert result.gain.interval.basis == "fresh"
+    assert result.usage.tokens <= budget.get("max_tokens", 10**9) * 1.02
+    if "max_tokens" in budget:
+        again, seen = compiled(task, 60, **options)
+        assert seen.questions == []
+        assert again.opro_result.gain == result.gain

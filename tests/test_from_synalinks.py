@@ -134,7 +134,7 @@ def test_what_is_returned_was_scored() -> None:
     """There the last proposal is deployed and no step has scored it."""
     # The later the proposal, the worse.
     texts = iter([LEVELS[5], *(f"Think at level 0, variant {n}." for n in range(100))])
-    program = compiled(ScriptedLM(lambda call: {"instruction": next(texts)}), num_threads=1)
+    program = compiled(ScriptedLM(lambda call: {"instruction": next(texts)}), num_threads=1, confirm=False)
     best = program.opro_result.best
     assert program.signature.instructions == best.candidate.instructions["self"] == LEVELS[5]
     assert best.state == "complete" and best.num_scored == len(best.scores) > 0

@@ -27,6 +27,7 @@ FLOORS = {
     "compile": 4,
     "teleprompter": 5,
     "__init__": 6,
+    "__main__": 6,
     "integrations": 6,
 }
 MOST_FLOORS = 7
@@ -51,8 +52,10 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
+    "reporting.command_line": {"click"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
+    "reporting.recorded": {"optuna"},
     "reporting.report": {"jinja2"},
     "reporting.plots": {"plotly"},
     "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,7 @@ import pytest
 
 from dspy_opro import MetricError, TooManyErrors
 from dspy_opro.testing import Fault, SimulatedServer
-from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, decisions, metric, optimize, serve, teleprompter
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimulatedServer]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.inject()
-    shared.reset()
-    return shared
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, decisions, metric, optimize, teleprompter
 
 
 class Review(dspy.Signature):  # type: ignore[misc]

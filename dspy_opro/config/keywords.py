@@ -77,6 +77,8 @@ class Keywords(Arguments, total=False):
     depth: Annotated[int, "num_rounds"]
     devset: Annotated[Sequence[Any], "trainset"]
     instruction_proposer: Annotated[Any, "proposer"]
+    additional_instructions: Annotated[str, "guidance"]
+    max_chars: Annotated[int, "max_instruction_chars"]
     max_demos: Annotated[int, "max_bootstrapped_demos"]
     max_steps: Annotated[int, "num_rounds"]
     num_candidate_programs: Annotated[int, "num_trials"]

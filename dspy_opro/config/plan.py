@@ -29,6 +29,9 @@ from .sizes import (
 
 logger = logging.getLogger("dspy_opro")
 
+FEW_EXAMPLES = 20
+"""A run with fewer train examples gets a warning."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -78,9 +81,10 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
+        """Without validations: few small rounds would have as many of them as winners, and wait for each."""
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
-        per_round = pruner.most_calls(num_train, num_candidates) + num_val
+        per_round = pruner.most_calls(num_train, num_candidates)
         affordable = (max_metric_calls - num_train - num_val) // per_round
         return min(affordable, config.num_rounds or affordable)
 
@@ -97,6 +101,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         num_candidates=num_candidates,
         num_trials=config.num_trials,
         num_demo_sets=num_demo_sets,
+        num_initial=_num_initial(config, num_candidates - num_demo_sets),
         max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
@@ -154,6 +159,16 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
 
 
+def _num_initial(config: OPROConfig, most: int) -> int:
+    number = len(config.initial_instructions)
+    if number > most:
+        raise ValueError(
+            f"initial_instructions must be at most {most}, because they race in the first round, but are {number}. "
+            "Give fewer of them or a larger num_candidates."
+        )
+    return number
+
+
 def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:
     """Examples that one demo set may try. With a budget all sets together may try an eighth of it."""
     if not config.max_bootstrapped_demos:
@@ -168,6 +183,19 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
     if config.patience is not None:
         stoppers.append(Patience(config.patience, config.min_delta))
     return [*stoppers, *config.stoppers]
+
+
+def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
+    """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
+    score = student.reward if student.valset_score is None else student.valset_score
+    if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
+        logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
+    if num_train < FEW_EXAMPLES:
+        logger.warning(
+            "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make a gain "
+            "of 0.1 visible.",
+            *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
+        )
 
 
 def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:

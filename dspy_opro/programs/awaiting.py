@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import traceback
 from collections.abc import Awaitable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -103,4 +104,6 @@ async def _guarded(value: Awaitable[T]) -> T:
 
 def as_exception(error: BaseException) -> Exception:
     """An error that the run handles like any other. KeyboardInterrupt and its like become a RuntimeError."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(traceback.format_exception_only(error)[-1].strip())  # an error's own text may raise

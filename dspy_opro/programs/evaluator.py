@@ -95,9 +95,8 @@ class Evaluator:
                 outcome = self._judge(example, prediction)
             except MetricError:
                 raise
-            except (
-                BaseException
-            ) as caught:  # e.g. SystemExit: the program has failed on this example, no more
+            except BaseException as caught:
+                # E.g. SystemExit: the program has failed on this example, no more.
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
@@ -106,11 +105,14 @@ class Evaluator:
     def _judge(self, example: Any, prediction: Any) -> Outcome:
         try:
             value = self.loop.resolve(self.metric(example, prediction))
-        except Exception as caught:
+        except BaseException as caught:
             raise MetricRaised(f"metric raised {in_brief(caught)}") from caught
         score = to_score(value)
-        feedback = shorten(score.feedback, 1000)
-        return Outcome(score.value, output_text(prediction), feedback, None, score.subscores)
+        try:
+            output = output_text(prediction)
+        except Exception as caught:  # a prediction without a readable text has its score all the same
+            output = f"(can't be shown: {in_brief(caught)})"
+        return Outcome(score.value, output, shorten(score.feedback, 1000), None, score.subscores)
 
 
 def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:

@@ -7,8 +7,9 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass
 
+from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
-from dspy_opro.search.trajectory import Outcome, Trial
+from dspy_opro.search.trajectory import Outcome, Trial, Usage
 
 from .errors import in_brief
 from .evaluator import MetricRaised
@@ -137,8 +138,9 @@ class FirstExamples:
     refused key and an unknown model end the run at once.
     """
 
-    def __init__(self, num_train: int) -> None:
+    def __init__(self, num_train: int, budget: Budget | None = None) -> None:
         self._num_left = min(NUM_FIRST, num_train)
+        self._budget = budget or Budget()
         self._first_error: Exception | None = None
 
     def passes(self, result: TaskResult) -> bool:
@@ -147,8 +149,10 @@ class FirstExamples:
         Raises:
             MetricError: The metric raised an error.
             TooManyErrors: The program failed on every example so far, and there is no further attempt.
+            ValueError: The answers don't say what a budget needs to know.
         """
         if result.error is None:
+            self._check_budget(result.usage)
             return True
         if isinstance(result.error, MetricRaised):
             raise MetricError(str(result.error)) from result.error.__cause__
@@ -158,3 +162,17 @@ class FirstExamples:
             message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"
             raise TooManyErrors(message) from self._first_error
         return False
+
+    def _check_budget(self, spent: Usage) -> None:
+        for name, limit, is_known, missing, other in (
+            (
+                "max_tokens",
+                self._budget.max_tokens,
+                spent.tokens,
+                "the provider sends no usage",
+                "metric_calls",
+            ),
+            ("max_cost", self._budget.max_cost, spent.cost, "no price is known for the LM", "tokens"),
+        ):
+            if limit is not None and spent.scorer_calls and not is_known:
+                raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass max_{other} instead.")

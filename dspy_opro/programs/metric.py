@@ -22,6 +22,10 @@ class Score:
     """Name -> value of the further numbers that the metric returned."""
 
 
+MOST = 1e100
+"""Scores beyond it, or below its negative, are refused: sums of them and their squares would not be numbers."""
+
+
 class MetricError(TypeError):
     """The metric can't be called, or it returned something that is not a score."""
 
@@ -97,7 +101,7 @@ def to_score(value: Any) -> Score:
     Further numbers in the latter two, and in their `subscores`, become subscores.
 
     Raises:
-        MetricError: The value is anything else, NaN or infinite.
+        MetricError: The value is anything else, NaN, infinite, or beyond 1e100.
     """
     to_dict = getattr(value, "toDict", None)  # of a dspy.Prediction
     if isinstance(value, Mapping):
@@ -111,7 +115,8 @@ def to_score(value: Any) -> Score:
     number, feedback, subscores = (fields.pop(name, None) for name in ("score", "feedback", "subscores"))
     if isinstance(subscores, Mapping):
         fields = {**subscores, **fields}
-    found = {str(name): float(v) for name, v in fields.items() if _is_number(v) and math.isfinite(v)}
+    values = {str(name): _float(v) for name, v in fields.items() if _is_number(v)}
+    found = {name: v for name, v in values.items() if abs(v) <= MOST}
     return Score(_number(number), "" if feedback is None else str(feedback), found or None)
 
 
@@ -123,13 +128,24 @@ def _is_number(value: Any) -> bool:
     return dtype is not None and getattr(value, "ndim", None) == 0 and getattr(dtype, "kind", "f") in "biuf"
 
 
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a huge int
+        return math.inf
+
+
 def _number(value: Any) -> float:
     if not _is_number(value):
         raise MetricError(
             "metric must return a number, a dspy.Prediction or a dict with 'score', "
             f"but returned {value!r} ({type(value).__name__})."
         )
-    number = float(value)
+    number = _float(value)
     if not math.isfinite(number):
         raise MetricError(f"metric must return a finite number, but returned {number}.")
+    if abs(number) > MOST:
+        raise MetricError(
+            f"metric must return a number between -{MOST:g} and {MOST:g}, but returned {number:g}."
+        )
     return number

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from dataclasses import dataclass, field
 from itertools import count
 
-from dspy_opro.search.tasks import ScoringTask, Task, task_key, urgency
+from dspy_opro.search.tasks import ScoringTask, Task, TaskResult, task_key, urgency
 from dspy_opro.search.trajectory import Usage
 
+from .errors import in_brief
 from .provider import Verdict
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+WARNING_PAUSE_SECONDS = 60.0
+"""Between two warnings about calls that are tried again."""
+
+logger = logging.getLogger("dspy_opro")
 
 
 class Pace:
@@ -113,6 +119,7 @@ class Lane:
         self._later: list[tuple[float, int, Task]] = []  # heap: when it may start, number, task
         self._retries: dict[str, _Retry] = {}  # task key -> its calls so far
         self._numbers = count()
+        self._last_warning = -math.inf
 
     def push(self, task: Task) -> None:
         heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
@@ -138,7 +145,7 @@ class Lane:
         retry = self._retries.pop(task_key(task), None)
         return Usage() if retry is None else retry.spent
 
-    def put_off(self, task: Task, spent: Usage, verdict: Verdict, started: float, now: float) -> bool:
+    def put_off(self, task: Task, result: TaskResult, verdict: Verdict, started: float, now: float) -> bool:
         """Try a task again later, whose call met a transient error.
 
         Returns:
@@ -151,8 +158,12 @@ class Lane:
             return False
         wait = 0.0 if verdict.is_rate_limit else pause_after(retry.num_calls)
         retry.num_calls += 1
-        retry.spent += spent
+        retry.spent += result.usage
         heapq.heappush(self._later, (now + wait, next(self._numbers), task))
+        if now - self._last_warning > WARNING_PAUSE_SECONDS:
+            self._last_warning = now
+            reason, error = self.pace.trouble(now) or "later", in_brief(result.error)
+            logger.warning("A call failed and is tried again (%s): %s", reason, error)
         return True
 
     def is_down_for_too_long(self, now: float) -> bool:

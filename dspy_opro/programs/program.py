@@ -15,7 +15,7 @@ from dspy_opro.search.trajectory import Candidate
 
 from .compat import defines, task_text
 from .copying import copy_module, uncopyable
-from .values import as_json, fields, shown
+from .values import as_json, fields, shown, storable
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def describe(values: Mapping[str, Any], limit: int = 600) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
+    """A text without its middle if it is too long, and without what can't be stored."""
+    text = storable(text)
     if len(text) <= limit:
         return text
     half = (limit - 5) // 2

@@ -40,9 +40,10 @@ _TRANSIENT = frozenset({
     *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),
     *("LMRateLimitError", "LMLockTimeoutError"),
 })  # fmt: skip
-_ACCOUNT = frozenset(
-    {"LMAuthError", "LMBillingError", "LMUnsupportedModelError", "AuthenticationError", "NotFoundError"}
-)
+_ACCOUNT = frozenset({
+    *("LMAuthError", "LMBillingError", "LMNotConfiguredError", "LMUnsupportedModelError"),
+    *("AuthenticationError", "NotFoundError", "LiteLLMUnknownProvider"),
+})  # fmt: skip
 _OF_LMS = frozenset({"dspy", "litellm", "openai", "anthropic"})
 _REFUSED = frozenset({401, 402, 403, 404})
 _TRANSIENT_STATUS = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
@@ -62,7 +63,11 @@ def judge(error: BaseException | None) -> Verdict:
             break
         names, status = {kind.__name__ for kind in type(link).__mro__}, status_of(link)
         is_of_lm = type(link).__module__.partition(".")[0] in _OF_LMS
-        if is_of_lm and status != 403 and (names & _ACCOUNT or status == 402 or _is_out_of_quota(link)):
+        if (
+            is_of_lm
+            and status != 403
+            and (names & _ACCOUNT or status in (402, 404) or _is_out_of_quota(link))
+        ):
             return Verdict("account")
         if status is None and not names & _TRANSIENT:
             continue

@@ -23,13 +23,18 @@ def fields(example: Any) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text. Images and other media become a name such as `<image>`."""
+    """A value as text that can be stored and sent. Images and other media become a name such as `<image>`."""
 
     def name(match: re.Match[str]) -> str:
         kind = _KIND.search(match.group())
         return f"<{kind.group(1) if kind else 'media'}>"
 
-    return _MEDIA.sub(name, str(plain(value)))
+    return storable(_MEDIA.sub(name, str(plain(value))))
+
+
+def storable(text: str) -> str:
+    """The text without half a surrogate pair, which UTF-8 and most databases can't hold and no provider takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspy_opro.programs.program import Program
-from dspy_opro.programs.values import fields, shown
+from dspy_opro.programs.values import fields, shown, storable
 
 _THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
@@ -55,11 +55,6 @@ def clean(text: str) -> str:
             return text
 
 
-def storable(text: str) -> str:
-    """The text without half a surrogate pair, which UTF-8 and most databases can't hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def placeholders(text: str) -> frozenset[str]:
     """The `{names}` and `{{names}}` in a text."""
     return frozenset(_PLACEHOLDER.findall(text))
@@ -77,10 +72,23 @@ class InstructionRules:
     """So many consecutive words of the data count as a quotation."""
     items: Collection[int] = frozenset()
     """Hashes of whole inputs that are shorter and belong to one example alone. Two of them are a copied list."""
+    must_keep: Sequence[str] = ()
+    """Texts that stay where the student's instruction has them."""
 
     @classmethod
-    def of(cls, program: Program, trainset: Sequence[Any], is_paper: bool) -> InstructionRules:
-        """The rules for the student's instructions and for the data that the meta-prompt may show."""
+    def of(
+        cls,
+        program: Program,
+        trainset: Sequence[Any],
+        is_paper: bool,
+        max_chars: int | None = None,
+        must_keep: Sequence[str] = (),
+    ) -> InstructionRules:
+        """The rules for the student's instructions and for the data that the meta-prompt may show.
+
+        Raises:
+            ValueError: A text of `must_keep` is in no instruction of the student, or is longer than `max_chars`.
+        """
         # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
         inputs: Counter[int] = Counter()  # short input -> examples that have it
@@ -96,7 +104,14 @@ class InstructionRules:
         quotes = frozenset(gram for gram, count in shared.items() if count <= limit)
         quotes -= set(ngrams(instructions, cls.ngram))
         items = frozenset(item for item, count in inputs.items() if count == 1)
-        return cls(max_length, quotes, items=items)
+        for text in must_keep:
+            if not any(text in instruction for instruction in instructions):
+                raise ValueError(f"must_keep has {text!r}, which is in no instruction of the student.")
+            if max_chars is not None and len(text) > max_chars:
+                raise ValueError(
+                    f"must_keep has {text!r}, which is longer than max_instruction_chars={max_chars}."
+                )
+        return cls(max_chars or max_length, quotes, items=items, must_keep=must_keep)
 
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
@@ -109,6 +124,8 @@ class InstructionRules:
         lost = placeholders(original) - placeholders(text)
         if lost:
             return f"loses placeholder {', '.join(sorted(lost))}"
+        if any(kept in original and kept not in text for kept in self.must_keep):
+            return "loses a text of must_keep"
         is_quoted = self._copied(text, original, self.quotes, [self.ngram])
         if is_quoted or len(self._copied(text, original, self.items, range(2, self.ngram))) > 1:
             return "quotes the data"

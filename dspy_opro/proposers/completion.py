@@ -57,6 +57,8 @@ class CompletionProposer(dspy.Module):
 
     def forward(self, request: ProposalRequest) -> Any:
         prompt, begin = self.prompt(request)
+        if request.guidance:
+            prompt = f"Rules for every instruction:\n{request.guidance}\n\n{prompt}"
         lm = dspy.settings.lm.copy(model_type="text", max_tokens=self.max_tokens, stop=["\n"])
         (answer, *_) = lm(prompt)
         text = clean((answer if isinstance(answer, str) else answer["text"]) or "")

@@ -55,6 +55,8 @@ class ProposalRequest:
     """How often the round has asked for more proposals before this one."""
     seed: int
     """Different for every request of a run, and the same in a repeated run."""
+    guidance: str = ""
+    """The user's constraints in words."""
 
 
 @dataclass(frozen=True, repr=False)  # a repr would have the whole data
@@ -70,6 +72,7 @@ class MetaPrompt:
     seed: int
     is_paper: bool
     """Whether to follow the paper: one style, random exemplars."""
+    guidance: str = ""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
         """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
@@ -93,6 +96,7 @@ class MetaPrompt:
             slot=task.slot,
             wave=task.wave,
             seed=_request_seed(self.seed, task.round, task.slot, task.wave, task.predictors),
+            guidance=self.guidance,
         )
 
     def _exemplar(self, outcome: Outcome | None, position: int, score_range: tuple[float, float]) -> Exemplar:
@@ -106,6 +110,17 @@ class MetaPrompt:
             outcome=outcome,
             score_range=score_range,
         )
+
+
+def guidance_text(guidance: str | None, max_chars: int | None, must_keep: Sequence[str]) -> str:
+    """The user's constraints as a text for the optimizer LM; empty if there are none."""
+    lines = [guidance.strip()] if guidance else []
+    if max_chars is not None:
+        lines.append(f"The whole instruction has at most {max_chars} characters.")
+    if must_keep:
+        lines.append("Keep these texts word for word where the best instruction has them:")
+        lines += [f'"{text}"' for text in must_keep]
+    return "\n".join(lines)
 
 
 def _scored(task: ProposalTask, name: str, count: int) -> list[tuple[str, int | None]]:

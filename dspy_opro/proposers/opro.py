@@ -85,8 +85,15 @@ def _fields(request: ProposalRequest) -> dict[str, str]:
             for name in request.predictors
         ),
         "examples": "\n\n".join(exemplar_text(e) for e in request.exemplars) or "(none)",
-        "request": REQUESTS[request.style],
+        "request": _guided(REQUESTS[request.style], request),
     }
+
+
+def _guided(text: str, request: ProposalRequest) -> str:
+    """A text for the optimizer LM, with the user's constraints at its end."""
+    return (
+        f"{text}\n\nThese rules hold for every instruction:\n{request.guidance}" if request.guidance else text
+    )
 
 
 def _extended(request: ProposalRequest, prediction: Any) -> Any:
@@ -140,7 +147,7 @@ class PaperProposer(dspy.Module):
         exemplars = "\n\n".join(
             f"input:\n<INS>\n{e.inputs}\noutput:\n{e.expected}" for e in request.exemplars
         )
-        return (
+        text = (
             "I have some texts along with their corresponding scores. The texts are arranged in ascending order "
             "based on their scores, where higher scores indicate better quality.\n\n"
             f"{scored}\n\n"
@@ -151,3 +158,4 @@ class PaperProposer(dspy.Module):
             "Write your new text that is different from the old ones and has a score as high as possible. Write "
             "the text in square brackets."
         )
+        return _guided(text, request)

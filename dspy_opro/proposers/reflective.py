@@ -31,7 +31,7 @@ class ReflectiveProposer:
     and Feedback) and `components_to_update` (names). Returns name -> new text."""
 
     def __call__(self, request: ProposalRequest) -> dict[str, str]:
-        examples = [_example(exemplar) for exemplar in request.exemplars]
+        examples = [_example(exemplar, request.guidance) for exemplar in request.exemplars]
         new = self.function(
             candidate=dict(request.current),
             reflective_dataset={name: list(examples) for name in request.predictors},
@@ -40,10 +40,12 @@ class ReflectiveProposer:
         return {name: text for name, text in new.items() if name in request.predictors}
 
 
-def _example(exemplar: Exemplar) -> dict[str, Any]:
+def _example(exemplar: Exemplar, guidance: str) -> dict[str, Any]:
     outcome = exemplar.outcome
     said = "" if outcome is None else outcome.error or outcome.feedback
     feedback = [said, f"Score: {outcome.score:g}" if outcome else "", f"Expected: {exemplar.expected}"]
+    if guidance:
+        feedback.append(f"Rules for every instruction: {guidance}")
     return {
         "Inputs": dict(exemplar.input_fields),
         "Generated Outputs": exemplar.prediction,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from dspy_opro.programs.failures import ProposerFailed
 from dspy_opro.programs.metering import Meter, metered
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.programs.provider import is_unusable
+from dspy_opro.programs.values import storable
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
 
@@ -52,6 +53,8 @@ class InstructionWriter:
     rules: InstructionRules
     loop: EventLoop
     """Awaits async proposers."""
+    initial: Sequence[Mapping[str, str]] = ()
+    """Instructions of the user, predictor name -> text."""
 
     def __post_init__(self) -> None:
         self._takes_no_temperature = False
@@ -107,6 +110,8 @@ class InstructionWriter:
             ProposerFailed: The LM can't be called, and no earlier call of this process worked. Another try may work
                 after a change of the key or the model, so the log does not have this failure.
         """
+        if task.initial is not None:
+            return TaskResult(Proposal(self.initial[task.initial]))
         request, error = self.meta_prompt.request(task), None
         lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
         with metered("proposer", book, trace=[]) as meter:
@@ -166,3 +171,33 @@ class InstructionWriter:
             else:
                 problems.append(problem)
         return Proposal(texts, tuple(problems))
+
+
+def initial_texts(
+    given: Sequence[str | Mapping[str, str]], program: Program, rules: InstructionRules
+) -> list[dict[str, str]]:
+    """The user's `initial_instructions` as predictor name -> text.
+
+    Raises:
+        ValueError: A predictor is unknown, or a text is not usable.
+    """
+    found = []
+    for number, item in enumerate(given):
+        if isinstance(item, str) and len(program.names) > 1:
+            raise ValueError(
+                f"initial_instructions[{number}] must be a dict, because the program has the predictors "
+                f"{', '.join(program.names)}."
+            )
+        named = {program.names[0]: item} if isinstance(item, str) else item
+        texts = {name: canonical(storable(text)) for name, text in named.items()}
+        for name, text in texts.items():
+            if name not in program.texts:
+                known = ", ".join(program.names)
+                raise ValueError(
+                    f"initial_instructions[{number}] has {name!r}, but the predictors are {known}."
+                )
+            problem = rules.problem(text, program.texts[name].text)
+            if problem not in (None, "quotes the data"):
+                raise ValueError(f"initial_instructions[{number}] is not usable: {problem}.")
+        found.append(texts)
+    return found

@@ -37,15 +37,17 @@ def _table(result: OPROResult) -> str:
     rows = sorted(
         result.to_dicts(), key=lambda r: (r["is_estimate"], -(r["valset_score"] or 0.0), -r["reward"])
     )
+    has_valset = any(row["valset_score"] is not None for row in rows)
     lines = []
     for row in rows[:NUM_TRIALS]:
         about = f"{row['reward']:.3f}"
         if row["is_estimate"]:
             about = f"≈ {about} ({counted(row['num_scored'], 'example')})"
-        valset = "" if row["valset_score"] is None else f"{row['valset_score']:.3f}"
-        cells = [row["number"], row["round"], row["state"], about, valset, row["reason"]]
+        cells = [row["number"], row["round"], row["state"], row["reason"], about]
+        if has_valset:
+            cells.append("" if row["valset_score"] is None else f"{row['valset_score']:.3f}")
         lines.append("".join(f"<td>{escape(str(cell))}</td>" for cell in cells))
-    names = ("trial", "round", "state", "train score", "valset score", "reason")
+    names = ["trial", "round", "state", "reason", "train score", *(["valset score"] if has_valset else ())]
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     shown = (

@@ -11,6 +11,9 @@ from dspy_opro.search.trajectory import Trial
 
 from .result import OPROResult, counted
 
+SYMBOLS = {"scored in full": "circle", "dropped (estimate)": "circle-open", "returned": "star"}
+"""Kind of a candidate -> its marker."""
+
 
 def history(result: OPROResult) -> go.Figure:
     """The best score after each round, and every candidate."""
@@ -21,8 +24,7 @@ def history(result: OPROResult) -> go.Figure:
         line_shape="hv",
         name=f"best score on {result.deciding_data}",
     )
-    title = f"Score by round, {result.stop_reason}"
-    return _figure([best, *_points(result)], title, "round", "mean score")
+    return _figure([best, *_points(result)], "Best score after each round", "round", "mean score")
 
 
 def lineage(result: OPROResult) -> go.Figure:
@@ -57,7 +59,7 @@ def examples(result: OPROResult) -> go.Figure:
         y=[f"trial {numbers[t.id]}" for t in trials],
         zmin=low,
         zmax=high,
-        colorscale="RdYlGn",
+        colorscale="RdBu",
         colorbar_title="score",
         text=[[inputs for _, inputs in texts]] * len(rows),
         hovertemplate="%{y}, %{x}: %{z}<br>%{text}<extra></extra>",
@@ -76,25 +78,25 @@ def _example(result: OPROResult, position: int) -> tuple[str, str]:
 
 
 def _points(result: OPROResult) -> list[go.Scatter]:
-    """Candidates scored in full, and dropped ones, whose scores are estimates."""
-    points = []
-    for name, symbol, is_full in (
-        ("scored in full", "circle", True),
-        ("dropped (estimate)", "circle-open", False),
-    ):
-        chosen = [(n, t) for n, t in enumerate(result.trials) if (t.state == "complete") == is_full]
-        points.append(
-            go.Scatter(
-                x=[t.candidate.round for _, t in chosen],
-                y=[result.reward_of(t) for _, t in chosen],
-                mode="markers",
-                marker={"symbol": symbol, "size": 9},
-                name=name,
-                text=[_hover(result, n, t) for n, t in chosen],
-                hovertemplate="%{text}<extra></extra>",
-            )
+    """Candidates scored in full, dropped ones, whose scores are estimates, and the returned one."""
+    groups: dict[str, list[tuple[int, Trial]]] = {name: [] for name in SYMBOLS}
+    for number, trial in enumerate(result.trials):
+        is_full = trial.state == "complete"
+        is_returned = bool(result.curve) and trial.id == result.best.id
+        name = "returned" if is_returned else "scored in full" if is_full else "dropped (estimate)"
+        groups[name].append((number, trial))
+    return [
+        go.Scatter(
+            x=[t.candidate.round for _, t in group],
+            y=[result.reward_of(t) for _, t in group],
+            mode="markers",
+            marker={"symbol": SYMBOLS[name], "size": 14 if name == "returned" else 9},
+            name=name,
+            text=[_hover(result, n, t) for n, t in group],
+            hovertemplate="%{text}<extra></extra>",
         )
-    return points
+        for name, group in groups.items()
+    ]
 
 
 def _hover(result: OPROResult, number: int, trial: Trial) -> str:

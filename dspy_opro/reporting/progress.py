@@ -63,9 +63,7 @@ class Progress:
         self._student: RoundDecided | None = None
         self._best: RoundDecided | None = None
         self._started, self._shown = time.monotonic(), 0.0
-        self._calls: deque[tuple[float, int]] = deque(
-            [(self._started, 0)]
-        )  # (time, calls by then) in the last `RATE_SECONDS`
+        self._calls = deque([(self._started, 0)])  # (time, calls by then) in the last `RATE_SECONDS`
         is_live = (_is_terminal(sys.stdout) and not _is_ci()) or issubclass(tqdm, tqdm_notebook)
         self._is_plain = display and not is_live
         self._bar = tqdm(
@@ -85,16 +83,21 @@ class Progress:
             self._first_usage = usage
             self._calls[0] = self._started, _calls(usage)
         self._usage, self._trouble = usage, trouble
-        self._calls.append((time.monotonic(), _calls(usage)))
+        now = time.monotonic()
+        self._calls.append((now, _calls(usage)))
+        while now - self._calls[0][0] > RATE_SECONDS:
+            self._calls.popleft()
         if isinstance(event, CandidatesProposed) and event.round > 0:
-            candidates, dropped = counted(len(event.candidates), "candidate"), len(event.dropped)
-            self._log("round %d: %s, %d proposals not used", event.round, candidates, dropped)
+            candidates = counted(len(event.candidates), "candidate")
+            self._log(
+                "round %d: %s, %s not used", event.round, candidates, counted(len(event.dropped), "proposal")
+            )
         elif isinstance(event, TrialFinished):
             self._trajectory = self._trajectory.add(event.trial)
             self._log("%s: %s", outcome(event.trial, self._trajectory), _first_words(event.trial))
         elif isinstance(event, RoundDecided):
             self._decided(event)
-        if time.monotonic() - self._shown >= PAUSE_SECONDS:
+        if now - self._shown >= PAUSE_SECONDS:
             self._draw()
 
     def _decided(self, event: RoundDecided) -> None:
@@ -150,10 +153,7 @@ class Progress:
         return f"{data} {first} -> {score(self._best.best_score)}"
 
     def _calls_per_second(self) -> float:
-        last, calls = self._calls[-1]
-        while last - self._calls[0][0] > RATE_SECONDS:
-            self._calls.popleft()
-        first, before = self._calls[0]
+        (first, before), (last, calls) = self._calls[0], self._calls[-1]
         return (calls - before) / (last - first) if last > first else 0.0
 
     def _time(self) -> str:

@@ -55,10 +55,15 @@ class Row:
         return self.trial.state == "complete"
 
     @property
-    def order(self) -> tuple[float, bool, float]:
-        """The best row is the lowest: first by valset score if there is one, then full scores before estimates."""
-        valset = self.trial.valset_score
-        return math.inf if valset is None else -valset, not self.is_measured, -self.score
+    def order(self) -> tuple[float, bool, float, bool]:
+        """The best row is the lowest: by valset score if there is one, full scores before estimates, by score.
+
+        Of equal valset scores the returned row is the best.
+        """
+        valset, is_returned = self.trial.valset_score, self.kind == "returned"
+        if valset is None:
+            return math.inf, not self.is_measured, -self.score, not is_returned
+        return -valset, not is_returned, -self.score, False
 
 
 def make_rows(result: OPROResult) -> list[Row]:

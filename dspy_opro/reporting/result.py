@@ -36,6 +36,7 @@ class OPROResult:
     stop_reason: str
     """The reason why the run ended, e.g. "patience", "max_tokens", "interrupted"."""
     usage: Usage
+    """What all processes of the run spent."""
     seconds: float
     """Wall time of this call."""
     failures: Sequence[Failure] = ()
@@ -52,6 +53,8 @@ class OPROResult:
     """Id of the candidate that the run returned. Empty stands for the best candidate."""
     gain: Gain | None = None
     """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
+    earlier_usage: Usage = field(default=Usage())
+    """What earlier processes of the run spent, as far as they recorded it."""
     data: Examples = field(default=Examples())
     """The examples as text, with what the student and the best candidate gave on each."""
     messages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -245,6 +248,10 @@ class OPROResult:
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
             f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost(usage)}",
         ]
+        if self.earlier_usage.metric_calls:
+            now = usage - self.earlier_usage
+            calls = counted(now.scorer_calls + now.proposer_calls, "call")
+            lines.append(f"of that, this process: {calls} paid, {counted(now.tokens, 'token')}, {cost(now)}")
         if self.num_failures:
             first = self.failures[0].error.partition("\n")[0]
             lines.append(f"{counted(self.num_failures, 'example')} failed, first: {first}")

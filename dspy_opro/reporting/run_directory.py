@@ -127,6 +127,21 @@ class RunDirectory:
         self._lock.release()
 
 
+def is_in_use(path: Path) -> bool | None:
+    """Whether a process runs in the directory. None on Windows, where nobody knows."""
+    if not IS_AVAILABLE:
+        return None
+    if not (path / LOCK).is_file():
+        return False
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(seconds=0.0)
+    except TimeoutError:
+        return True
+    lock.release()
+    return False
+
+
 class _LogFile(logging.FileHandler):
     """A log file without a traceback for every line that a full disk refuses."""
 

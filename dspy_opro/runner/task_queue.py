@@ -22,6 +22,7 @@ from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.pace import Lane, WaitingTasks
 from dspy_opro.programs.provider import Verdict, judge
 from dspy_opro.search import Search
+from dspy_opro.search.reserve import SHARE
 from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dspy_opro")
 
 TICK_SECONDS = 0.5
-WARNING_PAUSE_SECONDS = 60.0
-"""Of the warnings about calls that are tried again one in this time is logged."""
 
 
 @dataclass
@@ -48,8 +47,7 @@ class _Call:
 
     task: Task
     started: float
-    is_timed_out: bool = False
-    """Whether it counts as failed already. It still occupies its place."""
+    is_timed_out: bool = False  # it counts as failed already, and still occupies its place
 
 
 class TaskQueue:
@@ -89,8 +87,7 @@ class TaskQueue:
         self._time_limit = time_limit
         self._max_outage_seconds = max_outage_seconds
         self._changed = threading.Condition()
-        self._waiting = WaitingTasks(num_threads, max_outage_seconds)
-        self._last_warning = float("-inf")
+        self.waiting = WaitingTasks(num_threads, max_outage_seconds)
         self._in_flight: dict[str, _Call] = {}  # task key -> its call
         self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
@@ -122,7 +119,7 @@ class TaskQueue:
                     opened |= {task_key(new): new for new in self._unanswered()}
             self._seconds_before = self.search.seconds
             for task in opened.values():
-                self._waiting.push(task)
+                self.waiting.push(task)
             self._emit()
 
     # -- worker threads --------------------------------------------------------------------------
@@ -133,15 +130,15 @@ class TaskQueue:
             while not self._may_not_start():
                 now, pause = time.monotonic(), None
                 is_first = self._first is not None  # the student's first examples come one after the other
-                if not (is_first and self._num_running()):
-                    task = self._waiting.pop(now, only_examples=is_first)
+                if not (self._spent() or (is_first and self._num_running())):
+                    task = self.waiting.pop(now, only_examples=is_first)
                     if task is not None and self.search.wants(task):
                         self._in_flight[task_key(task)] = _Call(task, now)
                         return task
                     if task is not None:
-                        self._waiting.landed(task)
+                        self.waiting.landed(task)
                         continue
-                    pause = self._waiting.pause(now)
+                    pause = self.waiting.pause(now)
                 self._changed.wait(pause)
             return None
 
@@ -157,11 +154,11 @@ class TaskQueue:
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
-            try:
-                if not call.is_timed_out:
+            if not call.is_timed_out:
+                try:
                     self._settle(call, result, verdict)
-            except Exception as error:
-                self._fail(error)
+                except Exception as error:
+                    self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()
@@ -175,11 +172,6 @@ class TaskQueue:
                 self._fail(error)
 
     # -- the calling thread ----------------------------------------------------------------------
-
-    @property
-    def trouble(self) -> str:
-        """What slows the run down, for the progress line; empty if nothing does."""
-        return self._waiting.trouble(time.monotonic())
 
     def stop(self, reason: str) -> None:
         """End the run gracefully: no call is started any more, running calls are waited for.
@@ -234,7 +226,18 @@ class TaskQueue:
             reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
             if reason is not None:
                 self._stop(reason)
+            elif (spent := self._spent()) is not None and not self._num_running():
+                self.search.conclude(spent)
+                self._hand_out()
+                self._events.put(None)
+                self._changed.notify_all()
         return self.search.done
+
+    def _spent(self) -> str | None:
+        """The budget of which nothing is left but the share that confirms the result."""
+        if not self.search.is_confirmed_later:
+            return None
+        return self._budget.exhausted(self._ledger.usage, self._seconds_here(), 1 - SHARE)
 
     def _stop(self, reason: str) -> None:
         self.search.stop(reason)
@@ -250,40 +253,35 @@ class TaskQueue:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
-            self._waiting.landed(call.task)
+            self.waiting.landed(call.task)
         return call
 
     def _settle(self, call: _Call, result: TaskResult, verdict: Verdict) -> None:
         """A call is over: its result counts, or its task is tried again later."""
-        task, lane, now = call.task, self._waiting.lane(call.task), time.monotonic()
+        task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
         if verdict.kind == "account" and self._first is None and result.error is not None:
             raise result.error
         if verdict.kind == "transient":
             # An example counts once. Its calls are paid for each time.
             uncounted = Usage(metric_calls=-result.usage.metric_calls)
-            if lane.put_off(task, result.usage + uncounted, verdict, call.started, now):
+            rest = replace(result, usage=result.usage + uncounted)
+            if lane.put_off(task, rest, verdict, call.started, now):
                 self._ledger.add(uncounted)
                 if not self.search.done:
-                    self._complain(lane, result.error, now)
+                    self._check_outage(lane, result.error, now)
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        usage = result.usage + lane.settled(task)
-        self._accept(task, replace(result, usage=usage, seconds=self._seconds()))
+        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
 
-    def _complain(self, lane: Lane, error: Exception | None, now: float) -> None:
-        """Log that a call is tried again. End the run if its provider is down for too long."""
+    def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
+        """End the run if a provider is down for too long."""
         if lane.is_down_for_too_long(now):
             rule = f"The provider gives no answer for max_outage_seconds={self._max_outage_seconds:g}"
             if self._first is not None:  # nothing is known of the student
                 raise TooManyErrors(f"{rule}. Last cause: {in_brief(error)}") from error
             logger.error("%s, so the run ends: %s", rule, in_brief(error))
             self._stop("max_outage_seconds")
-        elif now - self._last_warning > WARNING_PAUSE_SECONDS:
-            self._last_warning = now
-            logger.warning(
-                "A call failed and is tried again (%s): %s", self.trouble or "later", in_brief(error)
-            )
 
     def _accept(self, task: Task, result: TaskResult) -> None:
         """A result has come in. Those of a new run are kept only once an example has passed."""
@@ -303,8 +301,11 @@ class TaskQueue:
         self._storage.log.add(task, result)
         self._failures.count(task, result)
         self.search.tell(task, result)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         for new in self._unanswered():
-            self._waiting.push(new)
+            self.waiting.push(new)
             self._changed.notify()
         if self.search.done:
             self._changed.notify_all()
@@ -394,11 +395,6 @@ class WorkerPool:
     """Worker threads, as many as there may be calls in flight.
 
     They are daemon threads: a call that hangs holds up neither the run nor the end of the process.
-
-    Args:
-        queue: Where they take their tasks.
-        perform: Does a task.
-        num_threads: How many there are.
     """
 
     def __init__(self, queue: TaskQueue, perform: Callable[[Task], TaskResult], num_threads: int) -> None:

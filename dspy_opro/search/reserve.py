@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SHARE = 0.15
-"""Of the metric calls, for the student and the best candidate on the examples that were held back."""
+"""Of every budget, for the student and the best candidate on the examples that were held back."""
 FEWEST_SEARCHED = 20
 """Examples that the search has at least, as far as there are so many."""
 FEWEST_FRESH = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .confidence import Gain, judge
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
-from .reserve import num_pairs
+from .reserve import FEWEST_FRESH, num_pairs
 from .round import Round
 from .shared import Recombine, Rules, Tried, Worklist
 from .stoppers import RunState, Stopper, first_reason
@@ -140,8 +140,8 @@ class Search:
 
     @property
     def gain_so_far(self) -> Gain | None:
-        """`gain`, or before the end what the search's own examples say of the best candidate so far."""
-        return self.gain or self._measured_gain(0)
+        """`gain`, or before the end what is known so far of the best candidate."""
+        return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
         """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
@@ -158,6 +158,22 @@ class Search:
             self.stop_reason = reason
             self._is_cut_short = True
 
+    @property
+    def is_confirmed_later(self) -> bool:
+        """Whether a part of every budget is to be kept for confirming the result."""
+        return self._ending is None and self.plan.num_held_back > 0
+
+    def conclude(self, reason: str) -> None:
+        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed."""
+        if self._ending is None and not self.done:
+            self._is_cut_short = True
+            self.salvage()
+            self._is_cut_short = False
+            if len(self.trajectory):
+                self._end(reason, is_early=True)
+            else:
+                self.stop(reason)
+
     def salvage(self) -> None:
         """After a `stop` from outside, once all results are told: what is scored in full counts."""
         if not self._is_cut_short:
@@ -172,7 +188,7 @@ class Search:
                 self._show(current)
                 self._add(current, completed)
         self._rounds.clear()
-        self.gain = self._measured_gain(0)
+        self.gain = self._measured_gain()
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -288,17 +304,18 @@ class Search:
             self._finish(reason)
             return
         self._ending = reason
-        for candidate in self._compared():
-            self._worklist.score(candidate, self._overlap.num_opened, "unseen", self._num_pairs)
+        for count in range(1, self._num_pairs + 1):  # pair by pair, as a limit may cut them off
+            for candidate in self._compared():
+                self._worklist.score(candidate, self._overlap.num_opened, "unseen", count)
 
     def _finish(self, reason: str) -> None:
-        self.gain = self._measured_gain(self._num_pairs)
+        self.gain = self._measured_gain()
         self.stop_reason = reason
 
     def _compared(self) -> tuple[Candidate, Candidate]:
         return self.student, self.trajectory.best.candidate
 
-    def _measured_gain(self, num_fresh: int) -> Gain | None:
+    def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
         if not len(self.trajectory) or self.trajectory.best.id == self.student.id:
             return None
@@ -308,14 +325,15 @@ class Search:
             tried = tuple(t for t in tried if t.valset_score is not None)
         share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / self.plan.num_train
         searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
-        rows: Sequence[Sequence[float]] = searched
-        if num_fresh:
-            rows = [self._worklist.scores(candidate, "unseen") for candidate in self._compared()]
+        unseen = zip(*(self._worklist.outcomes(c, "unseen") for c in self._compared()), strict=True)
+        pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
+        is_fresh = len(pairs) >= FEWEST_FRESH
+        rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
         low, high = self.trajectory.score_range
         verdict = judge(
             _differences(*searched),
             len(tried),
-            _differences(*rows) if num_fresh else (),
+            _differences(*rows) if is_fresh else (),
             share=share,
             scale=max(high - low, 1e-9),
         )

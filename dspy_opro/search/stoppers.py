@@ -75,12 +75,12 @@ class Budget:
     max_cost: float | None = None
     timeout_seconds: float | None = None
 
-    def exhausted(self, usage: Usage, seconds: float) -> str | None:
-        """The limit that is reached, as a stop reason."""
-        if self.max_tokens is not None and usage.tokens >= self.max_tokens:
+    def exhausted(self, usage: Usage, seconds: float, share: float = 1.0) -> str | None:
+        """The limit of which this share is spent, as a stop reason."""
+        if self.max_tokens is not None and usage.tokens >= share * self.max_tokens:
             return "max_tokens"
-        if self.max_cost is not None and usage.cost >= self.max_cost:
+        if self.max_cost is not None and usage.cost >= share * self.max_cost:
             return "max_cost"
-        if self.timeout_seconds is not None and seconds >= self.timeout_seconds:
+        if self.timeout_seconds is not None and seconds >= share * self.timeout_seconds:
             return "timeout_seconds"
         return None

@@ -29,6 +29,8 @@ class Plan:
     """Candidates in all, without the student. The last round has what is left."""
     num_demo_sets: int = 0
     """Candidates of the first round that have the student's instructions and demos of their own."""
+    num_initial: int = 0
+    """Candidates of the first round, after those, that have instructions of the user."""
     max_demo_calls: int | None = None
     """Examples that making one demo set may try at most. They count towards `max_metric_calls`. None has no limit."""
     predictor_strategy: Strategy = "all"
@@ -69,6 +71,8 @@ class ProposalTask:
     view: View = field(repr=False)
     is_for_demos: bool = False
     """Whether it asks for a set of demos. Its proposal then has demos in place of texts."""
+    initial: int | None = None
+    """Index of the user's own instructions that it gives, without a call of the proposer."""
 
 
 @dataclass(frozen=True)

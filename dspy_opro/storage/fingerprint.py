@@ -154,7 +154,7 @@ def _constants(holder: Any) -> dict[str, Any]:
 def _metric(metric: Any, depth: int = 0) -> str:
     """Its name, with a digest of the plain values that it holds."""
     target = metric if hasattr(metric, "__qualname__") else type(metric)
-    name = f"{target.__module__}.{target.__qualname__}"
+    name = f"{getattr(target, '__module__', '')}.{target.__qualname__}"  # a slot wrapper has no module
     held = [
         [key, what] for key, value in _held(metric).items() if (what := _plainly(value, depth)) is not None
     ]

@@ -7,9 +7,12 @@ same decisions again and finds each of their traces, or makes it.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from dspy_opro.search.tasks import Proposal, TaskResult
+from dspy_opro.search.trajectory import Trial, Usage
 
 from . import outage
 from .fingerprint import Fingerprint, differences
@@ -31,6 +35,9 @@ logger = logging.getLogger("dspy_opro")
 
 FORMAT = "4"
 """Version of the log's records."""
+
+OPENED_BY, LOST_CALLS = "opened_by", "lost_calls"
+"""Attributes of the study: the process that has the run open; calls in flight when earlier ones were killed."""
 
 RESUMABLE = frozenset(
     (
@@ -59,6 +66,8 @@ class RunStorage:
     """The log's records when it was opened."""
     is_kept: bool
     """Whether the run outlives its process."""
+    num_lost_calls: int = 0
+    """The most calls that killed processes of this run paid for and could not record."""
 
     def results(self) -> Iterator[tuple[str, TaskResult]]:
         """The results that earlier processes left: (`task_key`, result), in the order of the log.
@@ -74,17 +83,37 @@ class RunStorage:
             counts = has_proposal or not isinstance(result.content, Proposal)
             yield key if counts and last[key] == number else "", result
 
+    def lost_usage(self) -> Usage:
+        """What killed processes may have paid for and not recorded, at most: the mean of a recorded example, times."""
+        spent = [result.usage for key, result in self.results() if key.startswith("score/")]
+        if not spent:
+            return Usage()
+        total, calls = sum(spent, Usage()), self.num_lost_calls
+        prompt, completion = (
+            math.ceil(calls * tokens / len(spent))
+            for tokens in (total.prompt_tokens, total.completion_tokens)
+        )
+        return Usage(
+            metric_calls=calls,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost=calls * total.cost / len(spent),
+        )
+
     @property
     def is_fresh(self) -> bool:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
-    def close(self, stop_reason: str) -> None:
-        """Write what is left and the reason why the run ended; try for `LAST_PATIENCE_SECONDS`."""
+    def close(self, stop_reason: str, returned: Trial | None = None) -> None:
+        """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""
 
         def write() -> None:
             self.log.write(must_work=True)
-            self.trials.close(stop_reason, fail_unfinished=not self.is_kept or stop_reason not in RESUMABLE)
+            is_final = not self.is_kept or stop_reason not in RESUMABLE
+            self.trials.close(stop_reason, is_final, returned)
+            if self.is_kept:
+                self.study.set_user_attr(OPENED_BY, None)
 
         if self.outage.is_lost:
             return
@@ -103,6 +132,7 @@ def open_run(
     log_dir: str | os.PathLike[str] | None = None,
     fingerprint: Fingerprint | None = None,
     callbacks: Sequence[Callable[[Any, Any], None]] = (),
+    num_threads: int = 1,
 ) -> RunStorage:
     """Open a run, or begin it.
 
@@ -113,6 +143,7 @@ def open_run(
         log_dir: Directory of the run's journal file.
         fingerprint: Part of the run that gives a score its meaning -> its hash or value.
         callbacks: Optuna's convention, called with `(study, trial)`.
+        num_threads: Calls that may be in flight if the process is killed.
 
     Raises:
         ValueError: The study is another run's, or was not made by dspy_opro.
@@ -135,7 +166,30 @@ def open_run(
     past = [] if log_study is None else _checked(study, log, dict(fingerprint or {}))
     is_kept = log_study is not None
     writer = TrialWriter(study, callbacks, with_notes=is_kept, outage=under_way)
-    return RunStorage(study, log, writer, under_way, past, is_kept)
+    num_lost = _mark_opened(study, num_threads, is_locked=log_dir is not None) if is_kept else 0
+    return RunStorage(study, log, writer, under_way, past, is_kept, num_lost)
+
+
+def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
+    """Note this process in the study, until the run is closed. The calls that processes without an end may have lost.
+
+    Whether a process that has not closed the run still runs can be known only with a lock, that is with a `log_dir`.
+    """
+    attrs = study.user_attrs
+    opened_by, num_lost = attrs.get(OPENED_BY), attrs.get(LOST_CALLS, 0)
+    if opened_by is not None:
+        num_lost += opened_by["num_threads"]
+        study.set_user_attr(LOST_CALLS, num_lost)
+        if not is_locked:
+            logger.warning(
+                "Process %s opened study %r at %s and has not closed it. If it still runs, end one of the two: they "
+                "pay for the same examples. If it was killed, all is well.",
+                *(opened_by["process"], study.study_name, opened_by["time"]),
+            )
+    me = f"{os.getpid()} on {socket.gethostname()}"
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    study.set_user_attr(OPENED_BY, {"process": me, "time": now, "num_threads": num_threads})
+    return int(num_lost)
 
 
 def _open_studies(

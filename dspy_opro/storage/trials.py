@@ -25,6 +25,10 @@ logger = logging.getLogger("dspy_opro")
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 ATTR_LIMIT = 60_000
 """Bytes of JSON that MySQL's TEXT holds with room to spare."""
+BEST_TRIAL = (
+    'The "best trial" of Optuna has the highest value, which is the mean score on the train examples. A valset, or the '
+    "examples that the search never used, may have decided for another trial."
+)
 
 
 @dataclass
@@ -98,12 +102,13 @@ class TrialWriter:
         else:
             self._outage.worked()
 
-    def close(self, stop_reason: str, fail_unfinished: bool) -> None:
+    def close(self, stop_reason: str, fail_unfinished: bool, returned: Trial | None = None) -> None:
         """Write the last events and the reason. It raises what the storage raises and may be called again.
 
         Args:
             stop_reason: Why the run ended.
             fail_unfinished: Whether trials under way are closed. Otherwise the next process goes on with them.
+            returned: The trial of the program that the run returns.
         """
         self._unwritten.extend(self._held.values())
         self._held.clear()
@@ -114,6 +119,20 @@ class TrialWriter:
                 self._storage.set_trial_user_attr(row.trial_id, "reason", f"the run ended: {stop_reason}")
                 self._storage.set_trial_state_values(row.trial_id, TrialState.FAIL)
                 row.is_finished = True
+        if returned is not None:
+            self._mark_returned(returned)
+
+    def _mark_returned(self, returned: Trial) -> None:
+        """Mark it in the study and in the notes: Optuna lets nobody change the attributes of a finished trial."""
+        row = self._known_rows().get(returned.id)
+        if row is None:
+            return
+        number = self._storage.get_trial(row.trial_id).number
+        self.study.set_user_attr("returned_trial", number)
+        if self._with_notes:
+            words = "**The run returned this trial.** If it was resumed since, the study's note names the latest one."
+            self._write_note(row.trial_id, f"{words}\n\n{note(returned)}")
+            self._write_note(None, f"**Trial {number} is the one that the run returned.** {BEST_TRIAL}")
 
     def _write_all(self) -> None:
         rows, self._rows = self._known_rows(), None  # after a failure they are read anew
@@ -188,9 +207,9 @@ class TrialWriter:
                     "A callback failed on trial %d; the run goes on.", frozen.number, exc_info=True
                 )
 
-    def _write_note(self, trial_id: int, body: str) -> None:
-        """As `save_note` of optuna-dashboard 0.21 does, whose package need not be installed here."""
-        prefix, size = f"dashboard:{trial_id}:", 2045
+    def _write_note(self, trial_id: int | None, body: str) -> None:
+        """As `save_note` of optuna-dashboard 0.21 does, whose package need not be installed here. None: the study's."""
+        prefix, size = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:", 2045
         self._storage.set_study_system_attr(self._study_id, f"{prefix}note_ver", 1)
         for number, start in enumerate(range(0, len(body), size)):
             part = body[start : start + size]

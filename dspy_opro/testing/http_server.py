@@ -82,11 +82,10 @@ class Service:
             for i, text in enumerate(texts)
         ]
         body = {"id": "simulated", "object": "chat.completion", "created": 0, "model": call.model}
-        return {
-            **body,
-            "choices": choices,
-            "usage": {**usage, "total_tokens": prompt_tokens + completion_tokens},
-        }
+        reply = {**body, "choices": choices}
+        if self.models[self.key(call.model)].sends_usage:
+            reply["usage"] = {**usage, "total_tokens": prompt_tokens + completion_tokens}
+        return reply
 
     def texts(self, call: LMCall) -> list[str]:
         """One completion for each of the `n` that the request asks for."""

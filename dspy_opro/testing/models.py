@@ -89,6 +89,8 @@ class SimulatedModel:
     faults: tuple[Fault, ...] = ()
     """The first one that strikes decides."""
     rate_limit: RateLimit | None = None
+    sends_usage: bool = True
+    """Whether an answer says how many tokens it took. Many servers leave that out."""
 
 
 def call_identity(call: LMCall) -> tuple[object, ...]:

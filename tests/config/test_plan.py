@@ -35,8 +35,7 @@ def plan(**options: Any) -> Plan:
         ({"auto": None, "max_metric_calls": 6400}, 32, 3),
         ({"auto": None, "max_metric_calls": 100_000}, 64, 3),
         ({"auto": None, "max_metric_calls": 1600, "num_rounds": 4}, 8, 1),
-        # Each round's winner is scored on the validation examples.
-        ({"auto": None, "max_metric_calls": 1600, "num_val": 60}, 8, 2),
+        ({"auto": None, "max_metric_calls": 1600, "num_val": 60}, 16, 2),
         ({"auto": None, "max_metric_calls": 1600, "pruner": None}, 8, 0),
         ({"auto": None, "max_tokens": 1_000_000}, 16, 3),
         ({"auto": None, "max_metric_calls": 1600, "num_candidates": 5, "lag": 1}, 5, 1),

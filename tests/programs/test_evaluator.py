@@ -445,3 +445,22 @@ def test_calls_in_threads_of_a_program_are_counted() -> None:
     assert case.ledger.usage == Usage(
         1, 4, 0, 0, case.ledger.usage.prompt_tokens, case.ledger.usage.completion_tokens
     )
+
+
+def test_a_prediction_whose_repr_raises_has_its_score() -> None:
+    class Wordless:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    class Own(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return dspy.Prediction(answer=Wordless())
+
+    result, _ = Case(student=Own(), metric=lambda e, p: 0.5).evaluate()
+    assert isinstance(result.content, Outcome)
+    assert (result.content.score, result.content.error) == (0.5, None)
+    assert result.content.output == "(can't be shown: RuntimeError: no words)"

@@ -137,6 +137,7 @@ def test_feedback_and_subscores_come_along() -> None:
         "why": "short",
         "nested": {},
         "nan": math.nan,
+        "huge": -1e308,
     }
     assert to_score({"score": 1, "subscores": subscores}).subscores == {"a": 0.5, "('b', 1)": 1.0}
 
@@ -150,6 +151,9 @@ def test_feedback_and_subscores_come_along() -> None:
         (math.nan, r"must return a finite number, but returned nan\."),
         (math.inf, r"must return a finite number, but returned inf\."),
         (numpy.float32("nan"), r"must return a finite number"),
+        (10**400, r"must return a finite number"),
+        (1e308, r"must return a number between -1e\+100 and 1e\+100, but returned 1e\+308\."),
+        (-1e101, r"must return a number between -1e\+100 and 1e\+100"),
         (1j, r"must return a number"),
         (numpy.complex128(1j), r"must return a number"),
         (numpy.array([0.5]), r"must return a number"),

@@ -180,7 +180,7 @@ def test_verbose_shows_the_log_in_a_plain_script_and_only_during_the_run(
     assert re.fullmatch(
         r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d INFO dspy_opro: round 0 decided, best score 0.500", log[1]
     )
-    assert log[2].endswith("round 1: 1 candidate, 1 proposals not used")
+    assert log[2].endswith("round 1: 1 candidate, 1 proposal not used")
     assert log[3].endswith("complete 0.625 on 2 examples (why Answer 1.): Answer 1.")
     assert sum("round" in line for line in log) == 7
     better = next(n for n, line in enumerate(log) if "better than before" in line)

@@ -19,10 +19,12 @@ from dspy_opro.reporting.report import (
     Axes,
     Bar,
     Words,
+    ancestry,
     causes,
     duration,
     effort_axes,
     effort_bars,
+    lineage,
     make_rows,
     number,
     page,
@@ -33,6 +35,7 @@ from dspy_opro.reporting.report import (
     write_report,
 )
 from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Trajectory, Usage
 from dspy_opro.storage.run_storage import RESUMABLE
@@ -312,6 +315,97 @@ def test_the_valset_orders_the_trials_where_there_is_one() -> None:
     assert numbers_of(page(result(trajectory=Trajectory(with_valset), selected_on="valset"))) == [2, 0, 3, 1]
 
 
+def test_of_equal_valset_scores_the_returned_trial_comes_first() -> None:
+    trials = [replace(t, valset_score=0.5) for t in result().trajectory.trials]
+    found = result(trajectory=Trajectory(tuple(trials)), returned=trials[2].id, selected_on="valset")
+    assert numbers_of(page(found))[:2] == [2, 3]
+
+
+def interval(basis: str, low: float = -0.1) -> Gain:
+    return Gain(low > 0, 0.2, Interval(0.25, low, 0.6, 0.95, 40, basis), 0.3, 0.55)  # type: ignore[arg-type]
+
+
+def test_the_headline_is_the_gain_on_unseen_examples_where_there_are_some() -> None:
+    found = Page(page(result(gain=interval("fresh", 0.1)))).text
+    assert "0.300 → 0.550 +0.250 mean score on 40 examples that the search never used" in found
+    assert "With 95% confidence it lies between +0.100 and +0.600." in found
+    assert "The search itself saw 0.250 → 0.750 on the trainset." in found
+
+
+def test_without_unseen_examples_the_gain_is_corrected() -> None:
+    found = Page(page(result(gain=interval("selected", 0.1)))).text
+    assert "0.250 → 0.750 +0.500 mean score on the trainset" in found
+    assert "These examples also chose the result. Corrected for that, the gain is +0.250" in found
+
+
+@pytest.mark.parametrize("basis", ["fresh", "selected"])
+def test_a_gain_that_is_not_proven_is_no_success(basis: str) -> None:
+    student = result().baseline.id
+    found = page(result(gain=interval(basis), returned=student))
+    assert (
+        "No instruction was reliably better than yours, so the run returned the student." in Page(found).text
+    )
+    assert "No candidate is reliably better than the student." in Page(found).text
+
+
+# -- lineage -------------------------------------------------------------------------------------
+
+
+def family() -> OPROResult:
+    """Student -> one -> two, and a dropped child of one."""
+    student = trial("a", [0.0, 0.0])
+    one = trial("b", [0.0, 1.0], 1, parent=student.candidate)
+    dropped = trial("c", [0.0], 2, "pruned", one.candidate)
+    two = trial("d", [1.0, 1.0], 2, parent=one.candidate)
+    return result(trajectory=Trajectory().add(student, one, dropped, two), curve=(0.0, 0.5, 1.0))
+
+
+def test_the_way_to_the_returned_candidate_is_told_step_by_step() -> None:
+    rows = make_rows(family())
+    assert [row.number for row in ancestry(rows)] == [0, 1, 3]
+    text = page(family())
+    steps = Page(text.partition('<ol class="steps">')[2].partition("</ol>")[0])
+    assert [a["href"] for a in steps.all("a")] == ["#trial-0", "#trial-1", "#trial-3"]
+    assert "round 2: what changed in answer" in steps.text
+    assert len(steps.all("del")) == len(steps.all("ins")) == 2
+
+
+def test_lines_lead_from_parents_to_children_and_the_best_is_on_top() -> None:
+    tree = lineage(make_rows(family()), 880)
+    assert [leads for _, leads in tree.curves] == [False, True, True]
+    (x, y), (x2, y2) = tree.places[3], tree.places[2]
+    assert x == x2 and y < y2
+    assert tree.places[0][0] < tree.places[1][0] < x
+    assert all(path.startswith("M") for path, _ in tree.curves)
+    assert "<title>trial 2: 0.000, estimate from 1 example. why c</title>" in page(family())
+
+
+def test_of_very_many_trials_the_lineage_shows_those_that_count() -> None:
+    student = trial("a", [0.0, 0.0])
+    dropped = [trial(f"b{i}", [0.0], 1, "pruned", student.candidate) for i in range(400)]
+    best = trial("c", [1.0, 1.0], 1, parent=student.candidate)
+    found = result(trajectory=Trajectory().add(student, *dropped, best), curve=(0.0, 1.0))
+    assert len(lineage(make_rows(found), 880).rows) == 2
+    assert "the figure shows those that were scored in full" in Page(page(found)).text
+
+
+def test_subscores_have_columns_that_sort() -> None:
+    student, *others = result().trajectory.trials
+    trials = (replace(student, subscores={"brief": 0.125, "x<y": 1.0}), *others)
+    text = page(result(trajectory=Trajectory(trials)))
+    assert re.findall(r'data-first="descending"><button type="button">(.*?)<', text)[-2:] == [
+        "brief",
+        "x&lt;y",
+    ]
+    (row,) = (r for r in rows_of(text) if 'id="trial-0"' in r)
+    assert 'data-name="brief" data-value="0.125">0.125' in row
+
+
+def test_a_program_of_two_predictors_has_a_column_for_each() -> None:
+    row = Page(next(r for r in rows_of(page(result())) if 'id="trial-3"' in r))
+    assert row.text.index("draft unchanged") < row.text.index("answer Answer very well & briefly.")
+
+
 def test_an_estimate_is_marked_as_one() -> None:
     text = page(with_estimates(0.7125))
     measured, dropped = (Page(row) for row in rows_of(text))
@@ -382,6 +476,9 @@ def luminance(colour: Sequence[float]) -> float:
         ("card", ["good"], 4.5),
         ("faint", ["card"], 3.0),  # outlines
         ("faint", ["page"], 3.0),
+        ("level0", ["card"], 3.0),  # what is not solved
+        ("level0", ["level4"], 3.0),  # from what is solved, whatever the eye makes of orange and blue
+        ("accent", ["card"], 4.5),
     ],
 )
 def test_colours_can_be_told_apart(scheme: str, ink: str, layers: list[str], least: float) -> None:

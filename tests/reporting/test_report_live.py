@@ -78,14 +78,14 @@ def test_the_page_shows_who_races_and_what_is_left(live: LivePage, tmp_path: Pat
     assert "Round 1 is decided." in text
     assert "In the race (2)" in text
     assert text.index("≈ 0.900") < text.index(">–</b>")  # the best first, unknown ones last
-    for words in ("1 of 5", "14 of 28", "at most 2 min 30 s left", "1 min 15 s of 2 min 30 s"):
+    for words in ("1 of 5", "14 of 28", "about 2 min 30 s left", "1 min 15 s of 2 min 30 s"):
         assert words in text, words
     assert "dollars</b>" not in text
     assert "The run is under way." in text and "as patience allows" not in text
     live.close(result())
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "data-live" not in text and "In the race" not in text and "as patience allows" in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "report.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "run.log", "report.html"}
 
 
 def test_a_page_that_cannot_be_written_does_not_end_the_run(
@@ -101,7 +101,7 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(
 
 def test_before_the_students_score_the_page_says_so() -> None:
     text = page(empty(), Live(-1, 4, (), ()))
-    assert text.count("The run is scoring the student.") == 2
+    assert "The run is scoring the student." in text
     assert "ended" not in text.partition("<script>")[0]
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import dspy
 import optuna
 import pytest
 
 import dspy_opro.reporting
-from dspy_opro.programs.prompts import prompts
 from dspy_opro.reporting.result import OPROResult, cost
 from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.trajectory import Trajectory, Usage
@@ -111,39 +109,6 @@ def test_a_file_without_a_result_is_an_error(tmp_path: Path) -> None:
 # -- prompts -------------------------------------------------------------------------------------
 
 
-class Typed(dspy.Signature):  # type: ignore[misc]
-    """Answer it."""
-
-    question: str = dspy.InputField()
-    numbers: list[int] = dspy.InputField()
-    picture: dspy.Image = dspy.InputField()
-    history: dspy.History = dspy.InputField()
-    answer: str = dspy.OutputField()
-
-
-@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter()])
-def test_a_prompt_has_placeholders_for_inputs_and_the_demos(adapter: Any) -> None:
-    predictor = dspy.Predict(Typed)
-    predictor.demos = [dspy.Example(question="2 + 2?", numbers=[2], answer="four")]
-    with dspy.context(adapter=adapter):
-        (messages,) = prompts(predictor, ["self"]).values()
-    assert messages[0]["role"] == "system" and "Answer it." in messages[0]["content"]
-    assert any("four" in m["content"] for m in messages if m["role"] == "assistant")
-    for name in ("question", "numbers", "picture"):
-        assert f"{{{name}}}" in messages[-1]["content"]
-
-
-class Broken(dspy.ChatAdapter):  # type: ignore[misc]
-    def format(self, *args: Any, **kwargs: Any) -> Any:
-        raise KeyError("question")
-
-
-def test_an_adapter_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with dspy.context(adapter=Broken()):
-        assert prompts(TwoSteps(), ["note", "answer"]) == {}
-    assert "result.prompts() lacks note: Broken can't write it: 'question'" in caplog.messages
-
-
 def test_prompts_are_messages_or_one_text() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -186,12 +151,6 @@ def test_a_run_shows_its_study_and_its_prompts(tmp_path: Path, where: str) -> No
         assert texts.keys() == {"note", "answer"}
         assert again.instructions["answer"] in texts["answer"] and "{question}" in texts["answer"]
         assert again.summary() == found.summary()
-
-
-def test_a_study_whose_storage_is_gone_is_made_again(tmp_path: Path) -> None:
-    for config in ({"storage": f"sqlite:///{tmp_path}/gone.db"}, {"log_dir": str(tmp_path / "gone")}):
-        assert len(result(config=config).study.trials) == 4
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_optunas_figures_draw_the_study() -> None:
@@ -240,9 +199,9 @@ def test_a_result_without_texts_has_no_rows() -> None:
 
 def test_the_history_has_the_curve_and_marks_estimates() -> None:
     pytest.importorskip("plotly")
-    best, full, dropped = overshot().plot_history().data
+    best, full, dropped, returned = overshot().plot_history().data
     assert list(best.y) == [0.25, 0.5, 0.75, 0.75]
-    assert list(full.y) == [0.25]
+    assert (list(full.y), list(returned.y)) == ([], [0.25])
     assert (list(dropped.y), dropped.marker.symbol) == ([1.0], "circle-open")
     assert "estimate from 2 examples" in dropped.text[0]
 

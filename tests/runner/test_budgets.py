@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import dspy
@@ -18,19 +18,6 @@ from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, propose, serve, teleprompter
 
 FIRST_BLOCK = usual_first(len(TRAINSET))
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimulatedServer]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.inject()
-    shared.reset()
-    return shared
 
 
 def settle(server: SimulatedServer) -> Any:
@@ -140,9 +127,31 @@ def test_max_cost() -> None:
     assert 0.001 <= result.usage.cost < 0.0011
 
 
-def test_max_cost_without_prices_is_said(server: SimulatedServer, caplog: pytest.LogCaptureFixture) -> None:
-    optimize(server, num_rounds=1, max_cost=0.001)
-    assert "max_cost=0.001 can't be enforced: no price is known" in caplog.text
+def test_a_budget_that_cannot_be_measured_is_an_error_after_one_call(server: SimulatedServer) -> None:
+    with pytest.raises(
+        ValueError, match=r"max_cost=0\.001 can't be measured: no price is known .* max_tokens"
+    ):
+        optimize(server, num_rounds=1, max_cost=0.001)
+    assert server.stats().requests == 1
+    with serve(scorer=SimulatedModel(TASK.scorer, sends_usage=False)) as silent:
+        with pytest.raises(
+            ValueError, match="max_tokens=1000 can't be measured: the provider sends no usage"
+        ):
+            optimize(silent, auto=None, max_tokens=1000)
+        assert silent.stats().requests == 1
+
+
+def test_answers_without_usage_are_paid_and_cache_hits_are_not() -> None:
+    """The trainset has each item twice, and one thread, so every second call is a hit."""
+    twice = [example for example in TRAINSET[:6] for _ in (0, 1)]
+    with serve(scorer=SimulatedModel(TASK.scorer, sends_usage=False)) as server:
+        # DSPy 3.4's own engine gives a cached answer without usage no mark: it counts as paid.
+        engine = {"engine": "litellm"} if "engine" in inspect.signature(dspy.LM).parameters else {}
+        lm = server.lm("scorer", cache=True, **engine)
+        usage = optimize(server, trainset=twice, valset=None, num_threads=1, task_model=lm).opro_result.usage
+        stats = server.stats()
+    assert usage.scorer_calls == stats["scorer"].completions
+    assert usage.cached_calls == usage.metric_calls - usage.scorer_calls > 6
 
 
 @pytest.mark.parametrize("budget", [20, 57, 120])

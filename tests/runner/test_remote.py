@@ -42,13 +42,6 @@ def shared() -> Iterator[SimulatedServer]:
         yield server
 
 
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.inject()
-    shared.reset()
-    return shared
-
-
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
     """Two processes that have imported everything."""
@@ -294,6 +287,17 @@ def test_a_provider_that_is_down_is_a_failure_there(server: SimulatedServer, pro
     lm = server.lm("scorer", num_retries=0)
     with pytest.raises(TooManyErrors, match="fails on every example tried"):
         optimize(server, programs.Step(), task_model=lm, executor=processes)
+
+
+def test_a_rate_limit_there_is_no_failure(server: SimulatedServer, processes: Executor) -> None:
+    lm = server.lm("scorer", num_retries=0)
+    here = optimize(server, task_model=lm).opro_result
+    server.reset()
+    server.inject(Fault("status", status=429, count=12, retry_after_seconds=0.1), model="scorer")
+    there = optimize(server, task_model=lm, executor=processes).opro_result
+    assert server.stats()["scorer"].faults["status"] == 12
+    assert decisions(there) == decisions(here)
+    assert there.usage.metric_calls == here.usage.metric_calls
 
 
 def test_an_executor_that_is_shut_down_ends_the_run(server: SimulatedServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -104,6 +105,34 @@ def test_killed_again_and_again(
     else:
         places = in_studies(request.getfixturevalue("postgresql"))
     check(server, expected, tmp_path, NUM_KILLS, places)
+
+
+def test_a_resume_says_what_a_killed_process_may_have_paid(server: SimulatedServer, tmp_path: Path) -> None:
+    worker = Worker(server, tmp_path, log_dir=str(tmp_path / "run"))
+    while not (tmp_path / "run" / "best.json").exists():
+        assert not worker.is_over(0.02)
+    worker.kill()
+    Worker(server, tmp_path, log_dir=str(tmp_path / "run")).result()
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("may have paid for up to 4 examples more than are on record: about ") == 1
+
+
+def test_the_summary_of_a_resumed_run_says_what_was_paid_now_and_in_all(tmp_path: Path) -> None:
+    first = compile_(tmp_path, num_rounds=1).opro_result
+    assert "this process" not in first.summary()
+    again = compile_(tmp_path, num_rounds=1).opro_result
+    assert again.usage == again.earlier_usage == first.usage
+    assert "of that, this process: 0 calls paid, 0 tokens, $0.0000" in again.summary()
+    log = (tmp_path / "run.log").read_text().splitlines()
+    assert sum(f" process {os.getpid()} started, dspy_opro " in line for line in log) == 2
+    assert sum("ended: num_rounds" in line for line in log) == 2
+
+
+def test_no_connection_to_sqlite_stays_open(tmp_path: Path) -> None:
+    compile_(tmp_path / "logs", storage=f"sqlite:///{tmp_path}/runs.db", num_rounds=1)
+    gc.collect()
+    files = [each.readlink().name for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert "runs.db" not in files
 
 
 # -- the files in log_dir ----------------------------------------------------------------------------

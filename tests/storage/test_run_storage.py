@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import optuna
 import pytest
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState, create_trial
-from replay import STUDENT, drive, expected, in_memory, known, record, scoring, shown
+from replay import STUDENT, drive, expected, in_memory, known, perform, record, scoring, shown
 
 from dspy_opro.search.tasks import CandidatesProposed, Failure, TrialFinished, TrialReported
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
@@ -248,3 +249,53 @@ def test_an_empty_study_made_beforehand_is_taken() -> None:
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_run(**arguments).study.study_name == expected
+
+
+# -- the returned trial ------------------------------------------------------------------------------
+
+
+def test_the_study_marks_the_returned_trial(tmp_path: Path) -> None:
+    run = open_run(log_dir=tmp_path)
+    driven = drive(run)
+    returned = driven.search.trajectory.trials[0]
+    run.close("num_rounds", returned)
+    study = open_run(log_dir=tmp_path).study
+    assert study.user_attrs["returned_trial"] == 0
+    assert study.get_trials()[0].user_attrs["candidate_id"] == returned.id
+    notes = study._storage.get_study_system_attrs(study._study_id)
+    assert notes["dashboard:note_str:0"].startswith(
+        '**Trial 0 is the one that the run returned.** The "best trial"'
+    )
+    of_trial = notes[f"dashboard:{study.get_trials()[0]._trial_id}:note_str:0"]
+    assert of_trial.startswith("**The run returned this trial.**")
+    assert "Say it." in of_trial
+
+
+# -- processes that did not end ----------------------------------------------------------------------
+
+
+def test_what_killed_processes_may_have_paid_is_estimated(tmp_path: Path) -> None:
+    """Two processes of four threads are killed, a third one ends: eight examples may be lost, at the mean cost."""
+    spent = 0.0
+    for start in (0, 4):
+        run = open_run(log_dir=tmp_path, num_threads=4)
+        record(run, *scoring(start + 4, start))
+        spent += sum(perform(task).usage.cost for task in scoring(start + 4, start))
+    run = open_run(log_dir=tmp_path, num_threads=4)
+    lost = run.lost_usage()
+    assert lost.metric_calls == 8
+    assert lost.cost == pytest.approx(8 * spent / 8)
+    run.close("interrupted")
+    assert open_run(log_dir=tmp_path).lost_usage().metric_calls == 8  # what is lost stays lost
+
+
+def test_a_study_that_another_process_has_open_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    first = open_run(storage, "shared")
+    first.close("num_rounds")
+    open_run(storage, "shared")
+    assert caplog.text.count("has not closed it") == 0
+    open_run(storage, "shared")
+    assert f"Process {os.getpid()} on " in caplog.text
+    assert "opened study 'shared' at 20" in caplog.text
+    assert "If it still runs, end one of the two" in caplog.text

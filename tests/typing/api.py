@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import optuna
 import pandas
 from typing_extensions import assert_type
 
@@ -113,6 +114,16 @@ def read(result: OPROResult) -> None:
     result.save_report(Path("runs") / "qa.html")
     result.save_report(3)  # type: ignore[arg-type]
     assert_type(result.to_dataframe(), pandas.DataFrame)
+    assert_type(result.trials, Sequence[Trial])
+    assert_type(result.prompts(format="text"), Mapping[str, Any])
+    result.prompts(format="yaml")  # type: ignore[arg-type]
+    assert_type(result.examples(), list[dict[str, Any]])
+    assert_type(result.study, optuna.Study)
+    result.save(Path("runs") / "qa.json")
+    assert_type(OPROResult.load("qa.json"), OPROResult)
+    assert_type(result.best_candidate, Mapping[str, str])
+    assert_type(result.val_aggregate_scores, Sequence[float])
+    assert_type(result.total_metric_calls, int)
     result.stop_reason = "patience"  # type: ignore[misc]
 
 

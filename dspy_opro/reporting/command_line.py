@@ -1,0 +1,203 @@
+"""`dspy-opro`: looks at runs on record. It needs neither the program, nor the data, nor an LM.
+
+Exit codes: 0 success; 1 no such run, or it can't do that; 2 wrong usage; 3 the watched run ended with an error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .recorded import Run, find_runs
+from .result import counted
+
+target = click.argument("target")
+study = click.option("--study", metavar="NAME", help="The run's name, if TARGET has several.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dspy-opro")
+def main() -> None:
+    """Look at runs of dspy_opro.
+
+    TARGET is the log directory of a run or the URL of an Optuna storage, e.g. runs/qa or sqlite:///runs.db.
+    """
+
+
+@main.command("list")
+@target
+@as_json
+def list_(target: str, as_json: bool) -> None:
+    """List the runs in TARGET."""
+    rows = [_row(run) for run in _try(lambda: find_runs(target))]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']}  {row['state']}  {counted(row['trials'], 'trial')}, {_scores(row)}, "
+            f"{row['examples']:,} examples scored"
+        )
+
+
+@main.command()
+@target
+@study
+@click.option("--trial", type=int, help="Show this trial instead of the returned one.")
+@as_json
+def show(target: str, study: str | None, trial: int | None, as_json: bool) -> None:
+    """Show the result of a run and its best instructions."""
+    run = _run(target, study)
+    result = run.result()
+    trials = result.trajectory.trials
+    if trial is not None and not 0 <= trial < len(trials):
+        raise click.ClickException(
+            f"trial {trial} is not there: the run has the trials 0 to {len(trials) - 1}."
+        )
+    shown = trials[trial] if trial is not None else result.best if result.curve else None
+    texts = {} if shown is None else dict(shown.candidate.instructions)
+    if as_json:
+        _print_json({**_row(run), "instructions": texts, "trajectory": result.to_dicts()})
+        return
+    lines = (
+        [] if trial is None or shown is None else [f"trial {trial}: {shown.state}, reward {shown.reward:.3f}"]
+    )
+    click.echo("\n".join(lines or [result.summary()]))
+    for name, text in texts.items():
+        click.echo(f"\n{click.style(name, bold=True)}\n{click.unstyle(text)}")
+
+
+@main.command()
+@target
+@study
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True
+)
+def report(target: str, study: str | None, output: Path) -> None:
+    """Write the report of a run as one HTML page."""
+    result = _run(target, study).result()
+    _try(lambda: result.save_report(output))
+    click.echo(output)
+
+
+@main.command()
+@target
+@study
+@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@as_json
+def watch(target: str, study: str | None, interval: float, as_json: bool) -> None:
+    """Print a line whenever a run has got further, until it ends."""
+    before: dict[str, Any] = {}
+    while True:
+        run = _run(target, study)
+        row = _row(run)
+        if row != before:
+            line = (
+                f"round {row['rounds']}: {_scores(row)}, {row['examples']:,} examples scored, {row['state']}"
+            )
+            click.echo(json.dumps(row) if as_json else line)
+        if not run.is_running:
+            raise SystemExit(3 if row["state"] == "error" else 0)
+        before = row
+        time.sleep(interval)
+
+
+@main.command()
+@target
+@click.argument("what", type=click.Choice(["program", "prompts", "trials"]))
+@study
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The file. Default: the standard output."
+)
+@click.option(
+    "--format", "format_", type=click.Choice(["csv", "parquet"]), default="csv", help="Of the trials."
+)
+def export(target: str, what: str, study: str | None, output: Path | None, format_: str) -> None:
+    """Export the best program, its prompts as text, or the trials as a table."""
+    run = _run(target, study)
+    result = run.result()
+    if what == "program":
+        best = run.best_program
+        if best is None:
+            raise click.ClickException("the best program is in a log directory only: give the directory.")
+        _write(output, best.read_text("utf-8"))
+    elif what == "prompts":
+        texts = _try(lambda: result.instructions)
+        _write(output, "\n\n".join(f"# {name}\n\n{text}" for name, text in texts.items()) + "\n")
+    elif format_ == "csv":
+        _write(output, _try(result.to_dataframe).to_csv(index=False))
+    elif output is None:
+        raise click.UsageError("--format parquet needs --output.")
+    else:
+        _try(lambda: result.to_dataframe().to_parquet(output, index=False))
+
+
+@main.command()
+@target
+@study
+def stop(target: str, study: str | None) -> None:
+    """Ask the process of a run to end. The calls in flight are finished."""
+    run = _run(target, study)
+    _try(run.request_stop)
+    click.echo(f"{run.name} ends as soon as its running calls are finished.")
+
+
+def _run(target: str, name: str | None) -> Run:
+    runs: list[Run] = _try(lambda: find_runs(target))
+    names = [run.name for run in runs]
+    if name is not None:
+        runs = [run for run in runs if run.name == name]
+        if not runs:
+            raise click.ClickException(f"{target} has no run {name!r}, but {', '.join(names)}.")
+    if len(runs) > 1:
+        raise click.ClickException(f"{target} has several runs: {', '.join(names)}. Choose one with --study.")
+    return runs[0]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    result = run.result()
+    has_score = bool(result.curve)
+    return {
+        "name": run.name,
+        "state": "running" if run.is_running else result.stop_reason,
+        "rounds": max(0, len(result.curve) - 1),
+        "trials": len(result.trajectory),
+        "student": result.curve[0] if has_score else None,
+        "best": result.best_score if has_score else None,
+        "decided_on": result.selected_on,
+        "examples": result.usage.metric_calls,
+        "tokens": result.usage.tokens,
+        "cost": result.usage.cost,
+    }
+
+
+def _scores(row: dict[str, Any]) -> str:
+    if row["best"] is None:
+        return "no score yet"
+    return f"{row['student']:.3f} -> {row['best']:.3f} on the {row['decided_on']}"
+
+
+def _try(function: Callable[[], Any]) -> Any:
+    """The result of a call. Its error is one line for the user."""
+    try:
+        return function()
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _write(output: Path | None, text: str) -> None:
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")

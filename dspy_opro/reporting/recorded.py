@@ -1,0 +1,195 @@
+"""Runs as they are on record: in the journal of a log directory, or in any Optuna storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from dspy_opro.search.tasks import Failure
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage
+from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
+from dspy_opro.storage.outage import Outage
+from dspy_opro.storage.result_log import Record, ResultLog
+
+from .result import OPROResult
+from .run_directory import BEST, CONFIG, STOP, is_in_use
+
+LOG_SUFFIX = "/log"
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on record."""
+
+    study: optuna.Study
+    log: optuna.Study
+    directory: Path | None
+    """Its log directory, if the run was named by one."""
+
+    @property
+    def name(self) -> str:
+        return self.study.study_name
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process runs it. If its log directory can't tell: whether no end is on record."""
+        is_in_directory = None if self.directory is None else is_in_use(self.directory)
+        return "stop_reason" not in self.study.user_attrs if is_in_directory is None else is_in_directory
+
+    @property
+    def best_program(self) -> Path | None:
+        """The file of the best program."""
+        path = None if self.directory is None else self.directory / BEST
+        return path if path is not None and path.is_file() else None
+
+    def request_stop(self) -> None:
+        """Ask the process that runs it to end, as Ctrl-C does.
+
+        Raises:
+            ValueError: There is no log directory, or no process runs it.
+        """
+        if self.directory is None:
+            raise ValueError("A run can be stopped in its log directory only: give the directory.")
+        if not self.is_running:
+            raise ValueError(f"No process runs {self.directory}.")
+        (self.directory / STOP).touch()
+
+    def result(self) -> OPROResult:
+        """The result so far. Times, and which proposals were not used, are not on record."""
+        recorded = [trial for trial in self.study.get_trials(deepcopy=False) if _is_decided(trial)]
+        trials = tuple(_trial(trial) for trial in recorded)
+        records = ResultLog(self.log, Outage()).read()
+        failures = [failure for trial in recorded for failure in _failures(trial)]
+        number = self.study.user_attrs.get("returned_trial")
+        returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
+        config = None if self.directory is None else self.directory / CONFIG
+        has_end = not self.is_running and "stop_reason" in self.study.user_attrs
+        started = [trial.datetime_start for trial in recorded if trial.datetime_start]
+        ended = [trial.datetime_complete for trial in recorded if trial.datetime_complete]
+        return OPROResult(
+            trajectory=Trajectory(trials, _score_range(records)),
+            curve=_curve(trials),
+            stop_reason=self.study.user_attrs["stop_reason"] if has_end else "not ended",
+            usage=sum((Usage(**r["usage"]) for r in records if "usage" in r), Usage()),
+            seconds=(max(ended) - min(started)).total_seconds() if started and ended else 0.0,
+            failures=tuple(failures[:1000]),
+            num_failures=len(failures),
+            selected_on="valset" if any(t.valset_score is not None for t in trials) else "trainset",
+            config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
+            study_name=self.name,
+            returned=returned if has_end else "",
+        )
+
+
+def find_runs(target: str) -> list[Run]:
+    """The runs in a log directory or in a storage.
+
+    Raises:
+        ValueError: There is no such directory or storage, or it has no run.
+    """
+    directory: Path | None = None
+    storage: Any = target
+    if "://" not in target:
+        directory = Path(target)
+        if not directory.is_dir():
+            raise ValueError(f"{target} is no directory. Give a log directory or the URL of a storage.")
+        storage = _storage_of(directory)
+    elif target.startswith("sqlite:///") and not Path(target.removeprefix("sqlite:///")).is_file():
+        raise ValueError(f"There is no database {target}.")
+    with quiet_optuna():
+        backend = opened(storage)
+        names = {study.study_name for study in backend.get_all_studies()}
+        own = sorted(name for name in names if f"{name}{LOG_SUFFIX}" in names)
+        if directory is not None and isinstance(storage, str):  # a storage has runs of other directories, too
+            own = [name for name in own if name == _study_name(directory)]
+        runs = [
+            Run(
+                optuna.load_study(study_name=name, storage=backend),
+                optuna.load_study(study_name=f"{name}{LOG_SUFFIX}", storage=backend),
+                directory,
+            )
+            for name in own
+        ]
+    if not runs:
+        raise ValueError(f"{target} has no run of dspy_opro.")
+    return runs
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def _study_name(directory: Path) -> str:
+    config = _config(directory)
+    return str(config.get("study_name") or config.get("name") or directory.resolve().name)
+
+
+def _storage_of(directory: Path) -> Any:
+    """The storage of a log directory: its journal, or the one that its settings name."""
+    if (directory / JOURNAL_NAME).is_file():
+        return journal_storage(directory)
+    url = _config(directory).get("storage")
+    if not url:
+        raise ValueError(f"{directory} has no run of dspy_opro.")
+    if "://" not in url or "***" in url:
+        raise ValueError(f"The run of {directory} is in the storage {url}: give the URL of the storage.")
+    return url
+
+
+def _is_decided(trial: FrozenTrial) -> bool:
+    return trial.state in STATES and "num_scored" in trial.user_attrs
+
+
+def _trial(trial: FrozenTrial) -> Trial:
+    attrs = trial.user_attrs
+    candidate = Candidate(
+        attrs["instructions"],
+        attrs["round"],
+        attrs["parent"],
+        tuple(attrs["rewritten"]),
+        attrs.get("demo_set"),
+    )
+    return Trial(
+        candidate,
+        trial.value if trial.value is not None else 0.0,
+        attrs["num_scored"],
+        STATES[trial.state],  # type: ignore[arg-type]
+        attrs["reason"],
+        attrs.get("valset_score"),
+        attrs.get("num_failures", 0),
+        subscores=attrs.get("subscores", {}),
+        usage=Usage(**attrs["usage"]),
+    )
+
+
+def _failures(trial: FrozenTrial) -> list[Failure]:
+    """Failed examples by their position in the race. The order of the user's data is not on record."""
+    id_ = trial.user_attrs["candidate_id"]
+    given = trial.user_attrs.get("failures", [])
+    return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]
+
+
+def _score_range(records: Sequence[Record]) -> tuple[float, float]:
+    scores = [record["outcome"]["score"] for record in records if "outcome" in record]
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
+
+
+def _curve(trials: Sequence[Trial]) -> tuple[float, ...]:
+    """The best score after each round, on the deciding data."""
+    with_val = any(trial.valset_score is not None for trial in trials)
+    best, curve = float("-inf"), []
+    for round_ in range(max((trial.candidate.round for trial in trials), default=-1) + 1):
+        for trial in (t for t in trials if t.candidate.round == round_ and t.state == "complete"):
+            score = trial.valset_score if with_val else trial.reward
+            best = best if score is None else max(best, score)
+        curve.append(best)
+    return tuple(curve)

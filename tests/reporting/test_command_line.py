@@ -1,0 +1,220 @@
+"""`dspy-opro` in processes of its own, on a log directory and on a database."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from dspy_opro import OPRO
+from dspy_opro.reporting.recorded import find_runs
+from dspy_opro.testing import LMCall, ScriptedLM
+from tests.runs import TASK, TRAINSET, VALSET, metric, propose
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def answer(call: LMCall) -> Any:
+    return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+
+
+def run(*arguments: str | Path, code: int = 0) -> str:
+    """What the command prints. An error goes to stderr."""
+    command = [sys.executable, "-W", "ignore", "-m", "dspy_opro", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def compiled(**values: Any) -> Any:
+    lm = ScriptedLM(answer)
+    values = {"num_rounds": 2, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
+    return OPRO(metric, **values).compile(TASK.student(), trainset=TRAINSET, valset=VALSET).opro_result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
+    """A log directory, a database with two runs, and the result of both first runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    url = f"sqlite:///{folder / 'runs.db'}"
+    result = compiled(log_dir=folder / "qa")
+    compiled(storage=url, name="first")
+    compiled(storage=url, name="second", num_rounds=1)
+    return folder / "qa", url, result
+
+
+def test_list_names_the_runs_with_their_scores(runs: tuple[Path, str, Any]) -> None:
+    directory, url, result = runs
+    (row,) = json.loads(run("list", directory, "--json"))
+    assert row["name"] == "opro"
+    assert (row["state"], row["rounds"], row["decided_on"]) == ("num_rounds", 2, "valset")
+    assert (row["student"], row["best"]) == (result.curve[0], result.best_score)
+    assert (row["examples"], row["tokens"]) == (result.usage.metric_calls, result.usage.tokens)
+    assert [line.split()[:2] for line in run("list", url).splitlines()] == [
+        ["first", "num_rounds"],
+        ["second", "num_rounds"],
+    ]
+
+
+def test_show_prints_the_result_and_the_instructions(runs: tuple[Path, str, Any]) -> None:
+    directory, url, result = runs
+    text = run("show", directory)
+    assert f"score on the valset: {result.curve[0]:.3f} -> {result.best_score:.3f} (num_rounds)" in text
+    assert text.rstrip().endswith(result.instructions["self"])
+    shown = json.loads(run("show", url, "--study", "first", "--json"))
+    assert shown["instructions"] == dict(result.instructions)
+    assert len(shown["trajectory"]) == len(result.trajectory)
+    student = run("show", directory, "--trial", "0")
+    assert student.rstrip().endswith(result.baseline.candidate.instructions["self"])
+
+
+def test_the_recorded_result_equals_the_result_of_the_run(runs: tuple[Path, str, Any]) -> None:
+    directory, _, result = runs
+    (recorded,) = find_runs(str(directory))
+    again = recorded.result()
+    assert again.to_dicts() == result.to_dicts()
+    assert (again.usage, list(again.curve)) == (result.usage, list(result.curve))
+    assert (again.stop_reason, again.trajectory.score_range) == (
+        result.stop_reason,
+        result.trajectory.score_range,
+    )
+
+
+def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
+    directory, url, result = runs
+    for arguments in ([directory], [url, "--study", "first"]):
+        path = tmp_path / "pages" / "qa.html"
+        assert run("report", *arguments, "-o", path).strip() == str(path)
+        assert result.instructions["self"].split()[0] in path.read_text("utf-8")
+
+
+def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
+    directory, url, result = runs
+    run("export", directory, "program", "-o", tmp_path / "new" / "best.json")
+    program = TASK.student()
+    program.load(tmp_path / "new" / "best.json")
+    assert program.predictors()[0].signature.instructions == result.instructions["self"]
+    assert run("export", url, "prompts", "--study", "first") == f"# self\n\n{result.instructions['self']}\n"
+    rows = list(csv.DictReader(io.StringIO(run("export", directory, "trials"))))
+    assert [float(row["reward"]) for row in rows] == [trial.reward for trial in result.trajectory.trials]
+    pytest.importorskip("pyarrow")
+    run("export", directory, "trials", "--format", "parquet", "-o", tmp_path / "trials.parquet")
+    assert len(pandas.read_parquet(tmp_path / "trials.parquet")) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ("show", "no/such/folder"),
+            1,
+            "Error: no/such/folder is no directory. Give a log directory or the URL",
+        ),
+        (("list", "sqlite:///no/such.db"), 1, "Error: There is no database sqlite:///no/such.db."),
+        (("list", "nonsense://x"), 1, "Error: storage 'nonsense://x' can't be opened"),
+        (("list", "{folder}"), 1, "has no run of dspy_opro."),
+        (("show", "{url}"), 1, "has several runs: first, second. Choose one with --study."),
+        (("show", "{url}", "--study", "third"), 1, "has no run 'third', but first, second."),
+        (("show", "{directory}", "--trial", "999"), 1, "trial 999 is not there: the run has the trials 0 to"),
+        (("export", "{url}", "program", "--study", "first"), 1, "is in a log directory only"),
+        (("export", "{directory}", "trials", "--format", "parquet"), 2, "--format parquet needs --output."),
+        (("export", "{directory}", "nothing"), 2, "'nothing' is not one of"),
+        (("stop", "{directory}"), 1, "Error: No process runs"),
+        (("stop", "{url}", "--study", "first"), 1, "in its log directory only"),
+        (("frobnicate",), 2, "No such command 'frobnicate'."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_mistakes_are_one_line_and_an_exit_code(
+    runs: tuple[Path, str, Any], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    directory, url, _ = runs
+    places = {"directory": directory, "url": url, "folder": directory.parent}
+    text = run(*(argument.format(**places) for argument in arguments), code=code)
+    assert message in text
+    assert "Traceback" not in text
+
+
+LONG_RUN = """
+import sys, time
+from dspy_opro import OPRO
+from dspy_opro.testing import ScriptedLM
+from tests.reporting.test_command_line import TASK, TRAINSET, answer, metric
+
+def slow(call):
+    time.sleep(0.05)
+    return answer(call)
+
+lm = ScriptedLM(slow)
+result = OPRO(
+    metric, prompt_model=lm, task_model=lm, log_dir=sys.argv[1], auto=None, timeout_seconds=60, num_threads=2,
+    display_progress=False,
+).compile(TASK.student(), trainset=TRAINSET).opro_result
+print(result.stop_reason)
+"""
+
+
+def test_a_run_under_way_is_watched_and_stopped(tmp_path: Path) -> None:
+    directory = tmp_path / "qa"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", LONG_RUN, str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (directory / "best.json").is_file():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert json.loads(run("list", directory, "--json"))[0]["state"] == "running"
+        watching = subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "dspy_opro",
+                "watch",
+                directory,
+                "--interval",
+                "0.2",
+                "--json",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert watching.stdout is not None
+        first = json.loads(watching.stdout.readline())
+        assert first["state"] == "running"
+        assert "opro ends as soon as" in run("stop", directory)
+        assert process.communicate(timeout=60)[0].strip() == "stop_file"
+        lines, _ = watching.communicate(timeout=60)
+        assert watching.returncode == 0
+        assert json.loads(lines.splitlines()[-1])["state"] == "stop_file"
+    finally:
+        process.kill()
+
+
+def test_the_shell_completes_commands() -> None:
+    from click.testing import CliRunner
+
+    from dspy_opro.reporting.command_line import main
+
+    done = CliRunner().invoke(main, env={"_DSPY_OPRO_COMPLETE": "bash_source"}, prog_name="dspy-opro")
+    assert "_dspy_opro_completion" in done.output
+
+
+def test_the_package_does_not_import_click_for_it() -> None:
+    code = "import sys, dspy_opro; print('dspy_opro.reporting.command_line' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"

@@ -27,7 +27,7 @@ from .programs.awaiting import EventLoop, ExampleTimeout
 from .programs.compat import defines, forget_secrets, model_name
 from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
-from .programs.failures import FailureLimit, FirstExamples, TimeLimit
+from .programs.failures import FailureLimit, FirstExamples, TimeLimit, check_budget
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .programs.prompts import prompts
@@ -95,7 +95,9 @@ def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | 
     try:
         evaluator = _evaluator(inputs, events, is_async=loop is not None)
         writer = _writer(inputs, events)
-        search = make_search(config, program.candidate, inputs.sizes)
+        # The scores are simulated, so nothing of the user's looks at them.
+        no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+        search = make_search(no_scores, program.candidate, inputs.sizes)
         first: FirstExamples | None = FirstExamples(len(train), _measured(config))
         started, results = time.monotonic(), []
         for example in train:
@@ -192,15 +194,13 @@ class Job:
             past = (result.usage for _, result in self.storage.results())
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
-            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
-            self._first = FirstExamples(search.plan.num_train, _measured(config))
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 budget,
                 _failure_limit(config),
-                self._first if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, _measured(config)) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
@@ -253,7 +253,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
-        self._first.check_budget(result.usage)
+        check_budget(_measured(self.config), result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:

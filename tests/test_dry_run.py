@@ -88,6 +88,13 @@ def test_demo_sets_are_estimated_too(server: SimulatedServer) -> None:
     assert "demo sets" in str(with_demos)
 
 
+def test_own_stoppers_see_no_simulated_scores(server: SimulatedServer) -> None:
+    seen: list[Any] = []
+    estimate = estimated(server, num_rounds=2, stop_at_score=0.0, stoppers=[lambda state: seen.append(state)])
+    assert seen == []
+    assert estimate.expected is not None and estimate.expected.examples > len(TRAINSET) + len(VALSET)
+
+
 def test_a_run_without_an_end_has_no_estimate(server: SimulatedServer) -> None:
     estimate = estimated(server, auto=None, num_rounds=None, stop_at_score=1.0)
     assert estimate.expected is None is estimate.most

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from dspy_opro.programs.metering import Prices, dollars
 from dspy_opro.proposers.meta_prompt import MetaPrompt
@@ -106,7 +106,7 @@ def estimate(
     paid_usage = sum((result.usage for result in paid), Usage())
     prices, is_own = config.prices or {}, prompt_model in program_models
     if prompt_model not in prices and is_own and paid_usage.cost:
-        rate = 1e6 * paid_usage.cost / paid_usage.tokens
+        rate = 1e6 * paid_usage.cost / max(1, paid_usage.tokens)
         prices = {prompt_model: (rate, rate)}
     is_priced = bool(paid_usage.cost) or any(not any(price) for price in prices.values())
     if not is_priced:
@@ -132,15 +132,7 @@ def estimate(
 
 
 def _times(usage: Usage, count: int) -> Usage:
-    return Usage(
-        usage.metric_calls * count,
-        usage.scorer_calls * count,
-        usage.proposer_calls * count,
-        0,
-        usage.prompt_tokens * count,
-        usage.completion_tokens * count,
-        usage.cost * count,
-    )
+    return Usage(*(count * value for value in astuple(usage)))
 
 
 def _spending(usage: Usage, is_priced: bool) -> Spending:

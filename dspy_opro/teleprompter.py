@@ -200,11 +200,8 @@ class OPROTeleprompter(Teleprompter):
             was scored in full.
         """
         data = {"trainset": trainset, "metric": metric, "valset": valset}
-        from .compile import (  # needs Optuna, which takes longer to import than all the rest
-            Job,
-            dry_run,
-            optimize,
-        )
+        # Needs Optuna, which takes longer to import than all the rest.
+        from .compile import Job, dry_run, optimize
 
         config = self._config_for({**data, **arguments})
         return dry_run(config, student) if config.dry_run else optimize(Job(config, student))

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from dspy_opro.programs.metering import Prices, dollars
@@ -202,17 +202,13 @@ class _Run:
             result = TaskResult(Outcome(float(self._random.random() < quality), output), sample.usage)
         elif task.is_for_demos:
             tries = [self._random.choice(self.samples).usage for _ in range(demo_calls)]
-            result = TaskResult(
-                Proposal(dict.fromkeys(self.search.student.instructions, "[]")), sum(tries, Usage())
-            )
+            no_demos = Proposal(dict.fromkeys(self.search.student.instructions, "[]"))
+            result = TaskResult(no_demos, sum(tries, Usage()))
         else:
-            result = TaskResult(Proposal(self._texts(task)), self._proposal_usage(task))
+            text = f"{task.round}/{task.slot}/{task.wave}".ljust(INSTRUCTION_CHARS, "x")
+            result = TaskResult(Proposal(dict.fromkeys(task.predictors, text)), self._proposal_usage(task))
         self.usage += result.usage
         self.search.tell(task, result)
-
-    def _texts(self, task: ProposalTask) -> Mapping[str, str]:
-        number = f"{task.round}/{task.slot}/{task.wave}"
-        return {name: number.ljust(INSTRUCTION_CHARS, "x") for name in task.predictors}
 
     def _proposal_usage(self, task: ProposalTask) -> Usage:
         if task.initial is not None:
@@ -223,9 +219,7 @@ class _Run:
         request = self.meta_prompt.request(task)
         asked = (FRAME_CHARS + sum(map(len, prompt_fields(request).values()))) // CHARS_PER_TOKEN
         told = INSTRUCTION_CHARS * len(task.predictors) // CHARS_PER_TOKEN
-        cost = (
-            dollars(self.prices[self.prompt_model], asked, told) if self.prompt_model in self.prices else 0.0
-        )
+        cost = dollars(self.prices.get(self.prompt_model, (0.0, 0.0)), asked, told)
         usage = Usage(proposer_calls=1, prompt_tokens=asked, completion_tokens=told, cost=cost)
         self._proposals.append(usage)
         return usage

@@ -50,6 +50,8 @@ class OPROPromptOptimizer(BasePromptOptimizer):
     """
 
     def __init__(self, prompt_model: Any = None, **settings: Any) -> None:
+        if settings.get("dry_run"):
+            raise ValueError("dry_run gives no prompts, so it can't be an optimizer's setting.")
         if isinstance(prompt_model, str):
             prompt_model = dspy.LM(prompt_model.replace(":/", "/", 1))
         # The program calls no LM through DSPy, but `compile` wants to know one for it.

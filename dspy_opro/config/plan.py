@@ -212,34 +212,59 @@ def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
     """Without a price for its LM a run cannot respect a limit in dollars."""
     if max_cost is not None and spent.tokens and not spent.cost:
         logger.warning(
-            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. Pass max_tokens.",
+            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. "
+            "Pass prices or max_tokens.",
             max_cost,
         )
+
+
+@dataclass(frozen=True)
+class Work:
+    """The most that a run can do."""
+
+    num_examples: int
+    num_proposals: int | None
+    """Without rejected proposals, which are asked for again. None if the rounds have no limit."""
+
+
+def most_work(search: Search) -> Work | None:
+    """The most that a fresh search can do; None if neither rounds nor examples have a limit."""
+    plan, size = search.plan, search.plan.num_candidates
+    confirming = 2 * plan.num_held_back
+    if plan.num_rounds is None:
+        return None if plan.max_metric_calls is None else Work(plan.max_metric_calls + confirming, None)
+    num_slots = most_slots(plan)
+    full, rest = divmod(num_slots, size)
+    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
+    examples += search.most_calls(rest) if rest else 0
+    if plan.max_metric_calls is not None:
+        examples = min(examples, plan.max_metric_calls)
+    per_slot = len(search.student.instructions) if plan.predictor_strategy == "all" else 1
+    return Work(examples + confirming, num_slots * per_slot)
+
+
+def most_slots(plan: Plan) -> int:
+    """The most candidates that are proposed, for a plan with a number of rounds."""
+    num_slots = (plan.num_rounds or 0) * plan.num_candidates
+    return min(num_slots, plan.num_trials or num_slots)
 
 
 def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> str:
     """What a run with the preset `auto` can spend at most, in words. `bounds` names the arguments that may end it."""
     plan, size = search.plan, search.plan.num_candidates
     limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
-    if plan.num_rounds is None:
-        most = "" if plan.max_metric_calls is None else f", at most {plan.max_metric_calls:,} examples scored"
+    work = most_work(search)
+    if work is None or work.num_proposals is None:
+        most = "" if work is None else f", at most {plan.max_metric_calls:,} examples scored"
         end = " or ".join(limits) or "a limit"
         return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
-    num_predictors = len(search.student.instructions)
-    num_slots = min(plan.num_rounds * size, plan.num_trials or plan.num_rounds * size)
-    full, rest = divmod(num_slots, size)
-    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
-    examples += search.most_calls(rest) if rest else 0
-    if plan.max_metric_calls is not None:
-        examples = min(examples, plan.max_metric_calls)
-    examples += 2 * plan.num_held_back
     # With several predictors a round has one more candidate: it combines the best known texts.
-    num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
-    proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)
+    is_mixed = len(search.student.instructions) > 1 and plan.num_trials is None
+    num_candidates = most_slots(plan) + ((plan.num_rounds or 0) if is_mixed else 0)
     text = (
-        f"OPRO (auto={auto!r}): at most {num_slots + num_mixed:,} candidates in {plan.num_rounds} rounds, "
-        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} if all of them "
-        "are rejected)."
+        f"OPRO (auto={auto!r}): at most {num_candidates:,} candidates in {plan.num_rounds} rounds, "
+        f"{work.num_examples:,} examples scored and {work.num_proposals:,} proposals "
+        f"({plan.max_waves * work.num_proposals:,} if all of them are rejected)."
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."

@@ -171,8 +171,8 @@ def check_budget(budget: Budget, spent: Usage) -> None:
         ValueError: There is a token budget and no token count, or a dollar budget and no price.
     """
     for name, limit, is_known, missing, other in (
-        ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "metric_calls"),
-        ("max_cost", budget.max_cost, spent.cost, "no price is known for the LM", "tokens"),
+        ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "max_metric_calls"),
+        ("max_cost", budget.max_cost, spent.cost, "no price is known for the LM", "prices, or max_tokens"),
     ):
         if limit is not None and spent.scorer_calls and not is_known:
-            raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass max_{other} instead.")
+            raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass {other} instead.")

@@ -52,7 +52,7 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
-    "reporting.command_line": {"click"},
+    "reporting.command_line": {"click", "sqlalchemy"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
     "reporting.recorded": {"optuna"},

@@ -132,12 +132,22 @@ def test_candidates_are_kept_after_the_run() -> None:
 
 def test_what_is_returned_was_scored() -> None:
     """There the last proposal is deployed and no step has scored it."""
-    # The later the proposal, the worse.
-    texts = iter([LEVELS[5], *(f"Think at level 0, variant {n}." for n in range(100))])
+    # The later the proposal, the worse. The first request only shows that the optimizer LM can be called.
+    texts = iter([LEVELS[5], LEVELS[5], *(f"Think at level 0, variant {n}." for n in range(100))])
     program = compiled(ScriptedLM(lambda call: {"instruction": next(texts)}), num_threads=1)
     best = program.opro_result.best
     assert program.signature.instructions == best.candidate.instructions["self"] == LEVELS[5]
     assert best.state == "complete" and best.num_scored == len(best.scores) > 0
+
+
+def test_rewards_that_are_compared_are_of_the_same_examples() -> None:
+    """There each candidate has the mean of another batch."""
+    result = compiled(proposing(*LEVELS)).opro_result
+    counts = {trial.num_scored for trial in result.trials}
+    assert len(counts) > 1  # the race dropped candidates early
+    for trial in result.trials:
+        has_score = [score is not None for score in trial.scores]
+        assert has_score == sorted(has_score, reverse=True) and sum(has_score) == trial.num_scored
 
 
 def test_the_order_is_ascending() -> None:

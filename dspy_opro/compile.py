@@ -183,7 +183,7 @@ class Job:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
-                self._directory.write_config(readable(config))
+                self._directory.write_config(_settings(inputs))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
             budget = _budget(config, self.storage.lost_usage())
@@ -335,7 +335,7 @@ class Job:
             failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
             selected_on="valset" if search.plan.num_val else "trainset",
-            config=readable(self.config),
+            config=_settings(self.inputs),
             study_name=self.storage.study.study_name,
             problems=tuple(search.problems),
             returned=search.returned.id if len(search.trajectory) else "",
@@ -360,6 +360,17 @@ class Job:
 
 
 # -- the parts of a job --------------------------------------------------------------------------
+
+
+def _settings(inputs: Inputs) -> dict[str, Any]:
+    """The settings in readable form, with the LMs that the run uses where none was given."""
+    predictors, default = inputs.program.student.predictors(), dspy.settings.lm
+    scorers = [inputs.config.task_model or predictor.lm or default for predictor in predictors]
+    names = {"prompt_model": [inputs.prompt_model], "task_model": scorers}
+    return readable(inputs.config) | {
+        role: ", ".join(dict.fromkeys(filter(None, map(model_name, lms)))) or None
+        for role, lms in names.items()
+    }
 
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:

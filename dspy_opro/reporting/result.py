@@ -365,9 +365,15 @@ def reward_within(trial: Trial, trajectory: Trajectory) -> float:
 
 
 def cost(usage: Usage, digits: int = 4) -> str:
-    """Dollars in words. No price is known where paid calls cost nothing."""
+    """Dollars in words."""
+    dollars = known_cost(usage)
+    return "cost unknown" if dollars is None else f"${dollars:,.{digits}f}"
+
+
+def known_cost(usage: Usage) -> float | None:
+    """Dollars. None where paid calls cost nothing: no price is known then."""
     is_known = math.isfinite(usage.cost) and (usage.cost or not usage.scorer_calls + usage.proposer_calls)
-    return f"${usage.cost:,.{digits}f}" if is_known else "cost unknown"
+    return usage.cost if is_known else None
 
 
 def _text(message: Mapping[str, Any]) -> str:

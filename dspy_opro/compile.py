@@ -19,7 +19,14 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
-from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
+from .config.plan import (
+    forecast,
+    make_search,
+    plan_on_record,
+    warn_of_little_to_gain,
+    warn_of_percent,
+    warn_without_prices,
+)
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -50,6 +57,7 @@ from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome, Usage
+from .storage.carrying import NOTHING
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
@@ -138,6 +146,9 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
+            carried = self.storage.carried(plan_on_record(config, search), inputs.program.candidate)
+            if carried != NOTHING:
+                search = make_search(config, inputs.program.candidate, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
@@ -237,8 +248,9 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
-            warn_of_percent(self.config.stop_at_score, event.best)
+            student = self.queue.search.trajectory.trials[0]
+            warn_of_little_to_gain(student, len(self.inputs.trainset))
+            warn_of_percent(self.config.stop_at_score, student)
             warn_without_prices(self.config.max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)

@@ -14,6 +14,7 @@ from dspy_opro.search.reserve import held_back
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage.carrying import NOTHING, Carried, PlanOnRecord
 from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
@@ -70,7 +71,7 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
-def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
+def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
 
     Raises:
@@ -111,7 +112,20 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
-    return Search(plan, student, pruner, recombine, _stoppers(config))
+    record = carried.candidates, carried.returned
+    return Search(plan, student, pruner, recombine, _stoppers(config), *record)
+
+
+def plan_on_record(config: OPROConfig, search: Search) -> PlanOnRecord:
+    """What the storage keeps of a plan, to know whether the next process has the same one."""
+    plan, size = search.plan, search.plan.num_candidates
+    names = "num_train", "num_val", "num_candidates", "num_trials", "num_demo_sets", "num_initial", "lag"
+    shape: dict[str, Any] = {name: getattr(plan, name) for name in names}
+    shape |= {"max_metric_calls": plan.max_metric_calls, "predictor_strategy": plan.predictor_strategy}
+    checkpoints = list(search.pruner.checkpoints(plan.num_train, size))
+    shape["pruner"] = [type(search.pruner).__name__, checkpoints, search.most_calls(size)]
+    shape |= {"min_delta": config.min_delta, "num_stoppers": len(config.stoppers)}
+    return PlanOnRecord(shape, [plan.num_rounds, config.patience, config.stop_at_score])
 
 
 def _num_wanted(config: OPROConfig, num_train: int) -> int:

@@ -310,7 +310,8 @@ class OPROResult:
     def _scores(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
-        return f"{self.curve[0]:.3f} -> {self.best_score:.3f}"
+        student = self.baseline.reward if self.baseline.valset_score is None else self.baseline.valset_score
+        return f"{student:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
         """The gain and its certainty, in up to two sentences."""
@@ -319,6 +320,8 @@ class OPROResult:
         lines = [str(self.gain)]
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
+        elif self.best.id != self.trajectory.best.id:
+            lines.append("No new instruction was reliably better. The program on record is returned.")
         return lines
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
 
 def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
     """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
-    score = student.reward if student.valset_score is None else student.valset_score
+    score = student.score
     if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:

@@ -88,8 +88,7 @@ class OPROResult:
     @property
     def best_score(self) -> float:
         """Mean score of the returned program on the deciding data, in the metric's own scale."""
-        best = self.best
-        return best.reward if best.valset_score is None else best.valset_score
+        return self.best.score
 
     @property
     def instructions(self) -> Mapping[str, str]:
@@ -310,8 +309,7 @@ class OPROResult:
     def _scores(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
-        student = self.baseline.reward if self.baseline.valset_score is None else self.baseline.valset_score
-        return f"{student:.3f} -> {self.best_score:.3f}"
+        return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
         """The gain and its certainty, in up to two sentences."""

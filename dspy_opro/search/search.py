@@ -297,8 +297,7 @@ class Search:
     def _add(self, current: Round, completed: Iterable[Candidate]) -> None:
         """Put a round's trials into the trajectory."""
         self.trajectory = self.trajectory.add(*current.complete(completed))
-        best = self.trajectory.best
-        self.best_scores.append(best.reward if best.valset_score is None else best.valset_score)
+        self.best_scores.append(self.trajectory.best.score)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -122,8 +122,8 @@ def plan_on_record(config: OPROConfig, search: Search) -> PlanOnRecord:
     names = "num_train", "num_val", "num_candidates", "num_trials", "num_demo_sets", "num_initial", "lag"
     shape: dict[str, Any] = {name: getattr(plan, name) for name in names}
     shape |= {"max_metric_calls": plan.max_metric_calls, "predictor_strategy": plan.predictor_strategy}
-    checkpoints = list(search.pruner.checkpoints(plan.num_train, size))
-    shape["pruner"] = [type(search.pruner).__name__, checkpoints, search.most_calls(size)]
+    checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
+    shape["pruner"] = [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))]
     shape |= {"min_delta": config.min_delta, "num_stoppers": len(config.stoppers)}
     return PlanOnRecord(shape, [plan.num_rounds, config.patience, config.stop_at_score])
 

@@ -83,7 +83,7 @@ def _is_usable(trial: FrozenTrial) -> bool:
 
 
 def _score(trial: FrozenTrial) -> float:
-    return float(trial.user_attrs.get("valset_score", trial.value))
+    return float(trial.user_attrs.get("valset_score", trial.value or 0.0))
 
 
 def _limit(bound: float | None) -> float:

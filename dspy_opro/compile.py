@@ -57,7 +57,6 @@ from .search.shared import SPLITS
 from .search.stoppers import Budget
 from .search.tasks import Event, Plan, RoundDecided, ScoringTask, Split, Task, TaskResult, TrialFinished
 from .search.trajectory import Outcome, Usage
-from .storage.carrying import NOTHING
 from .storage.fingerprint import fingerprint
 from .storage.run_storage import RESUMABLE, RunStorage, open_run
 
@@ -146,9 +145,8 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
-            carried = self.storage.carried(plan_on_record(config, search), inputs.program.candidate)
-            if carried != NOTHING:
-                search = make_search(config, inputs.program.candidate, inputs.sizes, carried)
+            carried = self.storage.carried(plan_on_record(config, search), search.student)
+            search = make_search(config, search.student, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:

@@ -14,7 +14,7 @@ from dspy_opro.search.reserve import held_back
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
-from dspy_opro.storage.carrying import NOTHING, Carried, PlanOnRecord
+from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
@@ -112,20 +112,32 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
-    record = carried.candidates, carried.returned
-    return Search(plan, student, pruner, recombine, _stoppers(config), *record)
+    stoppers = _stoppers(config)
+    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
 
 
-def plan_on_record(config: OPROConfig, search: Search) -> PlanOnRecord:
+def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
-    names = "num_train", "num_val", "num_candidates", "num_trials", "num_demo_sets", "num_initial", "lag"
-    shape: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    shape |= {"max_metric_calls": plan.max_metric_calls, "predictor_strategy": plan.predictor_strategy}
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
-    shape["pruner"] = [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))]
-    shape |= {"min_delta": config.min_delta, "num_stoppers": len(config.stoppers)}
-    return PlanOnRecord(shape, [plan.num_rounds, config.patience, config.stop_at_score])
+    return {
+        "data": [plan.num_train, plan.num_val],
+        "rounds": [
+            size,
+            plan.num_trials,
+            plan.num_demo_sets,
+            plan.num_initial,
+            plan.lag,
+            plan.predictor_strategy,
+        ],
+        "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
+        "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
+        "limits": [
+            plan.num_rounds,
+            config.patience,
+            config.stop_at_score,
+        ],  # larger ones only make a run longer
+    }
 
 
 def _num_wanted(config: OPROConfig, num_train: int) -> int:

@@ -5,34 +5,15 @@ The choice is kept in the log beside the plan. So every later process with this 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from dspy_opro.search.tasks import ProposalTask, View, task_key
-from dspy_opro.search.trajectory import Candidate, Trajectory
+from dspy_opro.search.trajectory import Candidate
 
 from .result_log import Record
-
-
-@dataclass(frozen=True)
-class PlanOnRecord:
-    """A plan as plain JSON."""
-
-    shape: Mapping[str, Any]
-    """What decides how candidates are proposed and raced."""
-    bounds: Sequence[float | None]
-    """Limits that only end the rounds. None is no limit."""
-
-    def goes_on_from(self, other: PlanOnRecord) -> bool:
-        """Whether it repeats all that a run with the other plan did."""
-        pairs = zip(self.bounds, other.bounds, strict=True)
-        is_longer = all(_limit(mine) >= _limit(theirs) for mine, theirs in pairs)
-        return self.shape == other.shape and is_longer
 
 
 @dataclass(frozen=True)
@@ -47,14 +28,24 @@ class Carried:
 NOTHING = Carried()
 
 
+def goes_on(plan: Record, before: Record) -> bool:
+    """Whether a plan repeats all that the plan before did: only its limits differ, and none is smaller."""
+    limits = zip(plan["limits"], before["limits"], strict=True)
+    is_longer = all(new is None or (old is not None and new >= old) for new, old in limits)
+    return is_longer and {**plan, "limits": ()} == {**before, "limits": ()}
+
+
 def choose(study: optuna.Study, student: Candidate) -> Record:
     """The best trial that is scored in full, and the returned one, as plain JSON; without the student."""
-    trials = [t for t in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) if _is_usable(t)]
+    trials = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if "num_scored" in trial.user_attrs and "is_cut" not in trial.user_attrs
+    ]
     validated = [trial for trial in trials if "valset_score" in trial.user_attrs]
-    number = study.user_attrs.get("returned_trial")
-    returned = [trial for trial in trials if trial.number == number]
-    best = max(validated or trials, key=_score, default=None)
-    found = {t.user_attrs["candidate_id"]: t.user_attrs for t in (*returned, best) if t is not None}
+    returned = [trial for trial in trials if trial.number == study.user_attrs.get("returned_trial")]
+    best = sorted(validated or trials, key=_score, reverse=True)[:1]
+    found = {trial.user_attrs["candidate_id"]: trial.user_attrs for trial in returned + best}
     texts = [
         [attrs["instructions"], attrs.get("demo_set")] for id_, attrs in found.items() if id_ != student.id
     ]
@@ -62,29 +53,18 @@ def choose(study: optuna.Study, student: Candidate) -> Record:
 
 
 def decode(record: Record, student: Candidate, log: Sequence[Record]) -> Carried:
-    """The candidates of a record. Their demos are in the log."""
+    """The candidates of a record. Their demos are in the log, in the proposals of the first round."""
+    demos = {
+        r["key"]: r["proposal"].get("texts") for r in log if "proposal" in r and r["key"].endswith("/demos")
+    }
     candidates = []
-    for texts, demo_set in record["candidates"]:
-        instructions = {name: texts[name] for name in student.instructions}
-        rewritten = tuple(name for name, text in instructions.items() if text != student.instructions[name])
-        demos = None if demo_set is None else _demos(demo_set, student, log)
-        candidates.append(Candidate(instructions, 0, student.id, rewritten, demo_set, demos))
+    for texts, number in record["candidates"]:
+        rewritten = tuple(name for name, text in student.instructions.items() if texts[name] != text)
+        demo_set = demos.get(f"propose/1/{number}/0//demos")
+        instructions = {**student.instructions, **texts}  # in the order of the program
+        candidates.append(Candidate(instructions, 0, student.id, rewritten, number, demo_set))
     return Carried(candidates, record["returned"])
-
-
-def _demos(demo_set: int, student: Candidate, log: Sequence[Record]) -> Mapping[str, str]:
-    key = task_key(ProposalTask(1, demo_set, 0, (), View(Trajectory(), student, ()), is_for_demos=True))
-    texts: Mapping[str, str] = next(r["proposal"]["texts"] for r in reversed(log) if r.get("key") == key)
-    return texts
-
-
-def _is_usable(trial: FrozenTrial) -> bool:
-    return "num_scored" in trial.user_attrs and "is_cut" not in trial.user_attrs
 
 
 def _score(trial: FrozenTrial) -> float:
     return float(trial.user_attrs.get("valset_score", trial.value or 0.0))
-
-
-def _limit(bound: float | None) -> float:
-    return math.inf if bound is None else bound

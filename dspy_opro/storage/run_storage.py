@@ -11,7 +11,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dspy_opro.search.tasks import Proposal, TaskResult
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
 
 from . import outage
-from .carrying import NOTHING, Carried, PlanOnRecord, choose, decode
+from .carrying import NOTHING, Carried, choose, decode, goes_on
 from .fingerprint import Fingerprint, differences
 from .opening import journal_storage, opened, quiet_optuna
 from .outage import Outage
@@ -110,19 +110,18 @@ class RunStorage:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
-    def carried(self, plan: PlanOnRecord, student: Candidate) -> Carried:
+    def carried(self, plan: Record, student: Candidate) -> Carried:
         """What a run with this plan takes over from its record. The first plan takes over nothing."""
         if not self.is_kept:
             return NOTHING
         last = next((record for record in reversed(self.past) if "plan" in record), None)
-        if last is not None and asdict(plan) == last["plan"]:
-            carried = last["carried"]
-        else:
+        if last is None or plan != last["plan"]:
             carried = {"candidates": [], "returned": None} if last is None else choose(self.study, student)
-            if last is not None and plan.goes_on_from(PlanOnRecord(**last["plan"])):
-                carried["candidates"] = last["carried"]["candidates"]
-            self.log.append({"plan": asdict(plan), "carried": carried})
-        return decode(carried, student, self.past)
+            if last is not None and goes_on(plan, last["plan"]):
+                carried["candidates"] = last["candidates"]
+            last = {"plan": plan, **carried}
+            self.log.append(last)
+        return decode(last, student, self.past)
 
     def close(self, stop_reason: str, returned: Trial | None = None) -> None:
         """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""

@@ -20,7 +20,14 @@ import dspy
 
 from .config.arguments import OPROConfig, paper
 from .config.estimate import NUM_EXAMPLES, estimate
-from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
+from .config.plan import (
+    forecast,
+    make_search,
+    plan_on_record,
+    warn_of_little_to_gain,
+    warn_of_percent,
+    warn_without_prices,
+)
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -182,6 +189,8 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
+            carried = self.storage.carried(plan_on_record(config, search), search.student)
+            search = make_search(config, search.student, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(_settings(inputs))
             if config.display_progress or config.verbose:
@@ -281,8 +290,9 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
-            warn_of_percent(self.config.stop_at_score, event.best)
+            student = self.queue.search.trajectory.trials[0]
+            warn_of_little_to_gain(student, len(self.inputs.trainset))
+            warn_of_percent(self.config.stop_at_score, student)
             warn_without_prices(_measured(self.config).max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)

@@ -20,7 +20,14 @@ import dspy
 
 from .config.arguments import OPROConfig, paper
 from .config.estimate import NUM_EXAMPLES, estimate
-from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
+from .config.plan import (
+    forecast,
+    make_search,
+    plan_on_record,
+    warn_of_little_to_gain,
+    warn_of_percent,
+    warn_without_prices,
+)
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
@@ -182,8 +189,10 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
+            carried = self.storage.carried(plan_on_record(config, search), search.student)
+            search = make_search(config, search.student, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
-                self._directory.write_config(readable(config))
+                self._directory.write_config(_settings(inputs))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
             budget = _budget(config, self.storage.lost_usage())
@@ -281,8 +290,9 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
-            warn_of_percent(self.config.stop_at_score, event.best)
+            student = self.queue.search.trajectory.trials[0]
+            warn_of_little_to_gain(student, len(self.inputs.trainset))
+            warn_of_percent(self.config.stop_at_score, student)
             warn_without_prices(_measured(self.config).max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
@@ -335,7 +345,7 @@ class Job:
             failures=tuple(replace(f, example=orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
             selected_on="valset" if search.plan.num_val else "trainset",
-            config=readable(self.config),
+            config=_settings(self.inputs),
             study_name=self.storage.study.study_name,
             problems=tuple(search.problems),
             returned=search.returned.id if len(search.trajectory) else "",
@@ -360,6 +370,17 @@ class Job:
 
 
 # -- the parts of a job --------------------------------------------------------------------------
+
+
+def _settings(inputs: Inputs) -> dict[str, Any]:
+    """The settings in readable form, with the LMs that the run uses where none was given."""
+    predictors, default = inputs.program.student.predictors(), dspy.settings.lm
+    scorers = [inputs.config.task_model or predictor.lm or default for predictor in predictors]
+    names = {"prompt_model": [inputs.prompt_model], "task_model": scorers}
+    return readable(inputs.config) | {
+        role: ", ".join(dict.fromkeys(filter(None, map(model_name, lms)))) or None
+        for role, lms in names.items()
+    }
 
 
 def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:

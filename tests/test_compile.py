@@ -166,6 +166,7 @@ def test_an_lm_on_every_predictor_is_enough(server: SimulatedServer) -> None:
     student.set_lm(server.lm("scorer"))
     program = teleprompter(server, num_rounds=1, task_model=None).compile(student, trainset=TRAINSET[:4])
     assert program.opro_result.num_failures == 0
+    assert program.opro_result.config["task_model"] == "openai/scorer"
 
 
 def test_proposals_that_quote_the_trainset_are_dropped(server: SimulatedServer) -> None:
@@ -193,9 +194,10 @@ def test_the_language_models_are_resolved_when_compile_runs(server: SimulatedSer
     optimizer = teleprompter(server, prompt_model=None, task_model=None, num_rounds=1, num_candidates=2)
     both = SimulatedServer({"both": _both}, own_process=False)
     with both, dspy.context(lm=both.lm("both")):
-        optimizer.compile(TASK.student(), trainset=TRAINSET)
+        result = optimizer.compile(TASK.student(), trainset=TRAINSET).opro_result
         assert both.stats()["both"].completions > len(TRAINSET)
     assert server.stats().requests == 0
+    assert (result.config["prompt_model"], result.config["task_model"]) == ("openai/both", "openai/both")
 
 
 def _both(call: Any) -> Any:

@@ -145,6 +145,16 @@ def test_what_is_returned_was_scored() -> None:
     assert best.state == "complete" and best.num_scored == len(best.scores) > 0
 
 
+def test_rewards_that_are_compared_are_of_the_same_examples() -> None:
+    """There each candidate has the mean of another batch."""
+    result = compiled(proposing(*LEVELS)).opro_result
+    counts = {trial.num_scored for trial in result.trials}
+    assert len(counts) > 1  # the race dropped candidates early
+    for trial in result.trials:
+        has_score = [score is not None for score in trial.scores]
+        assert has_score == sorted(has_score, reverse=True) and sum(has_score) == trial.num_scored
+
+
 def test_the_order_is_ascending() -> None:
     """There the best instruction comes first."""
     lm = proposing(*LEVELS)

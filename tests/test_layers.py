@@ -52,7 +52,7 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
-    "reporting.command_line": {"click"},
+    "reporting.command_line": {"click", "sqlalchemy"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
     "reporting.recorded": {"optuna"},
@@ -72,7 +72,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 11_500
+MOST_LINES = 12_000
 MOST_RUNNER_LINES = 600
 
 

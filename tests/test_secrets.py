@@ -92,10 +92,14 @@ def test_no_file_of_a_run_holds_a_secret(
     assert SECRET not in repr(teleprompter)
     program = teleprompter.compile(student, trainset=TRAINSET)
     result = program.opro_result
-    result.save_report(tmp_path / "report.html")
+    result.save_report(tmp_path / "page.html")
+    result.save(tmp_path / "result.json")
     (tmp_path / "more.txt").write_text(f"{result!r}{result.summary()}{result.to_dicts()}{result.config}")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"best.json", "config.json", "run.log", "report.html"} <= {path.name for path in written}
+    assert {"best.json", "config.json", "run.log", "report.html"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
+    assert {"runs.db", "page.html", "result.json"} <= {path.name for path in written}
     assert [p.name for p in written if SECRET.encode() in p.read_bytes()] == []
     again = TASK.student()
     again.load(tmp_path / "run" / "best.json", **_TRUSTED)
@@ -154,10 +158,16 @@ def test_errors_and_an_executor_hold_no_secret(
             prompt_model=dead,
             executor=executor,
             num_rounds=1,
-            log_dir=tmp_path,
+            log_dir=tmp_path / "dead",
             num_candidates=2,
             max_outage_seconds=1.0,
         ).compile(student, trainset=TRAINSET)
+    for model in ("proposer", "nobody"):  # the second is not there: the run ends before the first example
+        lm, directory = carrying_lm(server, model), tmp_path / model
+        with Executor(2) as executor, contextlib.suppress(Exception):
+            OPRO(
+                metric, prompt_model=lm, executor=executor, num_rounds=1, log_dir=directory, num_candidates=2
+            ).compile(student, trainset=TRAINSET)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert "journal.log" in {path.name for path in written}
     assert "no route to" in caplog.text

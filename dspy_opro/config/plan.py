@@ -14,6 +14,7 @@ from dspy_opro.search.reserve import held_back
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
@@ -70,7 +71,7 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
-def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
+def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
 
     Raises:
@@ -111,7 +112,32 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
-    return Search(plan, student, pruner, recombine, _stoppers(config))
+    stoppers = _stoppers(config)
+    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
+
+
+def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
+    """What the storage keeps of a plan, to know whether the next process has the same one."""
+    plan, size = search.plan, search.plan.num_candidates
+    checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
+    return {
+        "data": [plan.num_train, plan.num_val],
+        "rounds": [
+            size,
+            plan.num_trials,
+            plan.num_demo_sets,
+            plan.num_initial,
+            plan.lag,
+            plan.predictor_strategy,
+        ],
+        "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
+        "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
+        "limits": [
+            plan.num_rounds,
+            config.patience,
+            config.stop_at_score,
+        ],  # larger ones only make a run longer
+    }
 
 
 def _num_wanted(config: OPROConfig, num_train: int) -> int:
@@ -187,7 +213,7 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
 
 def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
     """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
-    score = student.reward if student.valset_score is None else student.valset_score
+    score = student.score
     if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:

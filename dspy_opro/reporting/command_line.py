@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy.exc import SQLAlchemyError  # Optuna needs it, too
+
+from dspy_opro.programs.secrets import without_password
 
 from .recorded import Run, find_runs
-from .result import counted
+from .result import counted, known_cost
 
 target = click.argument("target")
 study = click.option("--study", metavar="NAME", help="The run's name, if TARGET has several.")
@@ -79,11 +82,15 @@ def show(target: str, study: str | None, trial: int | None, as_json: bool) -> No
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True
 )
-def report(target: str, study: str | None, output: Path) -> None:
+@as_json
+def report(target: str, study: str | None, output: Path, as_json: bool) -> None:
     """Write the report of a run as one HTML page."""
-    result = _run(target, study).result()
-    _try(lambda: result.save_report(output))
-    click.echo(output)
+    run = _run(target, study)
+    _try(lambda: run.result().save_report(output))
+    if as_json:
+        _print_json({"name": run.name, "output": str(output)})
+    else:
+        click.echo(output)
 
 
 @main.command()
@@ -101,7 +108,7 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
             line = (
                 f"round {row['rounds']}: {_scores(row)}, {row['examples']:,} examples scored, {row['state']}"
             )
-            click.echo(json.dumps(row) if as_json else line)
+            click.echo(json.dumps(row, ensure_ascii=False) if as_json else line)
         if not run.is_running:
             raise SystemExit(3 if row["state"] == "error" else 0)
         before = row
@@ -118,10 +125,18 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
 @click.option(
     "--format", "format_", type=click.Choice(["csv", "parquet"]), default="csv", help="Of the trials."
 )
-def export(target: str, what: str, study: str | None, output: Path | None, format_: str) -> None:
-    """Export the best program, its prompts as text, or the trials as a table."""
+@as_json
+def export(
+    target: str, what: str, study: str | None, output: Path | None, format_: str, as_json: bool
+) -> None:
+    """Export the best program, its prompts as text, or the trials as a table.
+
+    With --json and no --output it prints the program, the prompts by predictor, or the trials as JSON. With --json
+    and --output it writes the file as without --json, and prints its name as JSON.
+    """
     run = _run(target, study)
     result = run.result()
+    is_printed = as_json and output is None
     if what == "program":
         best = run.best_program
         if best is None:
@@ -129,23 +144,35 @@ def export(target: str, what: str, study: str | None, output: Path | None, forma
         _write(output, best.read_text("utf-8"))
     elif what == "prompts":
         texts = _try(lambda: result.instructions)
-        _write(output, "\n\n".join(f"# {name}\n\n{text}" for name, text in texts.items()) + "\n")
+        if is_printed:
+            _print_json(dict(texts))
+        else:
+            _write(output, "\n\n".join(f"# {name}\n\n{text}" for name, text in texts.items()) + "\n")
+    elif is_printed:
+        _print_json(result.to_dicts())
     elif format_ == "csv":
         _write(output, _try(result.to_dataframe).to_csv(index=False))
     elif output is None:
         raise click.UsageError("--format parquet needs --output.")
     else:
+        output.parent.mkdir(parents=True, exist_ok=True)
         _try(lambda: result.to_dataframe().to_parquet(output, index=False))
+    if as_json and output is not None:
+        _print_json({"name": run.name, "output": str(output)})
 
 
 @main.command()
 @target
 @study
-def stop(target: str, study: str | None) -> None:
+@as_json
+def stop(target: str, study: str | None, as_json: bool) -> None:
     """Ask the process of a run to end. The calls in flight are finished."""
     run = _run(target, study)
     _try(run.request_stop)
-    click.echo(f"{run.name} ends as soon as its running calls are finished.")
+    if as_json:
+        _print_json({"name": run.name, "state": "stopping"})
+    else:
+        click.echo(f"{run.name} ends as soon as its running calls are finished.")
 
 
 def _run(target: str, name: str | None) -> Run:
@@ -173,7 +200,7 @@ def _row(run: Run) -> dict[str, Any]:
         "decided_on": result.selected_on,
         "examples": result.usage.metric_calls,
         "tokens": result.usage.tokens,
-        "cost": result.usage.cost,
+        "cost": known_cost(result.usage),
     }
 
 
@@ -187,6 +214,9 @@ def _try(function: Callable[[], Any]) -> Any:
     """The result of a call. Its error is one line for the user."""
     try:
         return function()
+    except SQLAlchemyError as error:
+        cause = without_password(str(error).partition("\n")[0])
+        raise click.ClickException(f"the database can't be read: {cause}") from error
     except (ValueError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -88,8 +88,7 @@ class OPROResult:
     @property
     def best_score(self) -> float:
         """Mean score of the returned program on the deciding data, in the metric's own scale."""
-        best = self.best
-        return best.reward if best.valset_score is None else best.valset_score
+        return self.best.score
 
     @property
     def instructions(self) -> Mapping[str, str]:
@@ -310,7 +309,7 @@ class OPROResult:
     def _scores(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
-        return f"{self.curve[0]:.3f} -> {self.best_score:.3f}"
+        return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
         """The gain and its certainty, in up to two sentences."""
@@ -319,6 +318,8 @@ class OPROResult:
         lines = [str(self.gain)]
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
+        elif self.best.id != self.trajectory.best.id:
+            lines.append("No new instruction was reliably better. The program on record is returned.")
         return lines
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:
@@ -365,9 +366,15 @@ def reward_within(trial: Trial, trajectory: Trajectory) -> float:
 
 
 def cost(usage: Usage, digits: int = 4) -> str:
-    """Dollars in words. No price is known where paid calls cost nothing."""
+    """Dollars in words."""
+    dollars = known_cost(usage)
+    return "cost unknown" if dollars is None else f"${dollars:,.{digits}f}"
+
+
+def known_cost(usage: Usage) -> float | None:
+    """Dollars. None where paid calls cost nothing: no price is known then."""
     is_known = math.isfinite(usage.cost) and (usage.cost or not usage.scorer_calls + usage.proposer_calls)
-    return f"${usage.cost:,.{digits}f}" if is_known else "cost unknown"
+    return usage.cost if is_known else None
 
 
 def _text(message: Mapping[str, Any]) -> str:

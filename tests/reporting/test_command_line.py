@@ -110,6 +110,28 @@ def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], t
     assert len(pandas.read_parquet(tmp_path / "trials.parquet")) == len(rows)
 
 
+def test_json_says_what_was_done(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
+    directory, _, _ = runs
+    done = {"name": "opro", "output": str(tmp_path / "a")}
+    assert json.loads(run("report", directory, "-o", tmp_path / "a", "--json")) == done
+    assert "</html>" in (tmp_path / "a").read_text("utf-8")
+    assert json.loads(run("export", directory, "prompts", "-o", tmp_path / "a", "--json")) == done
+    assert (tmp_path / "a").read_text("utf-8") == run("export", directory, "prompts")
+
+
+def test_export_prints_json(runs: tuple[Path, str, Any]) -> None:
+    directory, url, result = runs
+    assert json.loads(run("export", directory, "prompts", "--json")) == dict(result.instructions)
+    rows = json.loads(run("export", url, "trials", "--study", "first", "--json"))
+    assert [row["reward"] for row in rows] == [result.reward_of(trial) for trial in result.trials]
+    assert run("export", directory, "program", "--json") == (directory / "best.json").read_text("utf-8")
+
+
+def test_a_cost_that_is_not_known_is_null(runs: tuple[Path, str, Any]) -> None:
+    assert json.loads(run("list", runs[0], "--json"))[0]["cost"] is None
+    assert "cost unknown" in run("show", runs[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -120,6 +142,7 @@ def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], t
         ),
         (("list", "sqlite:///no/such.db"), 1, "Error: There is no database sqlite:///no/such.db."),
         (("list", "nonsense://x"), 1, "Error: storage 'nonsense://x' can't be opened"),
+        (("list", "sqlite:///{directory}/best.json"), 1, "Error: the database can't be read: "),
         (("list", "{folder}"), 1, "has no run of dspy_opro."),
         (("show", "{url}"), 1, "has several runs: first, second. Choose one with --study."),
         (("show", "{url}", "--study", "third"), 1, "has no run 'third', but first, second."),
@@ -196,7 +219,7 @@ def test_a_run_under_way_is_watched_and_stopped(tmp_path: Path) -> None:
         assert watching.stdout is not None
         first = json.loads(watching.stdout.readline())
         assert first["state"] == "running"
-        assert "opro ends as soon as" in run("stop", directory)
+        assert json.loads(run("stop", directory, "--json")) == {"name": "opro", "state": "stopping"}
         assert process.communicate(timeout=60)[0].strip() == "stop_file"
         lines, _ = watching.communicate(timeout=60)
         assert watching.returncode == 0

@@ -33,7 +33,7 @@ from .programs.awaiting import EventLoop, ExampleTimeout
 from .programs.compat import defines, forget_secrets
 from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
-from .programs.failures import FailureLimit, FirstExamples, TimeLimit
+from .programs.failures import FailureLimit, FirstExamples, TimeLimit, check_budget
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .programs.prompts import prompts
@@ -151,7 +151,7 @@ class Job:
                 self._directory.write_config(readable(config))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
-            budget = _budget(config, self.storage.lost_usage())
+            self._budget = budget = _budget(config, self.storage.lost_usage())
             limits = config.num_rounds, search.plan.max_metric_calls, budget
             self._progress = Progress(config.display_progress, config.verbose, *limits)
             on_error.callback(self._progress.close)
@@ -159,7 +159,6 @@ class Job:
             past = (result.usage for _, result in self.storage.results())
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
-            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
@@ -219,6 +218,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
+        check_budget(self._budget, result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:

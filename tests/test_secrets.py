@@ -147,10 +147,16 @@ def test_errors_and_an_executor_hold_no_secret(
 
     student = Fails()
     student.set_lm(carrying_lm(server, "scorer"))
-    unknown = carrying_lm(server, "nobody")
+    dead = dspy.LM("openai/x", api_base=f"http://u:{SECRET}-42@127.0.0.1:9/v1", api_key="k", num_retries=0)
     with Executor(2) as executor, contextlib.suppress(Exception):
         OPRO(
-            metric, prompt_model=unknown, executor=executor, num_rounds=1, log_dir=tmp_path, num_candidates=2
+            metric,
+            prompt_model=dead,
+            executor=executor,
+            num_rounds=1,
+            log_dir=tmp_path,
+            num_candidates=2,
+            max_outage_seconds=1.0,
         ).compile(student, trainset=TRAINSET)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert "journal.log" in {path.name for path in written}

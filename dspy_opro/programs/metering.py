@@ -14,6 +14,8 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspy_opro.search.trajectory import Usage
 
+from .compat import EMPTY_USAGE_MEANS_CACHED
+
 NOTHING = Usage()
 
 
@@ -78,11 +80,11 @@ class _History(list[Any]):
     def append(self, entry: Any) -> None:
         response, usage = entry.get("response"), entry.get("usage")
         # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
-        # 3.3 set `cache_hit` (3.0.0 only replaces the usage by an empty dict), in 3.4 the cached response still has the
-        # usage that its entry does not have. Where the server sent none, 3.4 shows no difference: the answer counts
-        # as paid.
+        # 3.3 set `cache_hit`, in 3.4 the cached response still has the usage that its entry does not have. Where the
+        # server sent none, 3.4 shows no difference: the answer counts as paid.
         own = getattr(response, "usage", None)
-        is_cached = getattr(response, "cache_hit", False) or own == {} or getattr(own, "total_tokens", None)
+        is_cached = getattr(response, "cache_hit", False) or getattr(own, "total_tokens", None)
+        is_cached = is_cached or (EMPTY_USAGE_MEANS_CACHED and own == {})
         self._meter.add(usage or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost"))
 
 

@@ -111,7 +111,9 @@ def test_the_blocks_of_a_page_run_as_they_stand(page: Path, reader: Path) -> Non
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
         if block.needs is not None:
-            pytest.importorskip(block.needs, reason=f"the blocks from line {block.line} on need {block.needs}")
+            pytest.importorskip(
+                block.needs, reason=f"the blocks from line {block.line} on need {block.needs}"
+            )
         if block.reason is None:
             # With the page's own lines, so that an error names them.
             exec(compile("\n" * block.line + block.code, str(page), "exec", dont_inherit=True), namespace)

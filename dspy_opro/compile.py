@@ -19,14 +19,22 @@ from typing import Any
 import dspy
 
 from .config.arguments import OPROConfig, paper
-from .config.plan import forecast, make_search, warn_of_little_to_gain, warn_of_percent, warn_without_prices
+from .config.estimate import NUM_EXAMPLES, estimate
+from .config.plan import (
+    forecast,
+    make_search,
+    plan_on_record,
+    warn_of_little_to_gain,
+    warn_of_percent,
+    warn_without_prices,
+)
 from .config.preflight import Inputs, check
 from .config.readable import readable
 from .programs.awaiting import EventLoop, ExampleTimeout
 from .programs.compat import defines, forget_secrets, model_name
 from .programs.errors import clean_record, in_brief
 from .programs.evaluator import ONE_EXAMPLE, Evaluator
-from .programs.failures import FailureLimit, FirstExamples, TimeLimit
+from .programs.failures import FailureLimit, FirstExamples, TimeLimit, check_budget
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .programs.prompts import prompts
@@ -80,6 +88,49 @@ def optimize(job: Job) -> Any:
     finally:
         job.close()
     return job.best_program()
+
+
+def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | None = None) -> Any:
+    """Score the student on its first examples, and print what a run would spend. Returns a copy of the student.
+
+    Raises:
+        ValueError, TypeError, MetricError, TooManyErrors: As at the start of a run.
+    """
+    inputs = check(config, student)
+    config, program, train = inputs.config, inputs.program, inputs.splits["train"][:NUM_EXAMPLES]
+    events = EventLoop(loop)
+    try:
+        evaluator = _evaluator(inputs, events, is_async=loop is not None)
+        writer = _writer(inputs, events)
+        # The scores are simulated, so nothing of the user's looks at them.
+        no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+        search = make_search(no_scores, program.candidate, inputs.sizes)
+        first: FirstExamples | None = FirstExamples(len(train), _measured(config))
+        started, results = time.monotonic(), []
+        for example in train:
+            result, _ = evaluator.evaluate(program.candidate, example)
+            results.append(result)
+            if first is not None and first.passes(result):
+                first = None
+        seconds = (time.monotonic() - started) / len(train)
+    finally:
+        events.close()
+    lms = [
+        predictor.lm or config.task_model or dspy.settings.lm for predictor in program.student.predictors()
+    ]
+    said = estimate(
+        config,
+        search,
+        writer.meta_prompt,
+        model_name(inputs.prompt_model),
+        {model_name(lm) for lm in lms},
+        results,
+        seconds / (config.num_threads or dspy.settings.num_threads),
+    )
+    announce(str(said))
+    copied = program.build(program.candidate)
+    copied.opro_estimate = said
+    return copied
 
 
 async def optimize_in_thread(job: Job) -> Any:
@@ -138,6 +189,8 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = _storage(inputs)
+            carried = self.storage.carried(plan_on_record(config, search), search.student)
+            search = make_search(config, search.student, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(_settings(inputs))
             if config.display_progress or config.verbose:
@@ -150,14 +203,13 @@ class Job:
             past = (result.usage for _, result in self.storage.results())
             self._earlier_usage = sum(past, Usage())
             self.num_threads = config.num_threads or dspy.settings.num_threads
-            budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
             self.queue = TaskQueue(
                 search,
                 self.storage,
                 self.ledger,
                 budget,
                 _failure_limit(config),
-                FirstExamples(search.plan.num_train, budget) if self.storage.is_fresh else None,
+                FirstExamples(search.plan.num_train, _measured(config)) if self.storage.is_fresh else None,
                 self.num_threads,
                 _time_limit(config),
                 config.max_outage_seconds,
@@ -210,6 +262,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
+        check_budget(_measured(self.config), result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
@@ -237,9 +290,10 @@ class Job:
 
     def _decided(self, event: RoundDecided) -> None:
         if event.round == 0:
-            warn_of_little_to_gain(event.best, len(self.inputs.trainset))
-            warn_of_percent(self.config.stop_at_score, event.best)
-            warn_without_prices(self.config.max_cost, self.ledger.usage)
+            student = self.queue.search.trajectory.trials[0]
+            warn_of_little_to_gain(student, len(self.inputs.trainset))
+            warn_of_percent(self.config.stop_at_score, student)
+            warn_without_prices(_measured(self.config).max_cost, self.ledger.usage)
         if self._directory is not None:
             self._directory.log("round %d decided, best score %.4f", event.round, event.best_score)
 
@@ -339,6 +393,7 @@ def _evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
         config.failure_score,
         is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
         timeout_seconds=config.example_timeout_seconds,
+        prices=config.prices,
     )
 
 
@@ -360,6 +415,7 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         rules,
         loop,
         initial_texts(config.initial_instructions, program, rules),
+        config.prices,
     )
 
 
@@ -396,6 +452,7 @@ def _demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
         teacher_settings=config.teacher_settings,
         seed=config.seed,
         task_model=config.task_model,
+        prices=config.prices,
     )
 
 
@@ -438,6 +495,15 @@ def _budget(config: OPROConfig, lost: Usage) -> Budget:
         None if cost is None else cost - lost.cost,
         config.timeout_seconds,
     )
+
+
+def _measured(config: OPROConfig) -> Budget:
+    """The limits that the first example must be measured against.
+
+    If the user says that an LM is free, calls without a cost are no sign of a missing price.
+    """
+    is_free = (0.0, 0.0) in (config.prices or {}).values()
+    return Budget(config.max_tokens, None if is_free else config.max_cost)
 
 
 def _failure_limit(config: OPROConfig) -> FailureLimit:

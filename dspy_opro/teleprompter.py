@@ -63,6 +63,8 @@ class OPROTeleprompter(Teleprompter):
         max_full_evals: The same limit in passes over trainset and valset.
         max_tokens: The most tokens of all LM calls, without cache hits.
         max_cost: The most US dollars, as far as the prices of the LMs are known.
+        prices: Your own prices in US dollars per million tokens, `{lm.model: (input, output)}`. They are for LMs whose
+            price DSPy does not know, and replace those that it knows. Answers from the cache cost nothing.
         timeout_seconds: The most wall time. The run does not wait for calls that are still running.
         stoppers: Functions that get a `RunState` and return a reason to stop, or None.
         confirm: Whether the run confirms its result. The search then holds examples back: at most a third of the
@@ -103,6 +105,8 @@ class OPROTeleprompter(Teleprompter):
         example_timeout_seconds: The most wall time for one example. An example that takes longer has failed.
         max_outage_seconds: How long the run waits for a provider that is down, above 0. Then it ends with the best
             program, and can be resumed. Rate limits and outages are never failed examples.
+        dry_run: `compile` only says what it would spend. It scores the student on its first 5 examples, prints an
+            estimate, and returns a copy of the student whose `opro_estimate` has the figures. It writes no files.
         keywords: Keywords of DSPy's own optimizers; `docs/migrating.md` explains them.
 
     Raises:
@@ -196,9 +200,14 @@ class OPROTeleprompter(Teleprompter):
             was scored in full.
         """
         data = {"trainset": trainset, "metric": metric, "valset": valset}
-        from .compile import Job, optimize  # needs Optuna, which takes longer to import than all the rest
+        from .compile import (  # needs Optuna, which takes longer to import than all the rest
+            Job,
+            dry_run,
+            optimize,
+        )
 
-        return optimize(Job(self._config_for({**data, **arguments}), student))
+        config = self._config_for({**data, **arguments})
+        return dry_run(config, student) if config.dry_run else optimize(Job(config, student))
 
     @with_compile_callbacks
     async def acompile(
@@ -212,10 +221,12 @@ class OPROTeleprompter(Teleprompter):
     ) -> Any:
         """`compile` for a running loop. The loop awaits a program that has its own `aforward`."""
         data = {"trainset": trainset, "metric": metric, "valset": valset}
-        from .compile import Job, optimize_in_thread
+        from .compile import Job, dry_run, optimize_in_thread
 
-        config = self._config_for({**data, **arguments})
-        return await optimize_in_thread(Job(config, student, asyncio.get_running_loop()))
+        config, loop = self._config_for({**data, **arguments}), asyncio.get_running_loop()
+        if config.dry_run:
+            return await asyncio.to_thread(dry_run, config, student, loop)
+        return await optimize_in_thread(Job(config, student, loop))
 
     def _config_for(self, arguments: Mapping[str, Any]) -> OPROConfig:
         """The config of a `compile` call."""

@@ -76,7 +76,7 @@ def orders(call: LMCall) -> dict[str, Any]:
 
 def pairs(call: LMCall) -> str:
     """The best pair, moved by one."""
-    w, b = map(int, re.findall(r"w=(-?\d+), b=(-?\d+)", call.prompt)[-1])
+    w, b = map(int, [("16", "16"), *re.findall(r"w=(-?\d+), b=(-?\d+)", call.prompt)][-1])
     moves = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1), (2, 0), (0, -2)]
     dw, db = moves[(call.rollout_id or call.sample) % len(moves)]
     return f"w={w + dw}, b={b + db}"
@@ -84,7 +84,7 @@ def pairs(call: LMCall) -> str:
 
 def tours(call: LMCall) -> str:
     """The best tour with a part reversed."""
-    tour = re.findall(r"score \d+: ([\d ]+)", call.prompt)[-1].split()
+    tour = ["0 1 2 3 4 5 6 7", *re.findall(r"score \d+: ([\d ]+)", call.prompt)][-1].split()
     start, end = sorted(((call.sample * 3) % 7, (call.sample * 5 + len(call.prompt)) % 8))
     return "score 100: " + " ".join(tour[:start] + tour[start : end + 1][::-1] + tour[end + 1 :])
 

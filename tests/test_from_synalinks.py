@@ -132,11 +132,16 @@ def test_candidates_are_kept_after_the_run() -> None:
 
 def test_what_is_returned_was_scored() -> None:
     """There the last proposal is deployed and no step has scored it."""
-    # The later the proposal, the worse. The first request only shows that the optimizer LM can be called.
-    texts = iter([LEVELS[5], LEVELS[5], *(f"Think at level 0, variant {n}." for n in range(100))])
-    program = compiled(ScriptedLM(lambda call: {"instruction": next(texts)}), num_threads=1)
+    # Whoever has seen the good instruction proposes a bad one.
+    lm = ScriptedLM(
+        lambda call: {
+            "instruction": f"Level 0, variant {len(call.prompt)}." if "level 9" in call.prompt else LEVELS[5]
+        }
+    )
+    program = compiled(lm, confirm=False)
     best = program.opro_result.best
-    assert program.signature.instructions == best.candidate.instructions["self"] == LEVELS[5]
+    assert program.signature.instructions == best.candidate.instructions["self"]
+    assert "level 9" in program.signature.instructions
     assert best.state == "complete" and best.num_scored == len(best.scores) > 0
 
 

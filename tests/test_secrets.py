@@ -151,6 +151,17 @@ def test_errors_and_an_executor_hold_no_secret(
 
     student = Fails()
     student.set_lm(carrying_lm(server, "scorer"))
+    dead = dspy.LM("openai/x", api_base=f"http://u:{SECRET}-42@127.0.0.1:9/v1", api_key="k", num_retries=0)
+    with Executor(2) as executor, contextlib.suppress(Exception):
+        OPRO(
+            metric,
+            prompt_model=dead,
+            executor=executor,
+            num_rounds=1,
+            log_dir=tmp_path / "dead",
+            num_candidates=2,
+            max_outage_seconds=1.0,
+        ).compile(student, trainset=TRAINSET)
     for model in ("proposer", "nobody"):  # the second is not there: the run ends before the first example
         lm, directory = carrying_lm(server, model), tmp_path / model
         with Executor(2) as executor, contextlib.suppress(Exception):

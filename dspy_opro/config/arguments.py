@@ -48,6 +48,7 @@ MEANT: Mapping[str, str] = {
 
 Count = Annotated[int | None, Field(ge=1)]
 Limit = Annotated[float | None, Field(gt=0.0)]
+Price = Annotated[float, Field(ge=0.0)]
 
 
 class Arguments(TypedDict, total=False):
@@ -84,6 +85,7 @@ class Arguments(TypedDict, total=False):
     max_full_evals: Count
     max_tokens: Count
     max_cost: Limit
+    prices: Mapping[str, tuple[Price, Price]] | None
     timeout_seconds: Limit
     stoppers: Annotated[Sequence[Callable[..., Any]], Field(())]
 
@@ -115,6 +117,7 @@ class Arguments(TypedDict, total=False):
     provide_traceback: bool | None
     example_timeout_seconds: Limit
     max_outage_seconds: Annotated[float, Field(300.0, gt=0.0)]
+    dry_run: Annotated[bool, Field(False)]
 
 
 def _field(kind: Any) -> Any:

@@ -198,7 +198,9 @@ def shows_keywords(cls: T) -> T:
             for name, default in defaults.items()
             if name not in signature.parameters
         ]
-        method.__signature__ = signature.replace(parameters=[*parameters, variable])
+        # On the function itself, below DSPy's wrappers: its callbacks name the arguments by it.
+        function: Any = inspect.unwrap(method)
+        function.__signature__ = signature.replace(parameters=[*parameters, variable])
     cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{keywords_help()}"
     return cls
 

@@ -14,6 +14,7 @@ from dspy_opro.search.reserve import held_back
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
@@ -70,7 +71,7 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
-def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
+def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
 
     Raises:
@@ -111,7 +112,32 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes) -> Search:
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
     )
-    return Search(plan, student, pruner, recombine, _stoppers(config))
+    stoppers = _stoppers(config)
+    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
+
+
+def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
+    """What the storage keeps of a plan, to know whether the next process has the same one."""
+    plan, size = search.plan, search.plan.num_candidates
+    checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
+    return {
+        "data": [plan.num_train, plan.num_val],
+        "rounds": [
+            size,
+            plan.num_trials,
+            plan.num_demo_sets,
+            plan.num_initial,
+            plan.lag,
+            plan.predictor_strategy,
+        ],
+        "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
+        "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
+        "limits": [
+            plan.num_rounds,
+            config.patience,
+            config.stop_at_score,
+        ],  # larger ones only make a run longer
+    }
 
 
 def _num_wanted(config: OPROConfig, num_train: int) -> int:
@@ -187,7 +213,7 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
 
 def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
     """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
-    score = student.reward if student.valset_score is None else student.valset_score
+    score = student.score
     if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:
@@ -212,34 +238,59 @@ def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
     """Without a price for its LM a run cannot respect a limit in dollars."""
     if max_cost is not None and spent.tokens and not spent.cost:
         logger.warning(
-            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. Pass max_tokens.",
+            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. "
+            "Pass prices or max_tokens.",
             max_cost,
         )
+
+
+@dataclass(frozen=True)
+class Work:
+    """The most that a run can do."""
+
+    num_examples: int
+    num_proposals: int | None
+    """Without rejected proposals, which are asked for again. None if the rounds have no limit."""
+
+
+def most_work(search: Search) -> Work | None:
+    """The most that a fresh search can do; None if neither rounds nor examples have a limit."""
+    plan, size = search.plan, search.plan.num_candidates
+    confirming = 2 * plan.num_held_back
+    if plan.num_rounds is None:
+        return None if plan.max_metric_calls is None else Work(plan.max_metric_calls + confirming, None)
+    num_slots = most_slots(plan)
+    full, rest = divmod(num_slots, size)
+    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
+    examples += search.most_calls(rest) if rest else 0
+    if plan.max_metric_calls is not None:
+        examples = min(examples, plan.max_metric_calls)
+    per_slot = len(search.student.instructions) if plan.predictor_strategy == "all" else 1
+    return Work(examples + confirming, num_slots * per_slot)
+
+
+def most_slots(plan: Plan) -> int:
+    """The most candidates that are proposed, for a plan with a number of rounds."""
+    num_slots = (plan.num_rounds or 0) * plan.num_candidates
+    return min(num_slots, plan.num_trials or num_slots)
 
 
 def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> str:
     """What a run with the preset `auto` can spend at most, in words. `bounds` names the arguments that may end it."""
     plan, size = search.plan, search.plan.num_candidates
     limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
-    if plan.num_rounds is None:
-        most = "" if plan.max_metric_calls is None else f", at most {plan.max_metric_calls:,} examples scored"
+    work = most_work(search)
+    if work is None or work.num_proposals is None:
+        most = "" if work is None else f", at most {plan.max_metric_calls:,} examples scored"
         end = " or ".join(limits) or "a limit"
         return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
-    num_predictors = len(search.student.instructions)
-    num_slots = min(plan.num_rounds * size, plan.num_trials or plan.num_rounds * size)
-    full, rest = divmod(num_slots, size)
-    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
-    examples += search.most_calls(rest) if rest else 0
-    if plan.max_metric_calls is not None:
-        examples = min(examples, plan.max_metric_calls)
-    examples += 2 * plan.num_held_back
     # With several predictors a round has one more candidate: it combines the best known texts.
-    num_mixed = plan.num_rounds if num_predictors > 1 and plan.num_trials is None else 0
-    proposals = num_slots * (num_predictors if plan.predictor_strategy == "all" else 1)
+    is_mixed = len(search.student.instructions) > 1 and plan.num_trials is None
+    num_candidates = most_slots(plan) + ((plan.num_rounds or 0) if is_mixed else 0)
     text = (
-        f"OPRO (auto={auto!r}): at most {num_slots + num_mixed:,} candidates in {plan.num_rounds} rounds, "
-        f"{examples:,} examples scored and {proposals:,} proposals ({plan.max_waves * proposals:,} if all of them "
-        "are rejected)."
+        f"OPRO (auto={auto!r}): at most {num_candidates:,} candidates in {plan.num_rounds} rounds, "
+        f"{work.num_examples:,} examples scored and {work.num_proposals:,} proposals "
+        f"({plan.max_waves * work.num_proposals:,} if all of them are rejected)."
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."

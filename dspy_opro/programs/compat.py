@@ -21,7 +21,11 @@ HAS_COMPILE_CALLBACKS = hasattr(BaseCallback, "on_compile_start")
 _LM_CLASS = "_dspy_lm_class"
 """Key of the class in an LM's state (DSPy 3.3 and later)."""
 
-_COPIES_SHALLOWLY = tuple(int(part) for part in dspy.__version__.split(".")[:2]) >= (3, 3)
+_VERSION = tuple(int(part) for part in dspy.__version__.split(".")[:2])
+_COPIES_SHALLOWLY = _VERSION >= (3, 3)
+
+EMPTY_USAGE_MEANS_CACHED = _VERSION == (3, 0)
+"""DSPy 3.0.0 marks a cached answer only by an empty dict as its usage. In 3.4 a server that sends none has one, too."""
 
 # -- instructions --------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 from .awaiting import EventLoop, as_exception
 from .compat import called_by, copy_lm
 from .errors import in_brief
-from .metering import metered
+from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
 
@@ -44,6 +44,8 @@ class Evaluator:
     """Whether to await the program. Otherwise the worker thread calls it."""
     timeout_seconds: float | None = None
     """Wall time for an awaited program. The evaluator can't interrupt other programs."""
+    prices: Prices | None = None
+    """The user's own prices of LMs."""
 
     def __post_init__(self) -> None:
         self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, until `forget`
@@ -51,7 +53,7 @@ class Evaluator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lm = self.task_model and copy_lm(self.task_model)
-        rest = (self.failure_score, self.is_awaited, self.timeout_seconds)
+        rest = (self.failure_score, self.is_awaited, self.timeout_seconds, self.prices)
         return _unpickled, (self.program, self.metric, lm, *rest)
 
     def build(self, candidate: Candidate) -> dspy.Module:
@@ -85,7 +87,8 @@ class Evaluator:
         """
         program, prediction, error = self.build(candidate), None, None
         settings = {} if self.task_model is None else {"lm": self.task_model}
-        with metered("scorer", book, ONE_EXAMPLE, trace=[], **settings) as meter, called_by(call_id):
+        meters = metered("scorer", book, ONE_EXAMPLE, self.prices, trace=[], **settings)
+        with meters as meter, called_by(call_id):
             try:
                 inputs = dict(example.inputs().items())
                 if self.is_awaited:

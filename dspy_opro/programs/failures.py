@@ -152,7 +152,7 @@ class FirstExamples:
             ValueError: The answers don't say what a budget needs to know.
         """
         if result.error is None:
-            self._check_budget(result.usage)
+            check_budget(self._budget, result.usage)
             return True
         if isinstance(result.error, MetricRaised):
             raise MetricError(str(result.error)) from result.error.__cause__
@@ -163,16 +163,16 @@ class FirstExamples:
             raise TooManyErrors(message) from self._first_error
         return False
 
-    def _check_budget(self, spent: Usage) -> None:
-        for name, limit, is_known, missing, other in (
-            (
-                "max_tokens",
-                self._budget.max_tokens,
-                spent.tokens,
-                "the provider sends no usage",
-                "metric_calls",
-            ),
-            ("max_cost", self._budget.max_cost, spent.cost, "no price is known for the LM", "tokens"),
-        ):
-            if limit is not None and spent.scorer_calls and not is_known:
-                raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass max_{other} instead.")
+
+def check_budget(budget: Budget, spent: Usage) -> None:
+    """Check that the answers of the scorer LM say what a budget needs to know.
+
+    Raises:
+        ValueError: There is a token budget and no token count, or a dollar budget and no price.
+    """
+    for name, limit, is_known, missing, other in (
+        ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "max_metric_calls"),
+        ("max_cost", budget.max_cost, spent.cost, "no price is known for the LM", "prices, or max_tokens"),
+    ):
+        if limit is not None and spent.scorer_calls and not is_known:
+            raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass {other} instead.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -14,7 +14,17 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspy_opro.search.trajectory import Usage
 
+from .compat import EMPTY_USAGE_MEANS_CACHED
+
 NOTHING = Usage()
+
+Prices = Mapping[str, tuple[float, float]]
+"""Model, named as in `lm.model` -> dollars per million prompt tokens and per million completion tokens."""
+
+
+def dollars(price: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
+    """What so many tokens cost."""
+    return (price[0] * prompt_tokens + price[1] * completion_tokens) / 1e6
 
 
 class Ledger:
@@ -43,12 +53,14 @@ class Meter:
     """Gets the usage of every call when the call ends. An abandoned call costs money, too."""
     usage: Usage
     """The usage so far, from the start with that of the work itself."""
+    prices: Prices = field(default_factory=dict)
+    """The user's own prices. They replace DSPy's."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self.book(self.usage)
 
-    def add(self, usage: Any, cost: Any) -> None:
+    def add(self, model: str, usage: Any, cost: Any) -> None:
         """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call."""
         spent = Usage(cached_calls=1)
         if usage:
@@ -60,6 +72,9 @@ class Meter:
                 completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
                 cost=float(cost or 0.0),
             )
+            if model in self.prices:
+                price = self.prices[model]
+                spent = replace(spent, cost=dollars(price, spent.prompt_tokens, spent.completion_tokens))
         self.spend(spent)
 
     def spend(self, spent: Usage) -> None:
@@ -78,12 +93,13 @@ class _History(list[Any]):
     def append(self, entry: Any) -> None:
         response, usage = entry.get("response"), entry.get("usage")
         # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
-        # 3.3 set `cache_hit` (3.0.0 only replaces the usage by an empty dict), in 3.4 the cached response still has the
-        # usage that its entry does not have. Where the server sent none, 3.4 shows no difference: the answer counts
-        # as paid.
+        # 3.3 set `cache_hit`, in 3.4 the cached response still has the usage that its entry does not have. Where the
+        # server sent none, 3.4 shows no difference: the answer counts as paid.
         own = getattr(response, "usage", None)
-        is_cached = getattr(response, "cache_hit", False) or own == {} or getattr(own, "total_tokens", None)
-        self._meter.add(usage or (None if is_cached else {"prompt_tokens": 0}), entry.get("cost"))
+        is_cached = getattr(response, "cache_hit", False) or getattr(own, "total_tokens", None)
+        is_cached = is_cached or (EMPTY_USAGE_MEANS_CACHED and own == {})
+        paid = usage or (None if is_cached else {"prompt_tokens": 0})
+        self._meter.add(str(entry.get("model")), paid, entry.get("cost"))
 
 
 class _Tracker(UsageTracker):
@@ -96,7 +112,7 @@ class _Tracker(UsageTracker):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         super().add_usage(lm, usage_entry)
-        self._meter.add(usage_entry or {"prompt_tokens": 0}, None)
+        self._meter.add(lm, usage_entry or {"prompt_tokens": 0}, None)
         if self._parent is not None:
             self._parent.add_usage(lm, usage_entry)
 
@@ -109,6 +125,7 @@ def metered(
     caller: Literal["scorer", "proposer"],
     book: Callable[[Usage], None],
     entry: Usage = NOTHING,
+    prices: Prices | None = None,
     **settings: Any,
 ) -> Iterator[Meter]:
     """A `dspy.context` that counts all LM calls, also those in threads of `dspy.Parallel`.
@@ -117,7 +134,7 @@ def metered(
     module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every task of
     `dspy.Parallel` return None.
     """
-    meter = Meter(caller, book, entry)
+    meter = Meter(caller, book, entry, prices or {})
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:
         settings["usage_tracker"] = _Tracker(meter, dspy.settings.usage_tracker)
     callers = [SimpleNamespace(history=_History(meter)), *(dspy.settings.caller_modules or [])]

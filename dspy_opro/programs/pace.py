@@ -121,6 +121,9 @@ class Lane:
         self._numbers = count()
         self._last_warning = -math.inf
 
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._later)
+
     def push(self, task: Task) -> None:
         heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
 
@@ -178,6 +181,9 @@ class WaitingTasks:
     def __init__(self, num_threads: int, max_outage_seconds: float) -> None:
         self._proposals = Lane(num_threads, max_outage_seconds)
         self._examples = Lane(num_threads, max_outage_seconds)
+
+    def __len__(self) -> int:
+        return len(self._proposals) + len(self._examples)
 
     def lane(self, task: Task) -> Lane:
         return self._examples if isinstance(task, ScoringTask) else self._proposals

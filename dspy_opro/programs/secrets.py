@@ -9,7 +9,8 @@ _NAME = re.compile(
     r"(?i)((^|[_-])(key|token|auth|bearer|cookies?|passwd|access_key_id|token_provider)"
     r"|apikey|secret|password|passphrase|credentials?|headers?|authorization)$"
 )
-_IN_ADDRESS = re.compile(r"(://[^:/@\s]*):[^\s]*@")
+# Some errors quote an address without its scheme: "failed to connect to user:password@host".
+_IN_ADDRESS = re.compile(r"(://[^:/@\s]*|\b[^:/@\s]+):(?!//)[^\s]*@(?=[\w\[])")
 _IN_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]*")
 
 _KEY = re.compile(r"\b(Bearer |sk-)[\w.~+/-]{8,}")

@@ -18,7 +18,7 @@ from dspy_opro.programs.compat import predictor_state
 from dspy_opro.programs.copying import copy_module, uncopyable
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE
-from dspy_opro.programs.metering import metered
+from dspy_opro.programs.metering import Prices, metered
 from dspy_opro.programs.metric import Metric, to_score
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.programs.values import plain
@@ -47,11 +47,13 @@ class DemoWriter:
     seed: int
     task_model: Any
     """The scorer LM, or None for the LM of the program or of `dspy.settings`."""
+    prices: Prices | None = None
+    """The user's own prices of LMs."""
 
     def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
         """The demo set of the task's slot. `book` gets the usage of every LM call when the call ends."""
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
-        with metered("scorer", book, trace=[], **settings) as meter:
+        with metered("scorer", book, prices=self.prices, trace=[], **settings) as meter:
             try:
                 proposal = Proposal(self.demo_set(task.slot, meter.spend))
             except Exception as caught:

@@ -68,16 +68,17 @@ class OPROProposer(dspy.Module):
         self.propose_all = dspy.Predict(ProposeInstructions)
 
     def forward(self, request: ProposalRequest) -> Any:
-        return _extended(request, self._predictor(request)(**_fields(request)))
+        return _extended(request, self._predictor(request)(**prompt_fields(request)))
 
     async def aforward(self, request: ProposalRequest) -> Any:
-        return _extended(request, await self._predictor(request).acall(**_fields(request)))
+        return _extended(request, await self._predictor(request).acall(**prompt_fields(request)))
 
     def _predictor(self, request: ProposalRequest) -> Any:
         return self.propose if len(request.predictors) == 1 else self.propose_all
 
 
-def _fields(request: ProposalRequest) -> dict[str, str]:
+def prompt_fields(request: ProposalRequest) -> dict[str, str]:
+    """The texts of a meta-prompt."""
     return {
         "role": request.role,
         "scored_instructions": "\n\n".join(

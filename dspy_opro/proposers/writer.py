@@ -21,7 +21,7 @@ from dspy_opro.programs.compat import (
 )
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.failures import ProposerFailed
-from dspy_opro.programs.metering import Meter, metered
+from dspy_opro.programs.metering import Meter, Prices, metered
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.programs.provider import is_unusable
 from dspy_opro.programs.values import storable
@@ -55,6 +55,8 @@ class InstructionWriter:
     """Awaits async proposers."""
     initial: Sequence[Mapping[str, str]] = ()
     """Instructions of the user, predictor name -> text."""
+    prices: Prices | None = None
+    """The user's own prices of LMs."""
 
     def __post_init__(self) -> None:
         self._takes_no_temperature = False
@@ -73,7 +75,7 @@ class InstructionWriter:
 
         def ask() -> None:
             try:
-                with metered("proposer", book, trace=[]) as meter:
+                with metered("proposer", book, prices=self.prices, trace=[]) as meter:
                     meters.append(meter)
                     copy_lm(self.prompt_model)("Answer with OK.")
             except Exception as error:
@@ -114,7 +116,7 @@ class InstructionWriter:
             return TaskResult(Proposal(self.initial[task.initial]))
         request, error = self.meta_prompt.request(task), None
         lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
-        with metered("proposer", book, trace=[]) as meter:
+        with metered("proposer", book, prices=self.prices, trace=[]) as meter:
             try:
                 proposal = self._read(task, self._answer(request, lm))
                 self._has_answer = True

@@ -62,7 +62,7 @@ class Progress:
         self._first_usage: Usage | None = None  # what earlier processes of the run spent
         self._trajectory = Trajectory()
         self._round, self._round_seconds = 0, 0.0  # the last decided round, and when it was decided
-        self._student: RoundDecided | None = None
+        self._student: Trial | None = None
         self._best: RoundDecided | None = None
         self._started, self._shown = time.monotonic(), 0.0
         self._calls = deque([(self._started, 0)])  # (time, calls by then) in the last `RATE_SECONDS`
@@ -98,6 +98,7 @@ class Progress:
             )
         elif isinstance(event, TrialFinished):
             self._trajectory = self._trajectory.add(event.trial)
+            self._student = self._student or event.trial  # the first of all trials
             self._log("%s: %s", outcome(event.trial, self._trajectory), _first_words(event.trial))
         elif isinstance(event, RoundDecided):
             self._decided(event)
@@ -106,15 +107,14 @@ class Progress:
 
     def _decided(self, event: RoundDecided) -> None:
         before, self._best = self._best, event
-        self._student = self._student or event
+        self._student = student = self._student or event.best
         self._round, self._round_seconds = event.round, time.monotonic() - self._started
         self._log("round %d decided, best score %s", event.round, score(event.best_score))
         if before is not None and before.best.id != event.best.id:
             data = f"{score(event.best_score)} on {scored_on(event.best)}"
-            student = self._student
             self._log(
                 "better than before: %s; the student's score is %s.\n%s",
-                *(data, score(student.best_score), changes(student.best.candidate, event.best.candidate)),
+                *(data, score(student.score), changes(student.candidate, event.best.candidate)),
             )
         self._draw()
         if self._is_plain and sys.stdout is not None:
@@ -151,8 +151,8 @@ class Progress:
         if self._student is None or self._best is None:
             return "scoring the student"
         data = "train" if self._best.best.valset_score is None else "valset"
-        first = score(self._student.best_score)
-        if self._best.best.id == self._student.best.id:
+        first = score(self._student.score)
+        if self._best.best.id == self._student.id:
             return f"{data} {first}"
         return f"{data} {first} -> {score(self._best.best_score)}"
 

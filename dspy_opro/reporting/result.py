@@ -88,8 +88,7 @@ class OPROResult:
     @property
     def best_score(self) -> float:
         """Mean score of the returned program on the deciding data, in the metric's own scale."""
-        best = self.best
-        return best.reward if best.valset_score is None else best.valset_score
+        return self.best.score
 
     @property
     def instructions(self) -> Mapping[str, str]:
@@ -310,7 +309,7 @@ class OPROResult:
     def _scores(self) -> str:
         if not self.curve:
             return "none, the run ended before the student was scored"
-        return f"{self.curve[0]:.3f} -> {self.best_score:.3f}"
+        return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
         """The gain and its certainty, in up to two sentences."""
@@ -319,6 +318,8 @@ class OPROResult:
         lines = [str(self.gain)]
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
+        elif self.best.id != self.trajectory.best.id:
+            lines.append("No new instruction was reliably better. The program on record is returned.")
         return lines
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Round:
         self.trials: dict[str, Trial] = {}  # id -> trial of one whose race has ended
         self.is_raced = False
         self.is_ranked = False
-        self.validating: Candidate | None = None
+        self.validating: list[Candidate] = []
         self._rules = rules
         self._worklist = worklist
         self._checkpoints: Sequence[int] = ()
@@ -151,16 +151,16 @@ class Round:
         return max(better, key=lambda pair: pair[0], default=(0.0, None))[1]
 
     def validate(self, candidate: Candidate) -> None:
-        self.validating = candidate
+        self.validating.append(candidate)
         self.scheduled += self._rules.plan.num_val
         self._worklist.score(candidate, self.number, "val", self._rules.plan.num_val)
 
     @property
     def is_validated(self) -> bool:
         """Whether no validation is missing."""
-        if self.validating is None:
+        if not self.validating:
             return self.is_ranked
-        return self._worklist.is_complete(self.validating, "val")
+        return all(self._worklist.is_complete(candidate, "val") for candidate in self.validating)
 
     def rank(self) -> list[Trial]:
         """The trials of the race, which is over, in the order of proposal and without validation scores."""
@@ -185,7 +185,7 @@ class Round:
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
         scores = self._worklist.scores(candidate)
-        validated = self.validating is not None and self.validating.id == candidate.id
+        validated = any(candidate.id == other.id for other in self.validating)
         on_valset = self._worklist.scores(candidate, "val") if validated else []
         valset_score = mean(on_valset) if on_valset else None
         failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))

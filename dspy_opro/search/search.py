@@ -37,6 +37,9 @@ class Search:
         pruner: Who leaves a race, and when.
         recombine: Gives one more candidate's instructions out of the trajectory, or None.
         stoppers: Asked after every decided round, in this order. The first reason ends the search.
+        carried: Candidates of an earlier search. They are scored in full together with the student.
+        returned_before: Id of the candidate that an earlier search returned. It is returned in place of the student
+            where no gain is proven.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Search:
         pruner: Pruner,
         recombine: Recombine | None = None,
         stoppers: Sequence[Stopper] = (),
+        carried: Sequence[Candidate] = (),
+        returned_before: str | None = None,
     ) -> None:
         self.plan = plan
         self.student = student
@@ -67,7 +72,10 @@ class Search:
         self._num_pairs = 0
         self._stoppers = stoppers
         self._rules = Rules(plan, student, pruner, recombine)
-        self._tried = Tried({student.id})
+        start = [student, *carried]
+        self._returned_before = returned_before
+        demo_sets = {c.demo_set: c.demos for c in carried if c.demo_set is not None and c.demos}
+        self._tried = Tried({candidate.id for candidate in start}, demo_sets)
         self._worklist = Worklist()
         self._events: list[Event] = []
         self._is_cut_short = False
@@ -76,10 +84,11 @@ class Search:
         self._in_full: list[Candidate] = []  # those of decided rounds whose outcomes are not forgotten
         before_any = View(self.trajectory, student, [None] * plan.num_train)
         self._overlap = Overlap(self._rules, before_any)
-        first = self._begin(Opening(0, before_any, 1, plan.num_train + plan.num_val))
-        first.enter([student])
-        if plan.num_val:
-            first.validate(student)
+        reserved = len(start) * (plan.num_train + plan.num_val)
+        first = self._begin(Opening(0, before_any, len(start), reserved))
+        first.enter(start)
+        for candidate in start if plan.num_val else ():
+            first.validate(candidate)
         self._open_rounds()
 
     # -- the outside: next_tasks, tell, events ---------------------------------------------------
@@ -133,9 +142,14 @@ class Search:
 
     @property
     def returned(self) -> Trial:
-        """The trial of the program that the run returns: the best one, or the student where no gain is proven."""
+        """The trial of the program that the run returns: the best one, or where no gain is proven the student.
+
+        A candidate that an earlier search returned takes the place of the student.
+        """
         if self.plan.confirms and self.gain is not None and not self.gain.is_proven:
-            return self.trajectory.trials[0]
+            trials = self.trajectory.trials
+            before = (t for t in trials if t.id == self._returned_before and t.state == "complete")
+            return next(before, trials[0])
         return self.trajectory.best
 
     @property
@@ -182,8 +196,8 @@ class Search:
             if current.candidates is None:
                 current.make_do()
             completed = [c for c in current.alive.values() if current.is_measured(c)]
-            if current.number == 0 and not completed:
-                break  # without the student's score nothing can be compared
+            if current.number == 0 and len(completed) < len(current.alive):
+                break  # without the first scores nothing can be compared
             if completed or current.trials:
                 self._show(current)
                 self._add(current, completed)
@@ -283,8 +297,7 @@ class Search:
     def _add(self, current: Round, completed: Iterable[Candidate]) -> None:
         """Put a round's trials into the trajectory."""
         self.trajectory = self.trajectory.add(*current.complete(completed))
-        best = self.trajectory.best
-        self.best_scores.append(best.reward if best.valset_score is None else best.valset_score)
+        self.best_scores.append(self.trajectory.best.score)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -119,6 +119,11 @@ class Trial:
     def id(self) -> str:
         return self.candidate.id
 
+    @property
+    def score(self) -> float:
+        """On the valset where it was validated, otherwise the reward."""
+        return self.reward if self.valset_score is None else self.valset_score
+
 
 @dataclass(frozen=True)
 class Trajectory:

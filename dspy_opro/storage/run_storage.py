@@ -22,9 +22,10 @@ from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from dspy_opro.search.tasks import Proposal, TaskResult
-from dspy_opro.search.trajectory import Trial, Usage
+from dspy_opro.search.trajectory import Candidate, Trial, Usage
 
 from . import outage
+from .carrying import NOTHING, Carried, choose, decode, goes_on
 from .fingerprint import Fingerprint, differences
 from .opening import journal_storage, opened, quiet_optuna
 from .outage import Outage
@@ -108,6 +109,19 @@ class RunStorage:
     def is_fresh(self) -> bool:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
+
+    def carried(self, plan: Record, student: Candidate) -> Carried:
+        """What a run with this plan takes over from its record. The first plan takes over nothing."""
+        if not self.is_kept:
+            return NOTHING
+        last = next((record for record in reversed(self.past) if "plan" in record), None)
+        if last is None or plan != last["plan"]:
+            carried = {"candidates": [], "returned": None} if last is None else choose(self.study, student)
+            if last is not None and goes_on(plan, last["plan"]):
+                carried["candidates"] = last["candidates"]
+            last = {"plan": plan, **carried}
+            self.log.append(last)
+        return decode(last, student, self.past)
 
     def close(self, stop_reason: str, returned: Trial | None = None) -> None:
         """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""

@@ -255,7 +255,7 @@ def note(trial: Trial) -> str:
     facts += [f"{name} {value:.4g}" for name, value in trial.subscores.items()]
     if trial.num_failures:
         facts.append(f"{trial.num_failures} failed")
-    title = "The student" if candidate.round == 0 else f"Round {candidate.round}"
+    title = "The student" if candidate.parent is None else f"Round {candidate.round}"
     lines = [f"## {title}", "", *(f"- {fact}" for fact in facts)]
     for name, text in candidate.instructions.items():
         ticks = max(map(len, re.findall("`+", text)), default=0)

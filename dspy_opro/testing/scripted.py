@@ -202,19 +202,19 @@ class ScriptedLM(dspy.LM):
         """Forget the calls so far, for all copies."""
         self._script.reset()
 
-    def __call__(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer as `dspy.LM` does."""
         token = _rollout_id.set(kwargs.get("rollout_id", self.kwargs.get("rollout_id")))
         try:
-            return super().__call__(prompt, messages=messages, **kwargs)
+            return super().__call__(*args, **kwargs)
         finally:
             _rollout_id.reset(token)
 
-    async def acall(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """Answer as `dspy.LM` does, and await what `answer` returns."""
         token = _rollout_id.set(kwargs.get("rollout_id", self.kwargs.get("rollout_id")))
         try:
-            return await super().acall(prompt, messages=messages, **kwargs)
+            return await super().acall(*args, **kwargs)
         finally:
             _rollout_id.reset(token)
 

@@ -39,6 +39,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"max_metric_calls": 0}, "max_metric_calls must be at least 1, but got 0."),
         ({"max_tokens": 0}, "max_tokens must be at least 1, but got 0."),
         ({"max_cost": 0.0}, "max_cost must be above 0, but got 0.0."),
+        ({"prices": {"openai/m": (-1.0, 2.0)}}, "prices must be at least 0, but got -1.0."),
         ({"timeout_seconds": 0}, "timeout_seconds must be above 0, but got 0."),
         ({"example_timeout_seconds": -3}, "example_timeout_seconds must be above 0, but got -3."),
         ({"lag": -1}, "lag must be at least 0, but got -1."),

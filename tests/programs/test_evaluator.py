@@ -241,12 +241,14 @@ def test_a_predictors_own_lm_is_its_own() -> None:
 
 
 def test_a_copy_by_pickle_scores_alike_with_a_loop_of_its_own() -> None:
-    case = Case(task_model=ScriptedLM(echo), failure_score=-1.0, timeout_seconds=7.0)
+    prices = {"scripted/lm": (1.0, 2.0)}
+    case = Case(task_model=ScriptedLM(echo), failure_score=-1.0, timeout_seconds=7.0, prices=prices)
     copied = pickle.loads(cloudpickle.dumps(case.evaluator))
     result, _ = copied.evaluate(case.program.candidate, TRAINSET[3])
     assert result == case.evaluate(3)[0]
+    assert result.usage.cost == (result.usage.prompt_tokens + 2 * result.usage.completion_tokens) / 1e6
     assert copied.loop is not case.loop
-    settings = ("failure_score", "is_awaited", "timeout_seconds")
+    settings = ("failure_score", "is_awaited", "timeout_seconds", "prices")
     assert all(getattr(copied, name) == getattr(case.evaluator, name) for name in settings)
 
 

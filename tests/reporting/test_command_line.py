@@ -111,7 +111,7 @@ def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], t
 
 
 def test_json_says_what_was_done(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
-    directory, *_ = runs
+    directory, _, _ = runs
     done = {"name": "opro", "output": str(tmp_path / "a")}
     assert json.loads(run("report", directory, "-o", tmp_path / "a", "--json")) == done
     assert "</html>" in (tmp_path / "a").read_text("utf-8")

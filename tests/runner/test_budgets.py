@@ -127,6 +127,50 @@ def test_max_cost() -> None:
     assert 0.001 <= result.usage.cost < 0.0011
 
 
+OWN_PRICES = {"openai/scorer": (2.0, 8.0), "openai/proposer": (10.0, 40.0)}
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_own_prices_count_where_no_price_is_known(server: SimulatedServer, is_recorded: bool) -> None:
+    with dspy.context(disable_history=not is_recorded):
+        usage = optimize(server, num_rounds=1, prices=OWN_PRICES).opro_result.usage
+    scorer, proposer = server.stats()["scorer"], server.stats()["proposer"]
+    expected = 2.0 * scorer.prompt_tokens + 8.0 * scorer.completion_tokens
+    expected += 10.0 * proposer.prompt_tokens + 40.0 * proposer.completion_tokens
+    assert usage.cost == pytest.approx(expected / 1e6)
+
+
+def test_own_prices_replace_known_ones() -> None:
+    with serve(**{"gpt-4o-mini": SimulatedModel(TASK.scorer)}) as server:
+        lm, prices = server.lm("gpt-4o-mini"), {"openai/gpt-4o-mini": (0.0, 3.0)}
+        usage = optimize(server, num_rounds=1, task_model=lm, prices=prices).opro_result.usage
+        assert usage.cost == pytest.approx(3e-6 * server.stats()["gpt-4o-mini"].completion_tokens)
+
+
+def test_max_cost_works_with_own_prices(server: SimulatedServer) -> None:
+    result = optimize(
+        server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=OWN_PRICES
+    ).opro_result
+    assert result.stop_reason == "max_cost"
+    assert 0.02 <= result.usage.cost < 0.05
+
+
+def test_max_cost_works_with_a_free_scorer(server: SimulatedServer) -> None:
+    prices = {"openai/scorer": (0.0, 0.0), "openai/proposer": (10.0, 40.0)}
+    result = optimize(
+        server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=prices
+    ).opro_result
+    assert result.stop_reason == "max_cost"
+
+
+def test_cached_answers_cost_nothing(server: SimulatedServer) -> None:
+    twice = [example for example in TRAINSET[:6] for _ in (0, 1)]
+    usage = optimize(server, trainset=twice, valset=None, num_threads=1, prices={"openai/scorer": (1e6, 0.0)},
+                     num_rounds=1, task_model=server.lm("scorer", cache=True)).opro_result.usage  # fmt: skip
+    assert usage.cached_calls > 6
+    assert usage.cost == pytest.approx(server.stats()["scorer"].prompt_tokens)
+
+
 def test_a_budget_that_cannot_be_measured_is_an_error_after_one_call(server: SimulatedServer) -> None:
     with pytest.raises(
         ValueError, match=r"max_cost=0\.001 can't be measured: no price is known .* max_tokens"

@@ -491,7 +491,7 @@ def test_a_stop_may_come_from_a_signal_handler_at_any_time() -> None:
     for number in range(20):
         case, calls = Case(num_threads=4), itertools.count()
 
-        def interrupt(task: Task, calls: Any = calls, last: int = 4 * number) -> None:
+        def interrupt(task: Task, calls: Any = calls, last: int = 3 * number) -> None:
             if next(calls) == last:
                 os.kill(os.getpid(), signal.SIGINT)
 

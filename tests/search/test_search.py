@@ -764,3 +764,55 @@ def test_a_view_shows_the_incumbents_outcomes() -> None:
         view: View = views[number]
         assert view.base == view.trajectory.incumbent.candidate
         assert [o.score for o in view.outcomes if o is not None] == world.row(view.base, 12)
+
+
+def carry(text: str) -> Candidate:
+    """A candidate of an earlier search."""
+    return Candidate(dict.fromkeys(student().instructions, text), 0, student().id)
+
+
+@given(plans, worlds, pruners, st.integers(0, 10**6), st.integers(2, 64))
+@settings(max_examples=60)
+def test_what_is_carried_over_is_scored_in_full_with_the_student(
+    plan: Plan, world: World, pruner: Any, order: int, capacity: int
+) -> None:
+    carried = [carry("one"), carry("two")]
+
+    def search() -> Search:
+        return Search(plan, student(), pruner, carried=carried)
+
+    found = drive(search(), world)
+    known = [student(), *carried]
+    assert [t.id for t in found.trials[:3]] == [c.id for c in known]
+    for trial, candidate in zip(found.trials, known, strict=False):
+        assert trial.state == "complete"
+        assert list(trial.scores) == world.row(candidate, plan.num_train)
+        assert list(trial.valset_scores) == world.row(candidate, plan.num_val, "val")
+    assert found.search.best_scores[0] == max(trial.score for trial in found.trials[:3])
+    assert len({trial.id for trial in found.trials}) == len(found.trials)
+    assert drive(search(), world, random.Random(order), capacity).decisions() == found.decisions()
+
+
+def test_where_no_gain_is_proven_the_candidate_returned_before_is_returned() -> None:
+    plan = Plan(num_train=20, num_rounds=2, num_candidates=4, num_held_back=10, num_unseen=10, confirms=True)
+    world = World(scores=round)
+    best = drive(Search(plan, student(), Halving()), world).search
+    assert best.gain is not None
+    before = carry("before")
+    search = Search(plan, student(), Halving(), carried=[before], returned_before=before.id)
+    drive(search, world)
+    assert search.gain is not None
+    assert not search.gain.is_proven
+    assert search.trajectory.best.id not in (before.id, student().id)
+    assert search.returned.id == before.id
+
+
+def test_without_the_first_scores_a_stopped_run_has_no_result() -> None:
+    search = Search(Plan(num_train=4, num_rounds=1), student(), ScoreAll(), carried=[carry("one")])
+    world = World()
+    for task in search.next_tasks():
+        if isinstance(task, ScoringTask) and task.candidate.id != student().id:
+            search.tell(task, world.perform(task))
+    search.stop("interrupted")
+    search.salvage()
+    assert len(search.trajectory) == 0

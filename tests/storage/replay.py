@@ -77,7 +77,7 @@ def drive(
     queue.replay()
     show(run, queue)
     while not search.done:
-        while queue._waiting:
+        while len(queue.waiting):
             task = queue.take()
             assert task is not None
             in_flight.append(task)

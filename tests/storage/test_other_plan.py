@@ -1,0 +1,98 @@
+"""A run with another plan never ends below the best program on record, and `best.json` never gets worse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from workers import PromptAlone
+
+from dspy_opro import OPROTeleprompter
+from dspy_opro.testing import ScriptedLM, VocabularyTask
+
+HEAVY = {"auto": "heavy", "num_rounds": 3}
+
+
+def compile_(task: VocabularyTask, log_dir: Path, num_val: int = 40, **options: Any) -> dspy.Module:
+    teleprompter = OPROTeleprompter(
+        metric=task.metric,
+        log_dir=log_dir,
+        prompt_model=ScriptedLM(PromptAlone(task.proposer)),
+        task_model=ScriptedLM(PromptAlone(task.scorer)),
+        num_threads=4,
+        display_progress=False,
+        **options,
+    )
+    data = {"trainset": task.trainset(60), "valset": task.valset(num_val) or None}
+    return teleprompter.compile(task.student(), **data)
+
+
+def on_disk(log_dir: Path) -> str:
+    return str(json.loads((log_dir / "best.json").read_text())["signature"]["instructions"])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("num_val", [40, 0])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: int, tmp_path: Path) -> None:
+    task, seen = VocabularyTask(seed), set()
+    first = compile_(task, tmp_path, num_val, auto="light")
+    assert first.opro_result.best.id != first.opro_result.baseline.id
+    second = compile_(task, tmp_path, num_val, callbacks=[lambda *_: seen.add(on_disk(tmp_path))], **HEAVY)
+    result = second.opro_result
+    assert result.best_score >= first.opro_result.best_score
+    assert on_disk(tmp_path) == second.signature.instructions
+    ids = [trial.id for trial in result.trials]
+    assert first.opro_result.best.id in ids
+    assert len(set(ids)) == len(ids)
+    scores = {
+        t.candidate.instructions["self"]: t.valset_score if num_val else t.reward for t in result.trials
+    }
+    assert seen
+    assert min(scores[text] for text in seen) >= first.opro_result.best_score
+
+
+def test_killed_with_the_other_plan_it_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    task, whole, copies = VocabularyTask(1), tmp_path / "whole", []
+
+    def copy(study: Any, trial: Any) -> None:
+        if trial.number % 25 == 0 or not copies:
+            copies.append(shutil.copytree(whole, tmp_path / f"at-{trial.number}"))
+
+    compile_(task, whole, auto="light")
+    result = compile_(task, whole, callbacks=[copy], **HEAVY).opro_result
+    assert len(copies) > 1
+    for directory in (*copies, whole):
+        again = compile_(task, directory, **HEAVY)
+        assert again.opro_result.trials == result.trials
+        assert again.opro_result.returned == result.returned
+        assert on_disk(directory) == again.signature.instructions
+
+
+def test_fewer_rounds_and_a_return_to_the_first_plan_keep_the_best(tmp_path: Path) -> None:
+    task = VocabularyTask(2)
+    best = compile_(task, tmp_path, auto="light").opro_result.best_score
+    for options in ({"auto": "light", "num_rounds": 1}, HEAVY, {"auto": "light"}):
+        result = compile_(task, tmp_path, **options).opro_result
+        assert result.best_score >= best
+        best = result.best_score
+
+
+def test_the_same_plan_and_more_rounds_carry_nothing(tmp_path: Path) -> None:
+    task = VocabularyTask(2)
+    first = compile_(task, tmp_path, auto=None, num_rounds=2, lag=0).opro_result
+    more = compile_(task, tmp_path, auto=None, num_rounds=4, lag=0).opro_result
+    assert more.trials[: len(first.trials)] == first.trials
+
+
+def test_a_candidate_with_demos_competes_too(tmp_path: Path) -> None:
+    task, demos = VocabularyTask(2), {"max_labeled_demos": 2, "max_bootstrapped_demos": 0}
+    first = compile_(task, tmp_path, auto="light", **demos).opro_result
+    second = compile_(task, tmp_path, **HEAVY, **demos).opro_result
+    assert second.best_score >= first.best_score
+    again = compile_(task, tmp_path, **HEAVY, **demos).opro_result
+    assert again.trials == second.trials

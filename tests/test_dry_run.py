@@ -1,0 +1,143 @@
+"""An estimate before the run, for the price of a handful of examples."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro import TooManyErrors
+from dspy_opro.config.estimate import NUM_EXAMPLES, Estimate
+from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
+from tests.conformance.world import VERSION
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, serve, teleprompter
+
+PRICES = {"openai/scorer": (2.0, 8.0), "openai/proposer": (10.0, 40.0)}
+MANY = {"trainset": TASK.trainset(120), "valset": None}
+
+
+def estimated(server: SimulatedServer, student: Any = None, **changes: Any) -> Estimate:
+    program = optimize(server, student, dry_run=True, **changes)
+    found: Estimate = program.opro_estimate
+    return found
+
+
+def test_a_dry_run_spends_the_first_examples_alone(
+    server: SimulatedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = TASK.student()
+    program = optimize(server, student, dry_run=True, prices=PRICES, log_dir=tmp_path / "run")
+    stats, estimate = server.stats(), program.opro_estimate
+    assert stats["scorer"].completions == stats.requests == NUM_EXAMPLES == 5
+    spent = estimate.spent
+    assert (spent.examples, spent.calls) == (5, 5)
+    assert spent.tokens == stats["scorer"].prompt_tokens + stats["scorer"].completion_tokens
+    assert spent.dollars == pytest.approx(
+        (2.0 * stats["scorer"].prompt_tokens + 8.0 * stats["scorer"].completion_tokens) / 1e6
+    )
+    assert capsys.readouterr().out == f"{estimate}\n"
+    assert "expected: " in str(estimate) and "at most: " in str(estimate)
+    assert list(tmp_path.iterdir()) == []
+    assert program is not student
+    assert program.signature.instructions == student.signature.instructions
+    assert copy.deepcopy(program).opro_estimate == estimate
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_rounds": 4},
+        {"num_rounds": None, "auto": None, "max_metric_calls": 400},
+        {"num_rounds": 3, "student": TwoSteps()},
+        {"num_rounds": 3, "trainset": TRAINSET, "valset": VALSET},
+        {"num_rounds": 3, "pruner": None, "num_candidates": 8},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_a_run_spends_about_what_was_expected_and_never_more_than_the_most(
+    server: SimulatedServer, changes: dict[str, Any]
+) -> None:
+    changes = {**MANY, "prices": PRICES, **changes}
+    estimate = estimated(server, **changes)
+    usage = optimize(server, **changes).opro_result.usage
+    expected, most = estimate.expected, estimate.most
+    assert expected is not None and most is not None and most.dollars is not None
+    assert usage.metric_calls <= most.examples
+    assert usage.scorer_calls + usage.proposer_calls <= most.calls
+    assert expected.examples == pytest.approx(usage.metric_calls, rel=0.5)
+    assert expected.calls == pytest.approx(usage.scorer_calls + usage.proposer_calls, rel=0.5)
+
+
+def test_the_limits_bound_the_estimate(server: SimulatedServer) -> None:
+    estimate = estimated(server, **MANY, prices=PRICES, num_rounds=8, max_cost=0.05)
+    assert estimate.most is not None and estimate.most.dollars == 0.05
+    assert estimate.expected is not None and estimate.expected.dollars == pytest.approx(0.05, rel=0.2)
+    by_tokens = estimated(server, auto=None, num_rounds=None, max_tokens=30_000)
+    assert by_tokens.most is None
+    assert by_tokens.expected is not None and by_tokens.expected.tokens == pytest.approx(30_000, rel=0.2)
+
+
+def test_demo_sets_are_estimated_too(server: SimulatedServer) -> None:
+    with_demos = estimated(server, **MANY, num_rounds=1, max_bootstrapped_demos=2, max_labeled_demos=2)
+    without = estimated(server, **MANY, num_rounds=1)
+    assert with_demos.expected is not None and without.expected is not None
+    assert 0 < with_demos.expected.calls < 2 * without.expected.calls
+    assert "demo sets" in str(with_demos)
+
+
+def test_own_stoppers_see_no_simulated_scores(server: SimulatedServer) -> None:
+    seen: list[Any] = []
+    estimate = estimated(server, num_rounds=2, stop_at_score=0.0, stoppers=[lambda state: seen.append(state)])
+    assert seen == []
+    assert estimate.expected is not None and estimate.expected.examples > len(TRAINSET) + len(VALSET)
+
+
+def test_a_run_without_an_end_has_no_estimate(server: SimulatedServer) -> None:
+    estimate = estimated(server, auto=None, num_rounds=None, stop_at_score=1.0)
+    assert estimate.expected is None is estimate.most
+    assert "unknown" in str(estimate)
+
+
+def test_what_is_unknown_is_said(server: SimulatedServer) -> None:
+    estimate = estimated(server)
+    assert estimate.spent.dollars is None
+    assert "No price is known" in str(estimate)
+    prices = {"openai/scorer": (2.0, 8.0)}
+    assert "price of openai/proposer" in str(estimated(server, prices=prices))
+    task_model = server.lm("scorer", cache=True)
+    optimize(server, num_rounds=1, task_model=task_model)
+    assert "cache" in str(estimated(server, task_model=task_model))
+
+
+def test_the_price_of_the_programs_own_lm_is_that_of_the_proposals() -> None:
+    with serve(**{"gpt-4o-mini": SimulatedModel(TASK.scorer)}) as server:
+        lm = server.lm("gpt-4o-mini")
+        estimate = estimated(server, task_model=lm, prompt_model=server.lm("gpt-4o-mini"))
+    assert "in prices" not in str(estimate)
+    assert estimate.spent.dollars is not None and estimate.spent.dollars > 0
+
+
+def test_a_broken_program_is_an_error_as_in_a_run(server: SimulatedServer) -> None:
+    server.inject(Fault("status", status=401))
+    with pytest.raises(TooManyErrors, match="student fails"):
+        estimated(server, task_model=server.lm("scorer", num_retries=0))
+    # One example. Up to DSPy 3.2 ChatAdapter repeats a failed call through JSONAdapter.
+    assert server.stats().requests <= (1 if VERSION >= (3, 3) else 3)
+
+
+class Async(dspy.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = TASK.student()
+
+    async def aforward(self, question: str) -> Any:
+        return await self.predict.acall(question=question)
+
+
+async def test_acompile_estimates_too(server: SimulatedServer) -> None:
+    program = await teleprompter(server, dry_run=True).acompile(Async(), trainset=TRAINSET)
+    assert program.opro_estimate.spent.examples == 5
+    assert server.stats().requests == 5

@@ -30,7 +30,6 @@ PAUSE_SECONDS = 0.4
 RATE_SECONDS = 10.0
 """Calls a second are those of so many seconds."""
 NO_BUDGET = Budget()
-MOST_COLUMNS = 1000
 
 
 class Progress:
@@ -74,7 +73,7 @@ class Progress:
             desc="OPRO",
             bar_format="{desc}",  # a notebook adds its own bar
             # `_draw` shortens the line. tqdm shows nothing on a terminal that does not say how wide it is.
-            ncols=None if issubclass(tqdm, tqdm_notebook) else MOST_COLUMNS,
+            ncols=None if issubclass(tqdm, tqdm_notebook) else 1000,
             file=sys.stdout,
         )
         self._log_level = logging.INFO if verbose else logging.WARNING

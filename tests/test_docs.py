@@ -3,7 +3,8 @@
 The blocks of a page run in their order in one namespace, as they stand. `dspy.LM("openai/...")` reaches a simulated
 server through the variables that the OpenAI client reads. `qa` is the block of docs/start.md that says so. A block that
 needs a cluster or a server of the reader's has a comment `<!-- not run: reason -->` above it. Of such a block the tests
-check syntax, imports and the names of our arguments.
+check syntax, imports and the names of our arguments. With `<!-- needs: mlflow -->` above it a block runs where mlflow
+is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from dspy_opro.testing import LMCall, SimulatedServer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```python\n(?P<code>.*?)^```", re.M | re.S)
+BLOCK = re.compile(
+    r"^(?:<!-- (?:not run: (?P<reason>[^\n]+)|needs: (?P<needs>\w+)) -->\n)?```python\n(?P<code>.*?)^```",
+    re.M | re.S,
+)
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.M)
 
@@ -37,12 +41,14 @@ class Block:
     line: int
     reason: str | None
     """Why it does not run."""
+    needs: str | None
+    """A package that not everybody has."""
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(match["code"], text[: match.start("code")].count("\n"), match["reason"])
+        Block(match["code"], text[: match.start("code")].count("\n"), match["reason"], match["needs"])
         for match in BLOCK.finditer(text)
     ]
 
@@ -86,6 +92,8 @@ def reader(server: SimulatedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("OPENAI_API_BASE", "OPENAI_BASE_URL"):
         monkeypatch.setenv(name, server.api_base)
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
     yield tmp_path
     sys.modules.pop("qa", None)
@@ -102,6 +110,10 @@ RUNNABLE = [page for page in PAGES if any(block.reason is None for block in bloc
 def test_the_blocks_of_a_page_run_as_they_stand(page: Path, reader: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
+        if block.needs is not None:
+            pytest.importorskip(
+                block.needs, reason=f"the blocks from line {block.line} on need {block.needs}"
+            )
         if block.reason is None:
             # With the page's own lines, so that an error names them.
             exec(compile("\n" * block.line + block.code, str(page), "exec", dont_inherit=True), namespace)
@@ -132,7 +144,7 @@ def not_run() -> list[Any]:
         pytest.param(block, id=f"{page_id(page)}:{block.line}")
         for page in PAGES
         for block in blocks(page)
-        if block.reason is not None
+        if block.reason is not None or block.needs is not None
     ]
 
 

@@ -45,8 +45,10 @@ class Limit:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time until it is used up at the same speed; None where nothing is used yet."""
-        return max(0.0, self.most - self.used) * self.seconds / self.used if self.used else None
+        """The time until it is used up at the same speed; None where nothing is used yet, or it is not known."""
+        return (
+            max(0.0, self.most - self.used) * self.seconds / self.used if 0 < self.used < math.inf else None
+        )
 
 
 @dataclass(frozen=True)

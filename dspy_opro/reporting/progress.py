@@ -19,6 +19,7 @@ from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage, normalise
 
+from .live import Limit
 from .report import word_diff
 from .result import cost, counted, reward_within
 
@@ -71,6 +72,8 @@ class Progress:
             disable=not (display and is_live),
             desc="OPRO",
             bar_format="{desc}",  # a notebook adds its own bar
+            # `_draw` shortens the line. tqdm shows nothing on a terminal that does not say how wide it is.
+            ncols=None if issubclass(tqdm, tqdm_notebook) else 1000,
             file=sys.stdout,
         )
         self._log_level = logging.INFO if verbose else logging.WARNING
@@ -166,14 +169,16 @@ class Progress:
             (budget.max_cost, spent.cost, before.cost),
             (budget.timeout_seconds, seconds, 0.0),
         ]
-        left = [seconds * (most - now) / (now - then) for most, now, then in limits if most and now > then]
-        if self._num_rounds and self._round:  # counted down from the round that was decided last
-            whole = self._round_seconds * self._num_rounds / self._round
-            left.append(whole - seconds)
-        left = [estimate for estimate in left if math.isfinite(estimate)]
-        if not left:
+        left = [
+            Limit("", now - then, most - then, seconds).seconds_left for most, now, then in limits if most
+        ]
+        if self._num_rounds:  # counted down from the round that was decided last
+            rest = Limit("", self._round, self._num_rounds, self._round_seconds).seconds_left
+            left.append(None if rest is None else rest + self._round_seconds - seconds)
+        known = [estimate for estimate in left if estimate is not None]
+        if not known:
             return f"{tqdm.format_interval(seconds)} so far"
-        return f"{tqdm.format_interval(max(0.0, min(left)))} left"
+        return f"{tqdm.format_interval(max(0.0, min(known)))} left"
 
     def close(self) -> None:
         """Leave the last state on the screen. A second call does nothing."""

@@ -109,6 +109,10 @@ def test_the_line_fits_the_terminal(forks: Forks, columns: int) -> None:
     assert ("calls/s" in drawn[-1]) == (columns == 200)
 
 
+def test_a_terminal_without_a_size_has_80_columns(forks: Forks) -> None:
+    assert LINE.fullmatch(screen(forks.on_terminal(script(), 0))[2])
+
+
 def test_the_line_is_drawn_again_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)

@@ -109,6 +109,7 @@ def test_a_budget_that_is_not_used_yet_has_no_time_left() -> None:
     assert Limit("tokens", 0, 100, 10.0).seconds_left is None
     assert Limit("tokens", 25, 100, 10.0).seconds_left == 30.0
     assert Limit("tokens", 125, 100, 10.0).seconds_left == 0.0
+    assert Limit("dollars", float("nan"), 100, 10.0).seconds_left is None
 
 
 def test_a_text_in_the_race_stays_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import dspy
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.testing import Latency, LMCall, SimulatedModel, SimulatedServer, VocabularyTask
+from dspy_opro.testing import Latency, LMCall, ScriptedLM, SimulatedModel, SimulatedServer, VocabularyTask
 
 TASK = VocabularyTask(seed=1)
 TRAINSET = TASK.trainset(12)
@@ -25,6 +26,24 @@ def propose(call: LMCall) -> str | Mapping[str, Any]:
     if not steps or isinstance(answer, str):
         return answer
     return {**answer, "instruction": {name: f"{answer['instruction']} ({name})" for name in steps}}
+
+
+def _asks_again_as_json() -> bool:
+    num_calls = 0
+
+    def fail(call: LMCall) -> str:
+        nonlocal num_calls
+        num_calls += 1
+        raise RuntimeError("down")
+
+    with contextlib.suppress(Exception), dspy.context(lm=ScriptedLM(fail)):
+        dspy.Predict("question -> answer")(question="?")
+    return num_calls > 1
+
+
+ASKS_AGAIN_AS_JSON = _asks_again_as_json()
+"""Whether an adapter of this DSPy asks again in another format after any error of the LM, as 3.0 does. Then an error
+that passes costs another call and gives another answer."""
 
 
 def serve(seconds: float = 0.0, **models: SimulatedModel) -> SimulatedServer:

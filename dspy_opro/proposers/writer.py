@@ -77,7 +77,9 @@ class InstructionWriter:
             try:
                 with metered("proposer", book, prices=self.prices, trace=[]) as meter:
                     meters.append(meter)
-                    copy_lm(self.prompt_model)("Answer with OK.")
+                    lm = copy_lm(self.prompt_model)
+                    lm.num_retries = 0  # LiteLLM repeats refused requests, too
+                    lm("Answer with OK.")
             except Exception as error:
                 errors.append(error)
 

@@ -4,6 +4,9 @@ PYTHON ?=
 BIN := $(VENV)/bin
 # One stamp per interpreter asked for: another PYTHON makes the environment anew.
 STAMP := $(VENV)/.installed$(subst /,_,$(PYTHON))
+# What failed is repeated once, alone: on a busy machine tests of time limits fail beside others. No failure to repeat,
+# as after an error at the start, is an error too.
+ALONE := $(BIN)/pytest --last-failed --last-failed-no-failures none
 PINS := pyproject.toml constraints.txt scripts/install.sh
 
 .PHONY: demo test slow check matrix corners bench docs release-check format lock clean
@@ -16,10 +19,10 @@ test: $(STAMP)-dev  ## style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile || $(ALONE) -m "not slow"
 
 slow: $(STAMP)-dev  ## the tests that take more than a few seconds
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow || $(ALONE) -m slow
 
 check: test slow corners  ## what CI runs
 

@@ -320,16 +320,21 @@ class Job:
             self._save_best(self._directory, wait=True)
             if self._page is not None:
                 self._page.close(self.result())
+            self._directory.write_result(lambda path: self._finished()[1].save(path))
             self._directory.log("ended: %s", reason)
             self._directory.close()
 
     def best_program(self) -> Any:
         """The best program so far, with its result attached."""
+        best, result = self._finished()
+        attach(best, result, self.inputs.program.build, self.config.track_stats)
+        return best
+
+    def _finished(self) -> tuple[Any, OPROResult]:
+        """The best program so far, and the result with its prompts."""
         result, program = self.result(), self.inputs.program
         best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
-        result = replace(result, messages=prompts(best, program.names))
-        attach(best, result, program.build, self.config.track_stats)
-        return best
+        return best, replace(result, messages=prompts(best, program.names))
 
     def result(self) -> OPROResult:
         """The result of the run so far."""

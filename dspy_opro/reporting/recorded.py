@@ -18,7 +18,7 @@ from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 
 from .result import OPROResult
-from .run_directory import BEST, CONFIG, STOP, is_in_use
+from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -62,7 +62,13 @@ class Run:
         (self.directory / STOP).touch()
 
     def result(self) -> OPROResult:
-        """The result so far. Times, and which proposals were not used, are not on record."""
+        """The result so far: the whole one of a run that has ended in its log directory.
+
+        Elsewhere times, predictions, the gain, and which proposals were not used are not on record.
+        """
+        whole = None if self.directory is None else self.directory / RESULT
+        if whole is not None and whole.is_file() and not self.is_running:
+            return OPROResult.load(whole)
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if _is_decided(trial)]
         trials = tuple(_trial(trial) for trial in recorded)
         records = ResultLog(self.log, Outage()).read()

@@ -1,10 +1,11 @@
-"""The directory of a run: best program so far, report, settings, log, and a file named `stop` to end the run.
+"""The directory of a run: best program so far, report, result, settings, log, and a file named `stop` to end the run.
 
 A file is complete or does not exist. If a file cannot be written, the run logs it once and goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from dspy_opro.storage.lock import IS_AVAILABLE, FileLock
 logger = logging.getLogger("dspy_opro")
 
 BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "lock"
-REPORT = "report.html"
+REPORT, RESULT = "report.html", "result.json"
 
 SAVE_SECONDS = 30.0
 """How long the end of a run waits for `best.json`."""
@@ -67,7 +68,9 @@ class RunDirectory:
         return lock
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """`config.json`: the settings of the latest process."""
+        """`config.json`: the settings of the latest process. The result of an earlier one is out of date now."""
+        with contextlib.suppress(OSError):
+            (self.path / RESULT).unlink()
         text = json.dumps(config, indent=2, default=repr) + "\n"
         self._replace(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -91,6 +94,10 @@ class RunDirectory:
     def write_report(self, write: Callable[[Path], object]) -> None:
         """`report.html`: `write` writes the page to a path."""
         self._replace(REPORT, write)
+
+    def write_result(self, save: Callable[[Path], object]) -> None:
+        """`result.json`, once the run has ended: `save` writes it to a path."""
+        self._replace(RESULT, save)
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         part = self.path / f".{os.getpid()}.{name}"

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def test_show_prints_the_result_and_the_instructions(runs: tuple[Path, str, Any]
     assert student.rstrip().endswith(result.baseline.candidate.instructions["self"])
 
 
-def test_the_recorded_result_equals_the_result_of_the_run(runs: tuple[Path, str, Any]) -> None:
+def test_the_recorded_result_equals_the_result_of_the_run(
+    runs: tuple[Path, str, Any], tmp_path: Path
+) -> None:
     directory, _, result = runs
     (recorded,) = find_runs(str(directory))
     again = recorded.result()
@@ -86,6 +89,23 @@ def test_the_recorded_result_equals_the_result_of_the_run(runs: tuple[Path, str,
         result.stop_reason,
         result.trajectory.score_range,
     )
+    # A directory holds the whole result once the run has ended.
+    for name, each in (("again", again), ("result", result)):
+        replace(each, seconds=0.0).save(tmp_path / name)
+    assert json.loads((tmp_path / "again").read_text()) == json.loads((tmp_path / "result").read_text())
+    assert again.messages and again.gain is not None
+
+
+def test_a_result_is_out_of_date_once_the_run_goes_on(tmp_path: Path) -> None:
+    compiled(log_dir=tmp_path, num_rounds=1)
+    first = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    (tmp_path / "stop").touch()  # the next process ends at once
+    stopped = compiled(log_dir=tmp_path, num_rounds=3)
+    second = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    assert (first["stop_reason"], second["stop_reason"]) == ("num_rounds", stopped.stop_reason)
+    (recorded,) = find_runs(str(tmp_path))
+    (tmp_path / "result.json").unlink()  # as after a kill: what is on record has to do
+    assert recorded.result().to_dicts() == stopped.to_dicts()
 
 
 def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ class Progress:
         self._shown = time.monotonic()
         if self._bar.disable:
             return
-        parts, width = self._parts(), shutil.get_terminal_size().columns - 1
+        # Python 3.10 says 0 of a terminal that does not know its size.
+        parts, width = self._parts(), (shutil.get_terminal_size().columns or 80) - 1
         while len(parts) > 1 and len(", ".join(parts)) > width:
             parts.pop()
         self._bar.n = self._round

@@ -47,7 +47,7 @@ run() { # row python dspy optuna resolution
     extras='.[report,postgresql]' mark='not slow' paths=tests
     case $1 in
         oldest) extras=. ;;
-        tools) extras='.[report,integrations]' mark='' paths='tests/conformance tests/integrations tests/test_docs.py' ;;
+        tools) extras='.[report,integrations,dask]' mark='' paths='tests/conformance tests/integrations tests/test_docs.py' ;;
     esac
     if ! "$uv" venv -q --clear --python "$(find_python "$2")" "$where/$1"; then
         echo "row $1: there is no Python $2"

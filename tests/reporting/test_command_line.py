@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 
 from dspy_opro import OPRO
@@ -123,6 +122,7 @@ def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], t
     program.load(tmp_path / "new" / "best.json")
     assert program.predictors()[0].signature.instructions == result.instructions["self"]
     assert run("export", url, "prompts", "--study", "first") == f"# self\n\n{result.instructions['self']}\n"
+    pandas = pytest.importorskip("pandas")
     rows = list(csv.DictReader(io.StringIO(run("export", directory, "trials"))))
     assert [float(row["reward"]) for row in rows] == [result.reward_of(trial) for trial in result.trials]
     pytest.importorskip("pyarrow")

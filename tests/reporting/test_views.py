@@ -184,6 +184,7 @@ def test_there_is_a_row_for_every_example_and_candidate(tmp_path: Path) -> None:
             assert all(r.get("subscores.length") == (0.5 if is_kept else None) for r in mine)
     found.save(tmp_path / "result.json")
     assert OPROResult.load(tmp_path / "result.json").examples() == rows
+    pytest.importorskip("plotly")
     figure = found.plot_examples()
     assert str(figure.data[0].x[0]).startswith("example ") and figure.data[0].text[0][0].startswith(
         "question: "

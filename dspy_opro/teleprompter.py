@@ -191,7 +191,7 @@ class OPROTeleprompter(Teleprompter):
             RuntimeError: Another process uses `log_dir`. Nothing was spent.
             MetricError: The metric can't be called with an example and a prediction (nothing was spent), it raised an
                 error or returned no score on the first example, or it returned no score later.
-            TooManyErrors: The program failed on the first three examples, on `max_errors` examples, or on every example
+            TooManyErrors: The program failed on the first ten examples, on `max_errors` examples, or on every example
                 of the last rounds.
             ProposerFailed: The optimizer LM can't be called (wrong key, unknown model), or every proposal failed.
             Exception: The error of a stopper or a pruner, or of the storage when the run opens it.

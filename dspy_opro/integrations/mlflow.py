@@ -268,7 +268,7 @@ def log_result(result: Any) -> None:
     """Log a run's settings, spending, stop reason, gain and report to the active MLflow run."""
     run = mlflow.active_run().info.run_id
     known = mlflow.MlflowClient().get_run(run).data.params  # MLflow refuses another value for a known one
-    settings = {name: str(value) for name, value in result.config.items()}
+    settings = {name: str(value)[:500] for name, value in result.config.items()}  # MLflow refuses long values
     mlflow.log_params({name: value for name, value in settings.items() if name not in known})
     usage = result.usage
     metrics = {

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
+from dspy_opro.storage.trials import STATES
 
 from .result import OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+NAMES = {state: name for name, state in STATES.items()}
+"""State of an Optuna trial -> that of ours."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _storage_of(directory: Path) -> Any:
 
 
 def _is_decided(trial: FrozenTrial) -> bool:
-    return trial.state in STATES and "num_scored" in trial.user_attrs
+    return trial.state in NAMES and "num_scored" in trial.user_attrs
 
 
 def _trial(trial: FrozenTrial) -> Trial:
@@ -167,7 +169,7 @@ def _trial(trial: FrozenTrial) -> Trial:
         candidate,
         trial.value if trial.value is not None else 0.0,
         attrs["num_scored"],
-        STATES[trial.state],  # type: ignore[arg-type]
+        NAMES[trial.state],  # type: ignore[arg-type]
         attrs["reason"],
         attrs.get("valset_score"),
         attrs.get("num_failures", 0),

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TASK, TRAINSET, optimize, propose, serve
+from runs import TASK, TRAINSET, optimize, propose
 
 from dspy_opro import OPROTeleprompter, ProposerFailed
 from dspy_opro.programs.provider import is_unusable
 from dspy_opro.testing import Fault, ScriptedLM, SimulatedServer
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimulatedServer]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimulatedServer) -> SimulatedServer:
-    shared.inject()
-    shared.reset()
-    return shared
 
 
 @pytest.mark.parametrize("status", [401, 402, 404])

@@ -50,7 +50,7 @@ from .reporting.examples import Examples, ExampleText, as_texts
 from .reporting.live import LivePage
 from .reporting.progress import Progress, announce
 from .reporting.result import OPROResult, cost
-from .reporting.run_directory import RunDirectory
+from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
@@ -195,6 +195,8 @@ class Job:
                 self._directory.write_config(_settings(inputs))
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
+                if self._directory is not None:
+                    announce(f"Open {self._directory.path / REPORT} in a browser to watch the run.")
             budget = _budget(config, self.storage.lost_usage())
             limits = config.num_rounds, search.plan.max_metric_calls, budget
             self._progress = Progress(config.display_progress, config.verbose, *limits)

@@ -65,7 +65,8 @@ class Gain:
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"

@@ -67,7 +67,8 @@ def test_list_names_the_runs_with_their_scores(runs: tuple[Path, str, Any]) -> N
 def test_show_prints_the_result_and_the_instructions(runs: tuple[Path, str, Any]) -> None:
     directory, url, result = runs
     text = run("show", directory)
-    assert f"score on the valset: {result.curve[0]:.3f} -> {result.best_score:.3f} (num_rounds)" in text
+    scores = f"{result.curve[0]:.3f} -> {result.best_score:.3f}"
+    assert f"score on the valset: {scores} (stop reason: num_rounds)" in text
     assert text.rstrip().endswith(result.instructions["self"])
     shown = json.loads(run("show", url, "--study", "first", "--json"))
     assert shown["instructions"] == dict(result.instructions)

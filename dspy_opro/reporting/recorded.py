@@ -58,7 +58,7 @@ class Run:
             ValueError: There is no log directory, or no process runs it.
         """
         if self.directory is None:
-            raise ValueError("A run can be stopped in its log directory only: give the directory.")
+            raise ValueError("Only a run with a log directory can be stopped. Give the directory.")
         if not self.is_running:
             raise ValueError(f"No process runs {self.directory}.")
         (self.directory / STOP).touch()
@@ -107,7 +107,7 @@ def find_runs(target: str) -> list[Run]:
     if "://" not in target:
         directory = Path(target)
         if not directory.is_dir():
-            raise ValueError(f"{target} is no directory. Give a log directory or the URL of a storage.")
+            raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
         storage = _storage_of(directory)
     elif target.startswith("sqlite:///") and not Path(target.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"There is no database {target}.")

@@ -136,7 +136,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Who came from whom: a column for each round, the best candidate on top, and curves from parents to children."""
+    """A column of candidates for each round, the best on top, and curves from parents to children."""
 
     rows: Sequence[Row]
     height: float

@@ -260,7 +260,7 @@ def test_names_of_the_program_stay_the_programs(caplog: pytest.LogCaptureFixture
     assert program.trial_logs == ["mine"]
     assert program.opro_result.best_score == 0.75
     assert isinstance(program.candidate_programs[0]["program"].score, dspy.Predict)
-    assert "program.score is the program's own; see program.opro_result instead." in caplog.messages
+    assert "The program keeps its own attribute score. See program.opro_result instead." in caplog.messages
 
 
 def test_a_second_run_replaces_the_first_ones_results_everywhere() -> None:

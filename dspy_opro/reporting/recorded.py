@@ -18,7 +18,7 @@ from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.trials import STATES
 
-from .result import OPROResult
+from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
@@ -84,7 +84,7 @@ class Run:
         return OPROResult(
             trajectory=Trajectory(trials, _score_range(records)),
             curve=_curve(trials),
-            stop_reason=self.study.user_attrs["stop_reason"] if has_end else "not ended",
+            stop_reason=self.study.user_attrs["stop_reason"] if has_end else NOT_ENDED,
             usage=sum((Usage(**r["usage"]) for r in records if "usage" in r), Usage()),
             seconds=(max(ended) - min(started)).total_seconds() if started and ended else 0.0,
             failures=tuple(failures[:1000]),

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
+NOT_ENDED = "not ended"
+"""The stop reason on record of a run that still runs or was killed."""
+
+
 @dataclass(frozen=True, repr=False)
 class OPROResult:
     """The outcome of one `compile`. The returned program has it as `program.opro_result`."""
@@ -241,7 +245,7 @@ class OPROResult:
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
             *self._confirmed(),
-            f"score on {self.deciding_data}: {self._scores()} (stop reason: {self.stop_reason})",
+            f"score on {self.deciding_data}: {self._scores()} ({self._end()})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
@@ -310,6 +314,9 @@ class OPROResult:
         if not self.curve:
             return "none, the run ended before the student was scored"
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
+
+    def _end(self) -> str:
+        return self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
 
     def _confirmed(self) -> list[str]:
         """The gain with its interval, in up to two sentences."""

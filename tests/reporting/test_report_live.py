@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from dspy_opro.reporting.live import PAUSE_SECONDS, PULSE_SECONDS, Limit, Live, LivePage, Runner
 from dspy_opro.reporting.report import page
+from dspy_opro.reporting.result import NOT_ENDED
 from dspy_opro.reporting.run_directory import RunDirectory
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished, TrialReported
 from tests.results import empty, result
@@ -107,8 +109,10 @@ def test_before_the_students_score_the_page_says_so() -> None:
 
 
 def test_while_the_run_goes_on_nothing_is_called_returned() -> None:
-    live, ended = page(result(), Live(1, 4, (), ())), page(result())
-    assert ">best so far<" in live and ">returned<" not in live
+    ended = page(result())
+    for unended in (page(result(), Live(1, 4, (), ())), page(result(stop_reason=NOT_ENDED))):
+        assert ">best so far<" in unended
+        assert re.findall(r">returned<|[Rr]eturned (?:candidate|program)|run returned", unended) == []
     assert ">returned<" in ended and ">best so far<" not in ended
 
 

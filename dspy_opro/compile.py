@@ -182,7 +182,8 @@ class Job:
             if config.executor is not None:
                 self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
             self.writer = _writer(inputs, self._loop)
-            self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
+            build = self.evaluator.build
+            self._evaluations = EvaluationCallbacks(inputs.metric.function, build, inputs.splits, loop)
             search = make_search(config, inputs.program.candidate, inputs.sizes)
             self._demo_writer = _demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
@@ -271,10 +272,9 @@ class Job:
             self.storage.trials.show(event)
         elif self.storage.outage.is_under_way:
             self.storage.trials.write()
+        self._evaluations.show(event)
         if isinstance(event, TrialFinished):
-            candidate, splits = event.trial.candidate, self.inputs.splits
-            self._evaluations.finished(event.trial, lambda: self.evaluator.build(candidate), splits)
-            self.evaluator.forget(candidate)
+            self.evaluator.forget(event.trial.candidate)
         elif isinstance(event, RoundDecided):
             self._decided(event)
         self._progress.show(event, self.ledger.usage, self.queue.waiting.trouble(time.monotonic()))

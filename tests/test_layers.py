@@ -54,6 +54,7 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
+    "reporting.autologging": {"mlflow"},
     "reporting.command_line": {"click", "sqlalchemy"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},

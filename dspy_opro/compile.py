@@ -362,7 +362,9 @@ class Job:
         search = self.queue.search
         if not len(search.trajectory):
             return Examples()
-        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        shown = {
+            t.id: t.candidate for t in (search.trajectory.trials[0], search.trajectory.best, search.returned)
+        }
         return Examples(
             self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
         )

@@ -84,7 +84,9 @@ class Measurement:
         """One run as a row. A run that fails is a row with the error."""
         trainset, valset, testset = task.split(seed, self.sizes)
         metric = Counted(task.metric)
-        run = Run(task, metric, self.prompt_model, self.model, self.proposer, trainset, valset, self.budget,
+        # Another rollout for each seed, so that an optimizer's first request does not get the answer of another seed.
+        prompt_model = self.prompt_model.copy(temperature=1.0, rollout_id=seed + 1)
+        run = Run(task, metric, prompt_model, self.model, self.proposer, trainset, valset, self.budget,
                   self.num_threads, seed)  # fmt: skip
         before = {role: calls.count for role, calls in self.calls.items()}
         start = time.perf_counter()

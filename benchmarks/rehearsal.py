@@ -31,7 +31,7 @@ class Rehearsal:
     """In virtual time."""
     utilization: float
     quality: float
-    """The true probability of a right answer under the result's instruction; 0.21 at the start for the strong signal."""
+    """The true probability of a right answer under the result's instruction; `gain` says what it gained."""
     gain: float
     """The quality less that of the student's instruction."""
     num_rounds: int

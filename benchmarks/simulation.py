@@ -48,7 +48,7 @@ class Run:
     utilization: float
     """Server busy seconds over threads times wall seconds."""
     quality: float
-    """The true probability of a right answer under the result's instruction; 0.21 at the start for the strong signal."""
+    """The true probability of a right answer under the result's instruction; `gain` says what it gained."""
     gain: float
     """The quality less that of the student's instruction."""
     cpu_share: float

@@ -90,6 +90,20 @@ def test_every_optimizer_keeps_to_the_budget_and_never_sees_a_test_example(
         assert sum(row["test"]) == SIZES[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["COPRO", "GEPA"])
+def test_each_seed_samples_its_own_proposals(modules: Any, optimizer: str) -> None:
+    """With the cache on, the same first request must not bring the proposals of another seed."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+    lm = proposer()
+    measured = modules.quality.Measurement(scorer([]), lm, None, 2, BUDGET, SIZES)
+    task = modules.quality_tasks.labelled("parity", "Answer.", rows())
+    for seed in (0, 1):
+        measured.measure(task, optimizer, seed)
+    assert {call.rollout_id for call in lm.calls} >= {1, 2}
+    assert {call.temperature for call in lm.calls} == {1.0}
+
+
 def test_splits_are_apart_and_the_test_is_the_same_for_every_seed(modules: Any) -> None:
     task = modules.quality_tasks.labelled("parity", "Answer.", rows())
     splits = [[{e.text for e in part} for part in task.split(seed, SIZES)] for seed in (0, 1)]

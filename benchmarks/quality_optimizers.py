@@ -82,7 +82,9 @@ def gepa(run: Run) -> dspy.Module:
     def metric(
         example: Any, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> dspy.Prediction:
-        score = run.metric(example, prediction)
+        # GEPA asks again for a predictor's feedback: the answer is known, so this call scores no example.
+        metric = run.metric if pred_name is None else run.task.metric
+        score = metric(example, prediction)
         return dspy.Prediction(score=score, feedback=run.task.feedback(example, prediction))
 
     optimizer = dspy.GEPA(

@@ -91,6 +91,21 @@ def test_every_optimizer_keeps_to_the_budget_and_never_sees_a_test_example(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, paper", "OPRO, demos",
+                                       "MIPROv2, demos", "random search, demos"])  # fmt: skip
+def test_every_optimizer_takes_a_program_of_two_predictors(modules: Any, optimizer: str) -> None:
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    lm = ScriptedLM(
+        lambda call: {"team": "billing", "priority": "high" if "parity" in str(call.messages) else "low"}
+    )
+    measured = modules.quality.Measurement(lm, proposer(), None, 2, BUDGET, SIZES)
+    row = measured.measure(modules.quality_tasks.tickets(), optimizer, 0)
+    assert "error" not in row, row
+    assert 0.6 * BUDGET <= row["scored"] <= 1.3 * BUDGET
+    assert set(row["instructions"]) == {"route", "rate"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["COPRO", "GEPA"])
 def test_each_seed_samples_its_own_proposals(modules: Any, optimizer: str) -> None:
     """With the cache on, the same first request must not bring the proposals of another seed."""

@@ -22,23 +22,23 @@ Basis = Literal["fresh", "selected"]
 PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
-"""The same where there are none."""
+"""The same without fresh examples."""
 
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A candidate's gain over the student, and the range that holds the true one with a probability of `level`."""
+    """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
     low: float
     high: float
     level: float
     num_examples: int
-    """Pairs behind it."""
+    """The examples on which both were scored."""
     basis: Basis
-    """"fresh": on examples that the search never used. "selected": on those that it chose by, which is allowed for."""
+    """"fresh": on examples that the search never used. "selected": on the search's own examples, corrected for that."""
 
 
 class Verdict(NamedTuple):
@@ -51,22 +51,23 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What is known at the end of a run of the best candidate's gain over the student."""
+    """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """What to expect of the returned program beyond the student: 0 where that is the student itself."""
+    """The expected gain of the returned program over the student: 0 if the run returned the student."""
     interval: Interval
-    """Of the candidate, returned or not."""
+    """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
     """The student's mean score on the examples behind the interval."""
     candidate_score: float
-    """The candidate's."""
+    """The candidate's mean score on the same examples."""
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"

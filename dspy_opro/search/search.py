@@ -67,7 +67,7 @@ class Search:
         self.failures: list[Failure] = []
         """Failed examples, by position in the race's order; in the order in which they were told."""
         self.gain: Gain | None = None
-        """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        """How certain the gain over the student is. None while that is not known, and if the student is the best."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
         self._num_pairs = 0
         self._stoppers = stoppers

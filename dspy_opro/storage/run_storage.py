@@ -192,7 +192,7 @@ def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
         if not is_locked:
             logger.warning(
                 "Process %s opened study %r at %s and has not closed it. If it still runs, end one of the two: they "
-                "pay for the same examples. If it was killed, all is well.",
+                "pay for the same examples. If it was killed, ignore this warning.",
                 *(opened_by["process"], study.study_name, opened_by["time"]),
             )
     me = f"{os.getpid()} on {socket.gethostname()}"

@@ -25,7 +25,7 @@ from .examples import Examples, ExampleText, as_texts
 from .live import LivePage
 from .progress import Progress, announce
 from .result import OPROResult, cost
-from .run_directory import RunDirectory
+from .run_directory import RESULT, RunDirectory
 
 logger = logging.getLogger("dspy_opro")
 
@@ -96,7 +96,7 @@ class Reporter:
             self._save_best(self.directory, wait=True)
             if self._page is not None:
                 self._page.close(self.result())
-            self.directory.write_result(lambda path: self._finished()[1].save(path))
+            self.directory.write(RESULT, lambda path: self._finished()[1].save(path))
             self.directory.log("ended: %s", self.search.stop_reason or "error")
             self.directory.close()
 

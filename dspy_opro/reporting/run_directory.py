@@ -72,7 +72,7 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             (self.path / RESULT).unlink()
         text = json.dumps(config, indent=2, default=repr) + "\n"
-        self._replace(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        self.write(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_best(self, name: str, save: Callable[[Path], object], wait: bool = False) -> None:
         """Write `best.json` in the background, unless it has this program already or a write is under way.
@@ -85,24 +85,17 @@ class RunDirectory:
             return
         self._best = name
         self._saving = threading.Thread(
-            target=self._replace, args=(BEST, save), name="dspy_opro best", daemon=True
+            target=self.write, args=(BEST, save), name="dspy_opro best", daemon=True
         )
         self._saving.start()
         if wait:
             self._saving.join(SAVE_SECONDS)
 
-    def write_report(self, write: Callable[[Path], object]) -> None:
-        """`report.html`: `write` writes the page to a path."""
-        self._replace(REPORT, write)
-
-    def write_result(self, save: Callable[[Path], object]) -> None:
-        """`result.json`, once the run has ended: `save` writes it to a path."""
-        self._replace(RESULT, save)
-
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
+        """Write a file of the directory whole. `save` writes it to a path."""
         part = self.path / f".{os.getpid()}.{name}"
         try:
-            write(part)
+            save(part)
             part.replace(self.path / name)
         except Exception as error:
             part.unlink(missing_ok=True)

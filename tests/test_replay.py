@@ -80,3 +80,14 @@ def test_rows_with_gaps_and_repeated_runs_are_left_out(replay: Any, tmp_path: Pa
     assert list(runs) == ["a/x/m/CAPO/1", "c/x/m/no_racing/1"]
     assert runs["a/x/m/CAPO/1"].shape == (4, 8)
     assert not list(replay.complete_runs(str(tmp_path / "s.npz"), 6))
+
+
+def test_the_table_has_a_line_for_each_policy(replay: Any) -> None:
+    lines = list(
+        replay.table([("a", STEADY), ("b", STEADY)], 2, ["full evaluation", "CAPO's paired t-test (0.2)"])
+    )
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells[0][:4] == ["full evaluation", "1200", "1.00", "0.00 ± 0.00"]
+    assert cells[1][0] == "CAPO's paired t-test (0.2)"
+    assert float(cells[1][2]) < 1
+    assert cells[0][4].startswith("20.00")  # 0.7 less the mean prompt's 0.5

@@ -5,8 +5,9 @@ prompt, as published with CAPO (arXiv 2504.16005, github.com/finitearth/capo, fo
 is the smallest step, because the published scores have no smaller one.
 
 The file has one array a run, with the key `set/data/model/optimizer/seed` and the shape (prompts, blocks). NaN stands
-where CAPO's racing had dropped the prompt. Only rows without NaN are used, so the prompts of most runs are survivors of
-a race: they are better and nearer to each other than new proposals are. The runs "without racing" have no such bias.
+where CAPO's racing had dropped the prompt. Only rows without NaN are used, so the prompts are survivors of a race: they
+are better and nearer to each other than new proposals are. On the first blocks alone more rows are complete, so there is
+a second table with less of this bias.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from dspy_opro.storage.optuna_pruner import OptunaPruner
 
 BLOCK = 30
 """Examples in one block."""
+LEAST_BLOCKS = 4
+"""With fewer there is nothing to race on."""
 
 
 @cache
@@ -155,17 +158,23 @@ def replay(scores: np.ndarray, make: Callable[[], Pruner], num_orders: int, seed
     return Result(*(statistics.fmean(values) for values in (calls, regrets, unseen)))
 
 
-def complete_runs(path: str, least: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Key and complete rows of each run that has at least so many; a run that is published twice comes once."""
+def complete_runs(path: str, least: int, blocks: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Key and complete rows of each run that has at least so many; a run that is published twice comes once.
+
+    Args:
+        path: The `.npz` file.
+        least: Rows that a run must have.
+        blocks: How many of the first blocks count; None for all.
+    """
     known = set()
     with np.load(path) as arrays:
         for key in arrays.files:
             if key.startswith("steps/"):
                 continue
-            rows = arrays[key]
+            rows = arrays[key][:, :blocks]
             rows = rows[~np.isnan(rows).any(axis=1)]
             checksum = zlib.crc32(rows.tobytes())
-            if len(rows) >= least and checksum not in known:
+            if len(rows) >= least and rows.shape[1] >= LEAST_BLOCKS and checksum not in known:
                 known.add(checksum)
                 yield key, rows
 
@@ -216,20 +225,18 @@ def main() -> None:
         "--orders", type=int, default=20, help="random orders of the prompts and blocks of each run"
     )
     parser.add_argument("--least", type=int, default=9, help="complete rows that a run must have")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[10, 5], help="a table for each number of blocks"
+    )
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    runs = list(complete_runs(args.path, args.least))
-    unbiased = [run for run in runs if "no_racing" in run[0]]
-    groups = {
-        "Runs without racing": unbiased,
-        "Survivors of CAPO's racing": [run for run in runs if "no_racing" not in run[0]],
-    }
-    for title, group in groups.items():
-        if group:
-            print(f"## {title}\n\n{spread(group)}\n")
-            for line in table(group, args.orders, args.policies):
+    for blocks in args.blocks:
+        runs = list(complete_runs(args.path, args.least, blocks))
+        if runs:
+            print(f"## The first {blocks} blocks\n\n{spread(runs)}\n")
+            for line in table(runs, args.orders, args.policies):
                 print(line, flush=True)
             print()
 

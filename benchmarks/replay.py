@@ -6,7 +6,7 @@ is the smallest step, because the published scores have no smaller one.
 
 The file has one array a run, with the key `set/data/model/optimizer/seed` and the shape (prompts, blocks). NaN stands
 where CAPO's racing had dropped the prompt. Only rows without NaN are used, so the prompts are survivors of a race: they
-are better and nearer to each other than new proposals are. On the first blocks alone more rows are complete, so there is
+are better and nearer to each other than new proposals are. On the first blocks alone more rows are complete: there is
 a second table with less of this bias.
 """
 

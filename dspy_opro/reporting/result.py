@@ -146,9 +146,10 @@ class OPROResult:
 
         `split` is "train", "val" or "unseen". `example` is the index in the trainset or valset as it was given; unseen
         examples come from the valset if there is one, otherwise from the trainset. `trial` is the number in `trials`.
-        Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student and of
-        the best candidate have `prediction`, `feedback`, `error` and `subscores.…`, as text of limited length. If the
-        result was read from a storage, these fields are missing, and `example` is the position in the race.
+        Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student, of the
+        best candidate and of the returned one have `prediction`, `feedback`, `error` and `subscores.…`, as text of
+        limited length. If the result was read from a storage, the example's own fields are missing, and `example` is
+        the position in the race.
         """
         rows = []
         for number, trial in enumerate(self.trials):

@@ -272,7 +272,7 @@ class TaskQueue:
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
+        self._accept(task, replace(result, usage=lane.settled(task, result.usage), seconds=self._seconds()))
 
     def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
         """End the run if a provider is down for too long."""

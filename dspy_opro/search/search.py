@@ -195,6 +195,7 @@ class Search:
         for current in self._rounds:
             if current.candidates is None:
                 current.make_do()
+                self._tried.ids.update(current.alive)
             completed = [c for c in current.alive.values() if current.is_measured(c)]
             if current.number == 0 and len(completed) < len(current.alive):
                 break  # without the first scores nothing can be compared

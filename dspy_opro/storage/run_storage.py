@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from dspy_opro.search.tasks import Proposal, TaskResult
-from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 
 from . import outage
 from .carrying import NOTHING, Carried, choose, decode, goes_on
@@ -81,7 +81,7 @@ class RunStorage:
 
     def lost_usage(self) -> Usage:
         """What killed processes may have paid for and not recorded, at most: the mean of a recorded example, times."""
-        spent = [result.usage for key, result in self.results() if key.startswith("score/")]
+        spent = [result.usage for _, result in self.results() if isinstance(result.content, Outcome)]
         if not spent:
             return Usage()
         total, calls = sum(spent, Usage()), self.num_lost_calls

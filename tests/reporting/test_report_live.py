@@ -60,7 +60,7 @@ def test_the_page_is_written_after_a_round_but_not_too_often(live: LivePage, clo
 def test_a_slow_write_makes_the_next_one_wait(live: LivePage, clock: Clock, tmp_path: Path) -> None:
     @dataclass
     class Slow:
-        def write_report(self, write: Any) -> None:
+        def write(self, name: str, save: Any) -> None:
             clock.now += 2.0
 
     LivePage.write(slow := LivePage(Slow(), 4, {}, clock), result(), 75.0)  # type: ignore[arg-type]

@@ -244,10 +244,11 @@ class OPROResult:
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
+        end = self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
             *self._confirmed(),
-            f"score on {self.deciding_data}: {self._scores()} ({self._end()})",
+            f"score on {self.deciding_data}: {self._scores()} ({end})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
@@ -316,9 +317,6 @@ class OPROResult:
         if not self.curve:
             return "none, the run ended before the student was scored"
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
-
-    def _end(self) -> str:
-        return self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
 
     def _confirmed(self) -> list[str]:
         """The gain with its interval, in up to two sentences."""

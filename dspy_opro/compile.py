@@ -129,8 +129,8 @@ class Job:
             if is_shown:
                 announce(forecast(config.auto, search, config.bounds))
             budget = assembly.budget(config, self.storage.lost_usage())
-            limits = config.num_rounds, search.plan.max_metric_calls, budget
-            progress = Progress(config.display_progress, config.verbose, *limits)
+            limits = assembly.limits(search.plan, budget)
+            progress = Progress(config.display_progress, config.verbose, limits)
             on_error.callback(progress.close)
             self.reporter = Reporter(
                 started,
@@ -143,7 +143,7 @@ class Job:
                 settings,
                 progress,
                 self._directory,
-                assembly.limits(config, search.plan),
+                limits,
             )
             self._measured = assembly.measured_budget(config)
             self.num_threads = config.num_threads or dspy.settings.num_threads

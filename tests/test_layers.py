@@ -76,7 +76,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_200
+MOST_LINES = 12_300
 MOST_RUNNER_LINES = 600
 
 

@@ -178,8 +178,8 @@ class Job:
             call_id = self._evaluations.call_id(task.candidate)
             result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
             self._evaluations.keep(task, prediction, result)
-        is_students = task.candidate == self.inputs.program.candidate
-        if not self._is_estimated and is_students and result.error is None:
+        is_students = not self._is_estimated and task.candidate == self.inputs.program.candidate
+        if is_students and result.error is None:
             self._first.append((result, time.monotonic() - started))
         return self._with_lm_tried(result)
 

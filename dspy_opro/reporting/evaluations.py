@@ -50,9 +50,7 @@ class EvaluationCallbacks:
         self._metric, self._build, self._splits, self._loop = metric, build, splits, loop
         self._listeners = [cb for cb in dspy.settings.callbacks or () if _listens(cb)]
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
-        self._predictions: dict[
-            tuple[str, str, int], Any
-        ] = {}  # (candidate id, split, position) -> prediction
+        self._predictions: dict[tuple[str, str], dict[int, Any]] = {}  # (candidate id, split) -> by position
         self._numbers: dict[str, int] = {}  # candidate id -> its number, as in the report and in Optuna
 
     def call_id(self, candidate: Candidate) -> str | None:
@@ -62,7 +60,7 @@ class EvaluationCallbacks:
     def keep(self, task: ScoringTask, prediction: Any, result: TaskResult) -> None:
         """Keep a prediction until the report of its candidate."""
         if self._listeners and isinstance(result.content, Outcome) and result.content.error is None:
-            self._predictions[task.candidate.id, task.split, task.position] = prediction
+            self._predictions.setdefault((task.candidate.id, task.split), {})[task.position] = prediction
 
     def show(self, event: Event | None) -> None:
         """Report a candidate whose race has ended, once for each split with a score."""
@@ -80,9 +78,9 @@ class EvaluationCallbacks:
             ("train", key, trial.scores),
             ("val", "eval_valset", trial.valset_scores),
         ):
-            # A resumed run has scores without predictions.
-            results = [
-                (example, self._predictions.pop((trial.id, split, i), dspy.Prediction()), score)
+            predictions = self._predictions.pop((trial.id, split), {})
+            results = [  # a resumed run has scores without predictions
+                (example, predictions.get(i, dspy.Prediction()), score)
                 for i, (example, score) in enumerate(zip(self._splits[split], scores, strict=False))
             ]
             if not results:

@@ -63,7 +63,6 @@ OUTSIDE = {
     "reporting.plots": {"plotly"},
     "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},
     "compile": {"dspy"},
-    "dry_run": {"dspy"},
     "teleprompter": {"dspy"},
     "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
@@ -26,6 +27,8 @@ from dspy_opro.storage.fingerprint import fingerprint
 from dspy_opro.storage.run_storage import RunStorage, open_run
 
 from .arguments import OPROConfig, paper
+from .estimate import Estimate, estimate
+from .plan import make_search
 from .preflight import Inputs
 from .readable import readable
 
@@ -145,6 +148,30 @@ def make_storage(inputs: Inputs) -> RunStorage:
         ),
         config.callbacks,
         config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def make_estimate(
+    inputs: Inputs,
+    meta_prompt: MetaPrompt,
+    results: Sequence[TaskResult],
+    seconds: float,
+    most_examples: float = math.inf,
+) -> Estimate:
+    """The estimate of a run from the student's first results, each of which took so many seconds."""
+    config = inputs.config
+    # The scores are simulated, so nothing of the user's looks at them.
+    no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+    default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
+    return estimate(
+        config,
+        make_search(no_scores, inputs.program.candidate, inputs.sizes),
+        meta_prompt,
+        model_name(inputs.prompt_model),
+        {model_name(predictor.lm or default) for predictor in predictors},
+        results,
+        seconds / (config.num_threads or dspy.settings.num_threads),
+        most_examples,
     )
 
 

@@ -25,6 +25,7 @@ FLOORS = {
     "runner": 3,
     "reporting": 3,
     "compile": 4,
+    "dry_run": 4,
     "teleprompter": 5,
     "__init__": 6,
     "__main__": 6,
@@ -48,10 +49,12 @@ OUTSIDE = {
     "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
     "config.arguments": {"pydantic"},
+    "config.assembly": {"dspy"},
     "config.preflight": {"dspy"},
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
+    "reporting.autologging": {"mlflow"},
     "reporting.command_line": {"click", "sqlalchemy"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
@@ -60,6 +63,7 @@ OUTSIDE = {
     "reporting.plots": {"plotly"},
     "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},
     "compile": {"dspy"},
+    "dry_run": {"dspy"},
     "teleprompter": {"dspy"},
     "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},
@@ -72,7 +76,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_100
+MOST_LINES = 12_300
 MOST_RUNNER_LINES = 600
 
 

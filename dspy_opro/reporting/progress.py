@@ -10,16 +10,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage, normalise
 
-from .live import Limit
+from .live import Limit, spending
 from .report import word_diff
 from .result import cost, counted, reward_within
 
@@ -31,7 +31,6 @@ RATE_SECONDS = 10.0
 """Calls a second are those of so many seconds."""
 LOGGERS = ("", "dspy", "dspy_opro", "optuna", "LiteLLM")
 """Loggers whose handlers may write to the terminal during a run. The first one is the root."""
-NO_BUDGET = Budget()
 
 
 class Progress:
@@ -43,21 +42,13 @@ class Progress:
     Args:
         display: Whether to show the line.
         verbose: Whether to log.
-        num_rounds: The most rounds; None has no limit. These limits tell the time left.
-        max_metric_calls: The most examples.
-        budget: The most tokens, dollars and seconds.
+        limits: Name of a budget, as in `live.spending` -> its limit, None without one. They tell the time left.
     """
 
-    def __init__(
-        self,
-        display: bool,
-        verbose: bool,
-        num_rounds: int | None,
-        max_metric_calls: int | None = None,
-        budget: Budget = NO_BUDGET,
-    ) -> None:
+    def __init__(self, display: bool, verbose: bool, limits: Mapping[str, float | None]) -> None:
         self._verbose = verbose
-        self._num_rounds, self._max_metric_calls, self._budget = num_rounds, max_metric_calls, budget
+        self._num_rounds = limits.get("rounds")
+        self._limits = {name: most for name, most in limits.items() if most}
         self._usage = Usage()
         self._trouble = ""
         self._first_usage: Usage | None = None  # what earlier processes of the run spent
@@ -70,7 +61,7 @@ class Progress:
         is_live = (_is_terminal(sys.stdout) and not _is_ci()) or issubclass(tqdm, tqdm_notebook)
         self._is_plain = display and not is_live
         self._bar = tqdm(
-            total=num_rounds,
+            total=self._num_rounds,
             disable=not (display and is_live),
             desc="OPRO",
             bar_format="{desc}",  # a notebook adds its own bar
@@ -167,21 +158,18 @@ class Progress:
 
     def _time(self) -> str:
         """The time until the first limit at the pace so far; without a limit the time since the start."""
-        spent, before, budget = self._usage, self._first_usage or self._usage, self._budget
         seconds = time.monotonic() - self._started
-        limits = [
-            (self._max_metric_calls, spent.metric_calls, before.metric_calls),
-            (budget.max_tokens, spent.tokens, before.tokens),
-            (budget.max_cost, spent.cost, before.cost),
-            (budget.timeout_seconds, seconds, 0.0),
-        ]
-        left = [
-            Limit("", now - then, most - then, seconds).seconds_left for most, now, then in limits if most
-        ]
-        if self._num_rounds:  # counted down from the round that was decided last
-            rest = Limit("", self._round, self._num_rounds, self._round_seconds).seconds_left
-            left.append(None if rest is None else rest + self._round_seconds - seconds)
-        known = [estimate for estimate in left if estimate is not None]
+        now, then = (
+            spending(self._round, self._usage, seconds),
+            spending(0, self._first_usage or self._usage, 0),
+        )
+        known = []
+        for name, most in self._limits.items():
+            # Rounds are counted down from the one that was decided last.
+            taken = self._round_seconds if name == "rounds" else seconds
+            left = Limit(name, now[name] - then[name], most - then[name], taken).seconds_left
+            if left is not None:
+                known.append(left + taken - seconds)
         if not known:
             return f"{tqdm.format_interval(seconds)} so far"
         return f"{tqdm.format_interval(max(0.0, min(known)))} left"

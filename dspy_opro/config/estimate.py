@@ -184,7 +184,7 @@ class _Run:
                 search.conclude(reason)
             for task in search.next_tasks():
                 waiting.push(task)
-            if not search.done and (urgent := waiting.pop(now=0.0)) is not None:
+            if (urgent := waiting.pop(now=0.0)) is not None:
                 waiting.landed(urgent)
                 self._perform(urgent, demo_calls)
             search.events()

@@ -29,6 +29,8 @@ PAUSE_SECONDS = 0.4
 """The line is drawn again at every tick of the run, which are half a second apart."""
 RATE_SECONDS = 10.0
 """Calls a second are those of so many seconds."""
+LOGGERS = ("", "dspy", "dspy_opro", "optuna", "LiteLLM")
+"""Loggers whose handlers may write to the terminal during a run. The first one is the root."""
 
 
 class Progress:
@@ -67,6 +69,9 @@ class Progress:
             ncols=None if issubclass(tqdm, tqdm_notebook) else 1000,
             file=sys.stdout,
         )
+        self._handlers = [] if self._bar.disable or not _is_terminal(sys.stdout) else _terminal_handlers()
+        for handler in self._handlers:
+            handler.addFilter(self._make_room)
         self._log_level = logging.INFO if verbose else logging.WARNING
         self._is_open = True
         _console.join(self._log_level)
@@ -173,9 +178,17 @@ class Progress:
         """Leave the last state on the screen. A second call does nothing."""
         if self._is_open:
             self._is_open = False
+            for handler in self._handlers:
+                handler.removeFilter(self._make_room)
             self._draw()
             self._bar.close()
             _console.leave(self._log_level)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        """A filter that lets every record pass. The line makes room for it, and the next tick draws the line again."""
+        self._shown = time.monotonic()
+        self._bar.clear()
+        return True
 
     def _log(self, message: str, *values: object) -> None:
         if self._verbose:
@@ -245,6 +258,14 @@ def _has_handlers() -> bool:
     """Whether the application handles our log. The handler of a `run.log` does not count."""
     handlers = [*logger.handlers, *(logging.getLogger().handlers if logger.propagate else ())]
     return any(not getattr(handler, "belongs_to_run", False) for handler in handlers)
+
+
+def _terminal_handlers() -> list[logging.Handler]:
+    """The handlers of DSPy, its libraries and the application that may write to the terminal."""
+    handlers = (handler for name in LOGGERS for handler in logging.getLogger(name).handlers)
+    return [
+        h for h in handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)
+    ]
 
 
 class _Console(logging.Handler):

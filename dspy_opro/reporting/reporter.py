@@ -152,7 +152,8 @@ class Reporter:
         search = self.search
         if not len(search.trajectory):
             return Examples()
-        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        trajectory = search.trajectory
+        shown = {t.id: t.candidate for t in (trajectory.trials[0], trajectory.best, search.returned)}
         return Examples(
             self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
         )

@@ -206,6 +206,43 @@ def test_on_a_terminal_the_log_stands_above_the_line(forks: Forks) -> None:
     assert sum("INFO dspy_opro" in line for line in shown) == 14
 
 
+OTHERS_LOG = """
+import logging, os, time
+for name in ("CI", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+import dspy
+from dspy_opro.reporting.progress import Progress
+from dspy_opro.search.trajectory import Usage
+
+{prepare}
+progress = Progress(True, False, 3)
+for _ in range(2):
+    progress.show(None, Usage())
+    logging.getLogger("{name}").warning("the answer is cut off")
+    time.sleep(0.45)
+progress.show(None, Usage())
+progress.close()
+handlers = [*logging.getLogger("dspy").handlers, *logging.getLogger().handlers]
+assert handlers and not any(handler.filters for handler in handlers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "name", "start"),
+    [
+        ("", "dspy.clients.lm", r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d WARNING dspy.clients.lm: "),
+        ("logging.basicConfig(format='own %(message)s')", "mine", "own "),
+    ],
+)
+def test_what_others_log_begins_on_a_line_of_its_own(
+    forks: Forks, prepare: str, name: str, start: str
+) -> None:
+    shown = screen(forks.on_terminal(OTHERS_LOG.format(prepare=prepare, name=name), 80))
+    assert len(shown) == 3
+    assert all(re.fullmatch(f"{start}the answer is cut off", line) for line in shown[:2]), shown
+    assert shown[2].startswith("OPRO round 0/3, scoring the student")
+
+
 @pytest.mark.parametrize(
     ("prepare", "verbose", "seen"),
     [

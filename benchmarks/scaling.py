@@ -236,10 +236,10 @@ def executor_overhead(size: int, repeats: int) -> None:
             ]
         walls, cpus, alone = zip(*turns, strict=True)
         spread = f"{1e3 * min(cpus):.2f} to {1e3 * max(cpus):.2f}"
-        own = statistics.median(total - floor for total, floor in zip(cpus, alone, strict=True))
+        own = 1e3 * statistics.median(total - floor for total, floor in zip(cpus, alone, strict=True))
         print(
             f"| {name} | {1e3 * statistics.median(cpus):.2f} ({spread}; aim 1.5) "
-            f"| {1e3 * statistics.median(alone):.2f} | {1e3 * own:.2f} (aim 0.5) | {1 / statistics.median(walls):.0f} |",
+            f"| {1e3 * statistics.median(alone):.2f} | {own:.2f} (aim 0.5) | {1 / statistics.median(walls):.0f} |",
             flush=True,
         )
 

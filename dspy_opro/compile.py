@@ -38,6 +38,7 @@ from .programs.failures import FailureLimit, FirstExamples, TimeLimit, check_bud
 from .programs.metering import Ledger
 from .programs.program import is_async_only
 from .programs.prompts import prompts
+from .programs.tracing import PredictorFeedback
 from .proposers.cleaning import InstructionRules
 from .proposers.demos import DemoWriter
 from .proposers.meta_prompt import MetaPrompt, guidance_text
@@ -108,7 +109,7 @@ def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | 
         first: FirstExamples | None = FirstExamples(len(train), _measured(config))
         started, results = time.monotonic(), []
         for example in train:
-            result, _ = evaluator.evaluate(program.candidate, example)
+            result, _ = evaluator.evaluate(program.candidate, example, keeps_calls=True)
             results.append(result)
             if first is not None and first.passes(result):
                 first = None
@@ -121,7 +122,7 @@ def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | 
     said = estimate(
         config,
         search,
-        writer.meta_prompt,
+        replace(writer.meta_prompt, feedback=None),  # a metric's LM calls would cost something
         model_name(inputs.prompt_model),
         {model_name(lm) for lm in lms},
         results,
@@ -253,7 +254,9 @@ class Job:
             return self._with_lm_tried(self._remote.evaluate(task, self.ledger.add))
         example = self.inputs.splits[task.split][task.position]
         call_id = self._evaluations.call_id(task.candidate)
-        result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
+        result, prediction = self.evaluator.evaluate(
+            task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
+        )
         self._evaluations.keep(task, prediction, result)
         return self._with_lm_tried(result)
 
@@ -415,7 +418,14 @@ def _writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         config.init_temperature,
         program,
         MetaPrompt(
-            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+            program,
+            train,
+            config.k_best or 20,
+            config.num_exemplars,
+            config.seed,
+            is_paper,
+            guidance,
+            PredictorFeedback(program, inputs.metric, loop, config.task_model),
         ),
         rules,
         loop,

@@ -158,8 +158,9 @@ class Search:
         return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
-        """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
-        return tuple(self._worklist.outcomes(candidate, split))
+        """A candidate's outcomes by position, without calls: of the student and the best one, none of most others."""
+        found = self._worklist.outcomes(candidate, split)
+        return tuple(outcome and replace(outcome, calls=None) for outcome in found)
 
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
@@ -276,6 +277,9 @@ class Search:
             if candidate.id not in kept:
                 self._worklist.forget(candidate)
         self._in_full = [candidate for candidate in self._in_full if candidate.id in kept]
+        for candidate in self._in_full:
+            if candidate.id != self._raced.incumbent.id:
+                self._worklist.forget_calls(candidate)
         self._events.append(RoundDecided(current.number, self.trajectory.best, self.best_scores[-1]))
         self._go_on(current)
 

@@ -60,6 +60,9 @@ class Outcome:
     """The cause, where program or metric failed and `score` is the failure score."""
     subscores: Mapping[str, float] | None = None
     """Further numbers that the metric returned, name -> value."""
+    calls: Mapping[str, Mapping[str, Any]] | None = None
+    """Predictor name -> its call, see `programs/tracing.py`. Only train examples of programs with several predictors
+    have calls."""
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,7 @@ class Job:
         search = self.queue.search
         if not len(search.trajectory):
             return Examples()
-        shown = {c.id: c for c in (search.student, search.trajectory.best.candidate)}
+        shown = {c.id: c for c in (search.student, search.chosen.candidate)}
         return Examples(
             self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
         )

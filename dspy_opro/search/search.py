@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .confidence import Gain, judge
+from .confidence import Gain, judge, shortest_tied
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
 from .reserve import FEWEST_FRESH, num_pairs
@@ -68,6 +68,9 @@ class Search:
         """Failed examples, by position in the race's order; in the order in which they were told."""
         self.gain: Gain | None = None
         """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        self.chosen: Trial
+        """The best trial, or where the plan confirms the result, one with a shorter prompt that is as good. Set once the
+        student is scored."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
         self._num_pairs = 0
         self._stoppers = stoppers
@@ -150,7 +153,7 @@ class Search:
             trials = self.trajectory.trials
             before = (t for t in trials if t.id == self._returned_before and t.state == "complete")
             return next(before, trials[0])
-        return self.trajectory.best
+        return self.chosen
 
     @property
     def gain_so_far(self) -> Gain | None:
@@ -271,7 +274,7 @@ class Search:
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
         self._add(current, current.alive.values())
-        kept = {self.student.id, self._raced.incumbent.id, self.trajectory.best.id}
+        kept = {self.student.id, self._raced.incumbent.id, self.chosen.id}
         self._in_full += current.alive.values()
         for candidate in self._in_full:
             if candidate.id not in kept:
@@ -302,6 +305,7 @@ class Search:
         """Put a round's trials into the trajectory."""
         self.trajectory = self.trajectory.add(*current.complete(completed))
         self.best_scores.append(self.trajectory.best.score)
+        self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -315,7 +319,7 @@ class Search:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
         self._rounds.clear()
         self._worklist.clear()
-        if plan.num_held_back and self.trajectory.best.id != self.student.id:
+        if plan.num_held_back and self.chosen.id != self.student.id:
             self._num_pairs = num_pairs(plan.num_held_back, plan.num_unseen, left)
         if not self._num_pairs:
             self._finish(reason)
@@ -330,13 +334,13 @@ class Search:
         self.stop_reason = reason
 
     def _compared(self) -> tuple[Candidate, Candidate]:
-        return self.student, self.trajectory.best.candidate
+        return self.student, self.chosen.candidate
 
     def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
-        if not len(self.trajectory) or self.trajectory.best.id == self.student.id:
+        if not len(self.trajectory) or self.chosen.id == self.student.id:
             return None
-        student, best = self.trajectory.trials[0], self.trajectory.best
+        student, best = self.trajectory.trials[0], self.chosen
         on_valset, tried = best.valset_score is not None, self.trajectory.trials[1:]
         if on_valset:
             tried = tuple(t for t in tried if t.valset_score is not None)

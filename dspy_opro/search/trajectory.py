@@ -89,6 +89,11 @@ class Candidate:
         content: object = canonical if self.demo_set is None else [canonical, self.demo_set]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def length(self) -> int:
+        """Characters of its instructions and of the demos that it has besides the student's own."""
+        return sum(map(len, (*self.instructions.values(), *(self.demos or {}).values())))
+
 
 def normalise(text: str) -> str:
     """Text with runs of white space folded: two proposals that differ in nothing else are one."""

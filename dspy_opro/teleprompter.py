@@ -201,7 +201,8 @@ class OPROTeleprompter(Teleprompter):
         """
         data = {"trainset": trainset, "metric": metric, "valset": valset}
         # Needs Optuna, which takes longer to import than all the rest.
-        from .compile import Job, dry_run, optimize
+        from .compile import Job, optimize
+        from .dry_run import dry_run
 
         config = self._config_for({**data, **arguments})
         return dry_run(config, student) if config.dry_run else optimize(Job(config, student))
@@ -218,7 +219,8 @@ class OPROTeleprompter(Teleprompter):
     ) -> Any:
         """`compile` for a running loop. The loop awaits a program that has its own `aforward`."""
         data = {"trainset": trainset, "metric": metric, "valset": valset}
-        from .compile import Job, dry_run, optimize_in_thread
+        from .compile import Job, optimize_in_thread
+        from .dry_run import dry_run
 
         config, loop = self._config_for({**data, **arguments}), asyncio.get_running_loop()
         if config.dry_run:

@@ -11,7 +11,7 @@ from typing import Any
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
 from dspy_opro.search.reserve import held_back
-from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
+from dspy_opro.search.stoppers import Budget, Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
 from dspy_opro.storage.carrying import NOTHING, Carried
@@ -119,24 +119,15 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
 def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
+    first_round = plan.num_trials, plan.num_demo_sets, plan.num_initial
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
         "data": [plan.num_train, plan.num_val],
-        "rounds": [
-            size,
-            plan.num_trials,
-            plan.num_demo_sets,
-            plan.num_initial,
-            plan.lag,
-            plan.predictor_strategy,
-        ],
+        "rounds": [size, *first_round, plan.lag, plan.predictor_strategy],
         "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
-        "limits": [
-            plan.num_rounds,
-            config.patience,
-            config.stop_at_score,
-        ],  # larger ones only make a run longer
+        # Larger ones only make a run longer.
+        "limits": [plan.num_rounds, config.patience, config.stop_at_score],
     }
 
 
@@ -211,10 +202,20 @@ def _stoppers(config: OPROConfig) -> list[Stopper]:
     return [*stoppers, *config.stoppers]
 
 
-def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
-    """Where the student is nearly perfect already, or there are too few train examples to see a gain."""
-    score = student.score
-    if score > 0.9 and all(0.0 <= s <= 1.0 for s in student.scores):
+def warn_after_student(
+    config: OPROConfig, student: Trial, num_train: int, measured: Budget, spent: Usage
+) -> None:
+    """Warn of what the student's score shows.
+
+    Args:
+        config: The resolved arguments.
+        student: The student's trial.
+        num_train: The number of train examples that were given.
+        measured: The limits that need to be measured.
+        spent: What scoring the student cost.
+    """
+    score, is_share = student.score, all(0.0 <= s <= 1.0 for s in student.scores)
+    if score > 0.9 and is_share:
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:
         logger.warning(
@@ -222,25 +223,18 @@ def warn_of_little_to_gain(student: Trial, num_train: int) -> None:
             "of 0.1 visible.",
             *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
         )
-
-
-def warn_of_percent(stop_at_score: float | None, student: Trial) -> None:
-    """BootstrapFewShotWithRandomSearch takes `stop_at_score` in percent. Here it is in the metric's own scale."""
-    if stop_at_score is not None and stop_at_score > 1.0 and all(0.0 <= s <= 1.0 for s in student.scores):
+    goal = config.stop_at_score
+    if goal is not None and goal > 1.0 and is_share:  # in percent, as in BootstrapFewShotWithRandomSearch
         logger.warning(
             "The run may never reach stop_at_score=%g: it is in the metric's own scale, and the student's scores lie "
             "within [0, 1]. Write %g for %g percent.",
-            *(stop_at_score, stop_at_score / 100, stop_at_score),
+            *(goal, goal / 100, goal),
         )
-
-
-def warn_without_prices(max_cost: float | None, spent: Usage) -> None:
-    """Without a price for its LM a run cannot respect a limit in dollars."""
-    if max_cost is not None and spent.tokens and not spent.cost:
+    if measured.max_cost is not None and spent.tokens and not spent.cost:
         logger.warning(
             "max_cost=%g can't be enforced: no price is known for the LM that the program calls. "
             "Pass prices or max_tokens.",
-            max_cost,
+            measured.max_cost,
         )
 
 

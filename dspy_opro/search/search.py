@@ -69,8 +69,9 @@ class Search:
         self.gain: Gain | None = None
         """How sure the gain over the student is; None while that is not known, and where the best is the student."""
         self.chosen: Trial
-        """The best trial, or where the plan confirms the result, one with a shorter prompt that is as good. Set once the
-        student is scored."""
+        """The best trial; where the plan confirms the result, one with a shorter prompt that is as good.
+
+        It is set once the student is scored."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
         self._num_pairs = 0
         self._stoppers = stoppers

@@ -18,7 +18,6 @@ from .lock import IS_AVAILABLE, FileLock
 
 JOURNAL_NAME = "journal.log"
 
-
 LOCK_SECONDS = 30.0
 """How long a write waits for another process that writes to the same journal."""
 

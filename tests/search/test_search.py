@@ -825,16 +825,18 @@ class Calls(dict[str, Any]):
 
 
 def test_calls_of_predictors_are_kept_of_the_incumbent_alone() -> None:
-    """Those of candidates that still race, and of the incumbents that later rounds were asked under, come on top."""
+    """Those of candidates that still race come on top, and those of the incumbents that the last rounds build on."""
     known: list[tuple[str, weakref.ref[Calls]]] = []
 
     class Traced(World):
         def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+            if split != "train":
+                return super().outcome(candidate, split, position)
             calls = Calls()
             known.append((candidate.id, weakref.ref(calls)))
             return replace(super().outcome(candidate, split, position), calls=calls)
 
-    record = run(Plan(30, num_val=4, num_rounds=8, lag=0), Traced(scores=lambda x: x), num_predictors=2)
+    record = run(Plan(30, num_val=4, num_rounds=20, lag=0), Traced(scores=lambda x: x), num_predictors=2)
     record.proposals.clear()
     gc.collect()
     trials = record.trials
@@ -843,9 +845,8 @@ def test_calls_of_predictors_are_kept_of_the_incumbent_alone() -> None:
     }
     alive = {id_ for id_, calls in known if calls() is not None}
     assert record.search.trajectory.incumbent.id in alive
-    assert len(alive) <= 3
     assert alive <= incumbents
-    assert len(incumbents) > 3
+    assert len(alive) < len(incumbents)
     assert record.search.student.id not in alive
     assert not any(
         o and o.calls for o in record.search.outcomes(record.search.trajectory.incumbent.candidate, "train")

@@ -1,0 +1,191 @@
+"""Makes what a run consists of out of its checked inputs: evaluator, writers, storage, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+
+from dspy_opro.programs.awaiting import EventLoop, ExampleTimeout
+from dspy_opro.programs.compat import defines, model_name
+from dspy_opro.programs.errors import in_brief
+from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
+from dspy_opro.programs.failures import FailureLimit, TimeLimit
+from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.tracing import PredictorFeedback
+from dspy_opro.proposers.cleaning import InstructionRules
+from dspy_opro.proposers.demos import DemoWriter
+from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
+from dspy_opro.proposers.opro import OPROProposer, PaperProposer
+from dspy_opro.proposers.reflective import adapt
+from dspy_opro.proposers.writer import InstructionWriter, initial_texts
+from dspy_opro.search.stoppers import Budget
+from dspy_opro.search.tasks import Plan, TaskResult
+from dspy_opro.search.trajectory import Outcome, Usage
+from dspy_opro.storage.fingerprint import fingerprint
+from dspy_opro.storage.run_storage import RunStorage, open_run
+
+from .arguments import OPROConfig, paper
+from .preflight import Inputs
+from .readable import readable
+
+
+def settings(inputs: Inputs) -> dict[str, Any]:
+    """The settings in readable form, with the LMs that the run uses where none was given."""
+    predictors, default = inputs.program.student.predictors(), dspy.settings.lm
+    scorers = [inputs.config.task_model or predictor.lm or default for predictor in predictors]
+    names = {"prompt_model": [inputs.prompt_model], "task_model": scorers}
+    return readable(inputs.config) | {
+        role: ", ".join(dict.fromkeys(filter(None, map(model_name, lms)))) or None
+        for role, lms in names.items()
+    }
+
+
+def make_evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
+    """What scores an example. `is_async` says that the caller has an event loop, which awaits an `aforward`."""
+    config, student = inputs.config, inputs.program.student
+    return Evaluator(
+        inputs.program,
+        inputs.metric,
+        loop,
+        config.task_model,
+        config.failure_score,
+        is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
+        timeout_seconds=config.example_timeout_seconds,
+        prices=config.prices,
+    )
+
+
+def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
+    """What asks the proposer for instructions."""
+    config, program, train = inputs.config, inputs.program, inputs.splits["train"]
+    is_paper = paper(config)
+    proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    max_chars, must_keep = config.max_instruction_chars, config.must_keep
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    guidance = guidance_text(config.guidance, max_chars, must_keep)
+    return InstructionWriter(
+        proposer if config.proposer is None else adapt(config.proposer),
+        inputs.prompt_model,
+        config.init_temperature,
+        program,
+        MetaPrompt(
+            program,
+            train,
+            config.k_best or 20,
+            config.num_exemplars,
+            config.seed,
+            is_paper,
+            guidance,
+            PredictorFeedback(program, inputs.metric, loop, config.task_model),
+        ),
+        rules,
+        loop,
+        initial_texts(config.initial_instructions, program, rules),
+        config.prices,
+    )
+
+
+def needs_a_try(inputs: Inputs) -> bool:
+    """Whether only a request of its own shows that the optimizer LM works before the student is scored.
+
+    The student's first example shows it if the program calls the same LM. A proposer of the user may call no LM, and a
+    time limit for the example would count the request.
+    """
+    config, predictors = inputs.config, inputs.program.student.predictors()
+    default = config.task_model or dspy.settings.lm
+    is_called = any((predictor.lm or default) is inputs.prompt_model for predictor in predictors)
+    is_asked = config.proposer is None or config.prompt_model is not None
+    return is_asked and not is_called and config.example_timeout_seconds is None
+
+
+def make_demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
+    """What makes demo sets, from the examples that no candidate is scored on if there are enough of them."""
+    config = inputs.config
+    most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
+    scored = {*inputs.orders["train"], *(() if inputs.splits["val"] else inputs.orders["unseen"])}
+    others = [example for index, example in enumerate(inputs.trainset) if index not in scored]
+    return DemoWriter(
+        program=inputs.program,
+        metric=inputs.metric,
+        trainset=others if len(others) >= 2 * (most + labeled) else inputs.splits["train"],
+        max_bootstrapped_demos=most,
+        max_labeled_demos=labeled,
+        max_rounds=config.max_rounds,
+        metric_threshold=config.metric_threshold,
+        max_errors=config.max_errors,
+        max_tries=max_tries,
+        teacher=inputs.teacher,
+        teacher_settings=config.teacher_settings,
+        seed=config.seed,
+        task_model=config.task_model,
+        prices=config.prices,
+    )
+
+
+def limits(config: OPROConfig, plan: Plan) -> dict[str, float | None]:
+    """Name of a budget -> its limit, None without one."""
+    return {
+        "rounds": plan.num_rounds,
+        "examples": plan.max_metric_calls and plan.max_metric_calls + 2 * plan.num_held_back,
+        "tokens": config.max_tokens,
+        "dollars": config.max_cost,
+        "seconds": config.timeout_seconds,
+    }
+
+
+def make_storage(inputs: Inputs) -> RunStorage:
+    """Open the run in its storage, or begin it there."""
+    config = inputs.config
+    return open_run(
+        config.storage,
+        config.study_name or config.name,
+        config.log_dir,
+        fingerprint(
+            inputs.program.student,
+            inputs.splits["train"],
+            inputs.splits["val"],
+            inputs.metric.function,
+            task_model=config.task_model or dspy.settings.lm,
+            failure_score=config.failure_score,
+            seed=config.seed,
+        ),
+        config.callbacks,
+        config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def budget(config: OPROConfig, lost: Usage) -> Budget:
+    """The limits, less what killed processes may have paid for and not recorded."""
+    tokens, cost = config.max_tokens, config.max_cost
+    return Budget(
+        None if tokens is None else tokens - lost.tokens,
+        None if cost is None else cost - lost.cost,
+        config.timeout_seconds,
+    )
+
+
+def measured_budget(config: OPROConfig) -> Budget:
+    """The limits that the first example must be measured against.
+
+    If the user says that an LM is free, calls without a cost are no sign of a missing price.
+    """
+    is_free = (0.0, 0.0) in (config.prices or {}).values()
+    return Budget(config.max_tokens, None if is_free else config.max_cost)
+
+
+def failure_limit(config: OPROConfig) -> FailureLimit:
+    traces = config.provide_traceback
+    if traces is None:
+        traces = bool(dspy.settings.provide_traceback)
+    return FailureLimit(config.max_errors, dspy.settings.max_errors, traces)
+
+
+def time_limit(config: OPROConfig) -> TimeLimit | None:
+    seconds = config.example_timeout_seconds
+    if seconds is None:
+        return None
+    error = ExampleTimeout(f"no score within example_timeout_seconds={seconds:g}")
+    outcome = Outcome(config.failure_score, error=in_brief(error))
+    return TimeLimit(seconds, TaskResult(outcome, ONE_EXAMPLE, error=error))

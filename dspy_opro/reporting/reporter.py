@@ -1,0 +1,161 @@
+"""Reports a run while it goes on and at its end: the progress line, the files in its directory, and its result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dspy_opro.programs.compat import forget_secrets
+from dspy_opro.programs.metering import Ledger
+from dspy_opro.programs.program import Program
+from dspy_opro.programs.prompts import prompts
+from dspy_opro.search import Search
+from dspy_opro.search.shared import SPLITS
+from dspy_opro.search.tasks import Event, RoundDecided, Split
+from dspy_opro.search.trajectory import Usage
+from dspy_opro.storage.run_storage import RunStorage
+
+from .attach import attach
+from .examples import Examples, ExampleText, as_texts
+from .live import LivePage
+from .progress import Progress, announce
+from .result import OPROResult, cost
+from .run_directory import RunDirectory
+
+logger = logging.getLogger("dspy_opro")
+
+
+@dataclass
+class Reporter:
+    """What people see of one run. The thread that called `compile` tells it every event."""
+
+    started: float
+    """`time.monotonic()` at the start of the call."""
+    search: Search
+    storage: RunStorage
+    ledger: Ledger
+    program: Program
+    """The student."""
+    splits: Mapping[str, Sequence[Any]]
+    """Split -> examples by position in the race."""
+    orders: Mapping[str, Sequence[int]]
+    """Split -> index into the user's dataset, by position in the race."""
+    settings: Mapping[str, Any]
+    """The run's settings as readable values."""
+    progress: Progress
+    directory: RunDirectory | None
+    limits: Mapping[str, float | None]
+    """Name of a budget -> its limit, None without one."""
+
+    def __post_init__(self) -> None:
+        num_train = self.search.plan.num_train
+        self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
+        self._earlier_usage = sum((result.usage for _, result in self.storage.results()), Usage())
+
+    def announce_resume(self) -> None:
+        """Print what earlier processes of this run recorded."""
+        if self.storage.is_fresh:
+            return
+        lost = self.storage.lost_usage()
+        if lost.metric_calls:
+            logger.warning(
+                "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
+                "tokens and $%.4f. The budgets leave room for that.",
+                *(lost.metric_calls, lost.tokens, lost.cost),
+            )
+        if not (self.settings["display_progress"] or self.settings["verbose"]):
+            return
+        usage, most_rounds = self.ledger.usage, self.search.plan.num_rounds
+        rounds = (
+            f"{max(0, len(self.search.best_scores) - 1)}{'' if most_rounds is None else f' of {most_rounds}'}"
+        )
+        spent = cost(usage, 2).replace("$", "spent $")
+        name = self.settings["log_dir"] or self.storage.study.study_name
+        announce(f"Resuming {name}: {rounds} rounds, {usage.metric_calls:,} examples on record, {spent}.")
+
+    def show(self, event: Event | None, trouble: str) -> None:
+        """Show an event (or None), and what holds calls back at the moment."""
+        self.progress.show(event, self.ledger.usage, trouble)
+        if self.directory is not None:
+            if isinstance(event, RoundDecided):
+                self.directory.log("round %d decided, best score %.4f", event.round, event.best_score)
+            self._save_best(self.directory)
+        if self._page is not None and self._page.is_due(event):
+            result = self.result()
+            self._page.write(result, max(result.seconds, self.search.seconds))
+
+    def close(self) -> None:
+        """Show the end of the run, and write the rest of its files."""
+        self.progress.close()
+        if self.directory is not None:
+            self._save_best(self.directory, wait=True)
+            if self._page is not None:
+                self._page.close(self.result())
+            self.directory.write_result(lambda path: self._finished()[1].save(path))
+            self.directory.log("ended: %s", self.search.stop_reason or "error")
+            self.directory.close()
+
+    def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
+        if len(self.search.trajectory):
+            best = self.search.returned.candidate
+
+            def save(path: Path) -> None:
+                program = self.program.build(best)
+                forget_secrets(program)
+                program.save(path)
+
+            directory.write_best(best.id, save, wait)
+
+    def best_program(self) -> Any:
+        """The best program so far, with its result attached."""
+        best, result = self._finished()
+        attach(best, result, self.program.build, self.settings["track_stats"])
+        return best
+
+    def _finished(self) -> tuple[Any, OPROResult]:
+        """The best program so far, and the result with its prompts."""
+        result, program = self.result(), self.program
+        best = program.build(result.best.candidate if len(result.trajectory) else program.candidate)
+        return best, replace(result, messages=prompts(best, program.names))
+
+    def result(self) -> OPROResult:
+        """The result of the run so far."""
+        search = self.search
+        failures = sorted(search.failures, key=lambda f: (f.candidate, f.split, f.example))
+        return OPROResult(
+            trajectory=search.trajectory,
+            curve=tuple(search.best_scores),
+            stop_reason=search.stop_reason or "error",
+            usage=self.ledger.usage,
+            earlier_usage=self._earlier_usage,
+            seconds=time.monotonic() - self.started,
+            failures=tuple(replace(f, example=self.orders[f.split][f.example]) for f in failures[:1000]),
+            num_failures=len(failures),
+            selected_on="valset" if search.plan.num_val else "trainset",
+            config=self.settings,
+            study_name=self.storage.study.study_name,
+            problems=tuple(search.problems),
+            returned=search.returned.id if len(search.trajectory) else "",
+            gain=search.gain_so_far,
+            data=self._examples(),
+        )
+
+    def _examples(self) -> Examples:
+        search = self.search
+        if not len(search.trajectory):
+            return Examples()
+        shown = {c.id: c for c in (search.student, search.chosen.candidate)}
+        return Examples(
+            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+        )
+
+    @cached_property
+    def _texts(self) -> Mapping[Split, Sequence[ExampleText]]:
+        plan = self.search.plan
+        sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val, "unseen": plan.num_unseen}
+        return {s: as_texts(self.splits[s][:size], self.orders[s]) for s, size in sizes.items() if size}

@@ -178,7 +178,9 @@ class Job:
         else:
             example = self.inputs.splits[task.split][task.position]
             call_id = self._evaluations.call_id(task.candidate)
-            result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
+            result, prediction = self.evaluator.evaluate(
+                task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
+            )
             self._evaluations.keep(task, prediction, result)
         is_students = not self._is_estimated and task.candidate == self.inputs.program.candidate
         if is_students and result.error is None:

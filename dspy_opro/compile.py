@@ -174,7 +174,9 @@ class Job:
         else:
             example = self.inputs.splits[task.split][task.position]
             call_id = self._evaluations.call_id(task.candidate)
-            result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
+            result, prediction = self.evaluator.evaluate(
+                task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
+            )
             self._evaluations.keep(task, prediction, result)
         self._estimate.add(task, result, time.monotonic() - started)
         return self._with_lm_tried(result)

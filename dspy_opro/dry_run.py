@@ -30,7 +30,7 @@ def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | 
         first: FirstExamples | None = FirstExamples(len(train), measured_budget(config))
         started, results = time.monotonic(), []
         for example in train:
-            result, _ = evaluator.evaluate(program.candidate, example)
+            result, _ = evaluator.evaluate(program.candidate, example, keeps_calls=True)
             results.append(result)
             if first is not None and first.passes(result):
                 first = None

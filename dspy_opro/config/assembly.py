@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
 from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter
 from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
@@ -74,7 +76,14 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         config.init_temperature,
         program,
         MetaPrompt(
-            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+            program,
+            train,
+            config.k_best or 20,
+            config.num_exemplars,
+            config.seed,
+            is_paper,
+            guidance,
+            PredictorFeedback(program, inputs.metric, loop, config.task_model),
         ),
         rules,
         loop,
@@ -167,7 +176,7 @@ def make_estimate(
     return estimate(
         config,
         make_search(no_scores, inputs.program.candidate, inputs.sizes),
-        meta_prompt,
+        replace(meta_prompt, feedback=None),  # a metric's LM calls would cost something
         model_name(inputs.prompt_model),
         {model_name(predictor.lm or default) for predictor in predictors},
         results,

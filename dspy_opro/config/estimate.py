@@ -201,8 +201,9 @@ class _Run:
             sample, quality = self._random.choice(self.samples), self._qualities.get(task.candidate.id)
             if quality is None:
                 quality = self._qualities[task.candidate.id] = self._random.gauss(self._quality, SPREAD)
-            output = getattr(sample.content, "output", "")
-            result = TaskResult(Outcome(float(self._random.random() < quality), output), sample.usage)
+            score = float(self._random.random() < quality)
+            output, calls = (getattr(sample.content, name, None) for name in ("output", "calls"))
+            result = TaskResult(Outcome(score, output or "", calls=calls), sample.usage)
         elif task.is_for_demos:
             tries = [self._random.choice(self.samples).usage for _ in range(demo_calls)]
             no_demos = Proposal(dict.fromkeys(self.search.student.instructions, "[]"))

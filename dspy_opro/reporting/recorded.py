@@ -211,11 +211,13 @@ def _gain(trajectory: Trajectory, outcomes: Outcomes) -> Gain | None:
     if not any(trial.state == "complete" for trial in trajectory.trials):
         return None
     student, best = trajectory.trials[0], trajectory.best
+    confirmed = (t for t in trajectory.trials[1:] if outcomes.get((t.id, "unseen")))
+    best = next(confirmed, best)  # one with a shorter prompt that is as good as the best
     same = len(student.scores) == len(best.scores) > 0 and (
         best.valset_score is None or len(student.valset_scores) == len(best.valset_scores) > 0
     )
     unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, best))
-    return measured_gain(trajectory, *unseen) if same else None
+    return measured_gain(trajectory, best, *unseen) if same else None
 
 
 def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Examples:

@@ -171,7 +171,7 @@ def shortest_tied(trajectory: Trajectory) -> Trial:
     """The best trial, or of the candidates that are as good the one with the shortest prompt.
 
     A candidate is as good if the best one's mean is at most `TIE` standard errors above its own, over the examples that
-    decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `judge`
+    decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `compare`
     compares it with what is found here.
     """
     best = trajectory.best

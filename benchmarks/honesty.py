@@ -17,7 +17,7 @@ from rows import Row, keep, load
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
-from dspy_opro.search.confidence import judge
+from dspy_opro.search.confidence import compare
 from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.search import Search
 from dspy_opro.search.tasks import ProposalTask, ScoringTask, TaskResult, urgency
@@ -106,7 +106,7 @@ def judged(row: Row) -> Row:
         return {**row, "num_fresh": 0, "told": 0.0, "true": 0.0, "returned": False, "covered": None}
     fresh = differences(*row["fresh"])
     fresh = fresh if len(fresh) >= FEWEST_FRESH else []
-    better, told, interval = judge(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
+    better, told, interval = compare(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
     covered = interval.low - 1e-9 <= row["best_true"] <= interval.high + 1e-9
     if not row["confirm"]:
         wins, losses, _ = row["search"]

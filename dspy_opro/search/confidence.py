@@ -1,9 +1,9 @@
 """How sure a gain is: intervals of paired differences, and whether a candidate is better than the student.
 
-One rule: score differences go in, figures come out, and nothing here knows where the scores are from. A difference is
-the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the search chose
-a candidate by flatters it; examples that the search never used do not. docs/decisions/0014-honest-scores.md has the
-figures.
+`judge` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
+difference is the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the
+search chose a candidate by flatters it; examples that the search never used do not.
+docs/decisions/0014-honest-scores.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
-from .trajectory import mean
+from .reserve import FEWEST_FRESH
+from .trajectory import Outcome, Trajectory, mean
 
 Basis = Literal["fresh", "selected"]
 
 PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
-"""The same where there are none."""
+"""The same without fresh examples."""
 
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A candidate's gain over the student, and the range that holds the true one with a probability of `level`."""
+    """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
     low: float
     high: float
     level: float
     num_examples: int
-    """Pairs behind it."""
+    """The examples on which both were scored."""
     basis: Basis
-    """"fresh": on examples that the search never used. "selected": on those that it chose by, which is allowed for."""
+    """"fresh": on examples that the search never used. "selected": on the search's own examples, corrected for that."""
 
 
 class Verdict(NamedTuple):
@@ -50,25 +51,63 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What is known at the end of a run of the best candidate's gain over the student."""
+    """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """What to expect of the returned program beyond the student: 0 where that is the student itself."""
+    """The expected gain of the returned program over the student: 0 if the run returned the student."""
     interval: Interval
-    """Of the candidate, returned or not."""
+    """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
     """The student's mean score on the examples behind the interval."""
     candidate_score: float
-    """The candidate's."""
+    """The candidate's mean score on the same examples."""
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"
+
+
+def measured_gain(
+    trajectory: Trajectory, student: Sequence[Outcome | None], candidate: Sequence[Outcome | None]
+) -> Gain | None:
+    """The gain of the best trial over the student; None where the student is the best.
+
+    Args:
+        trajectory: The student's trial is the first.
+        student: The student's outcomes on unseen examples, by position.
+        candidate: The best trial's.
+    """
+    first, best, tried = trajectory.trials[0], trajectory.best, trajectory.trials[1:]
+    if best.id == first.id:
+        return None
+    on_valset = best.valset_score is not None
+    if on_valset:
+        tried = tuple(t for t in tried if t.valset_score is not None)
+    share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / first.num_scored
+    searched = (first.valset_scores, best.valset_scores) if on_valset else (first.scores, best.scores)
+    unseen = zip(student, candidate, strict=False)
+    pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
+    is_fresh = len(pairs) >= FEWEST_FRESH
+    rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
+    low, high = trajectory.score_range
+    verdict = judge(
+        _differences(*searched),
+        len(tried),
+        _differences(*rows) if is_fresh else (),
+        share=share,
+        scale=max(high - low, 1e-9),
+    )
+    return Gain(*verdict, mean(rows[0]), mean(rows[1]))
+
+
+def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
+    return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
 def judge(
@@ -144,8 +183,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95, scale: fl
     """The interval of a mean paired difference on examples that nothing was chosen by.
 
     The mean plus and minus Student's t (one degree of freedom less than pairs) times `standard_error`. Of differences
-    of -1, 0 and 1 it covers 92 to 100% (n from 8 to 60, exactly computed), and more than 95% where nearly all are 0 and
-    n is small: there a method that covers at least 95% for each true gain has no choice.
+    of -1, 0 and 1 it covers 93 to 97% where 6 or more pairs can be expected to differ (n up to 45, exactly computed).
+    Where fewer differ it covers up to 100%: few outcomes are possible then, and the steps between them are coarse.
 
     Args:
         differences: At least one.
@@ -201,10 +240,10 @@ def selected_interval(
 def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
     """The standard error of a mean paired difference, above 0 for any data.
 
-    One more pair is counted half as a gain and half as a loss, of the size of the differences that are not 0 (their
-    root mean square), or of `scale` where all are 0. For differences of -1, 0 and 1 that is the variance of Agresti and
-    Min, "Simple improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005);
-    for others it is hardly more than the usual one.
+    Half a pair is added, a quarter as a gain and a quarter as a loss, of the size of the differences that are not 0
+    (their root mean square). Where all are 0 a whole pair is added, of the size `scale`. Agresti and Min, "Simple
+    improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005), add whole pairs;
+    with them the intervals are too wide. For graded scores it is hardly more than the usual standard error.
 
     Args:
         differences: At least one.
@@ -219,8 +258,8 @@ def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
         raise ValueError(f"scale must be above 0, but got {scale!r}.")
     count, squares = len(differences), math.fsum(d * d for d in differences)
     num_unequal = sum(d != 0 for d in differences)
-    size = squares / num_unequal if squares else scale**2
-    variance = (squares + size) / (count + 1) - (math.fsum(differences) / (count + 1)) ** 2
+    added, size = (0.5, squares / num_unequal) if squares else (1.0, scale**2)
+    variance = (squares + added * size) / (count + added) - (math.fsum(differences) / (count + added)) ** 2
     return math.sqrt(variance / count)
 
 

@@ -1,9 +1,9 @@
 """How sure a gain is: intervals of paired differences, and whether a candidate is better than the student.
 
-One rule: score differences go in, figures come out, and nothing here knows where the scores are from. A difference is
-the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the search chose
-a candidate by flatters it; examples that the search never used do not. docs/decisions/0014-honest-scores.md has the
-figures.
+`judge` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
+difference is the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the
+search chose a candidate by flatters it; examples that the search never used do not.
+docs/decisions/0014-honest-scores.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
-from .trajectory import mean
+from .reserve import FEWEST_FRESH
+from .trajectory import Outcome, Trajectory, mean
 
 Basis = Literal["fresh", "selected"]
 
 PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
-"""The same where there are none."""
+"""The same without fresh examples."""
 
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A candidate's gain over the student, and the range that holds the true one with a probability of `level`."""
+    """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
     low: float
     high: float
     level: float
     num_examples: int
-    """Pairs behind it."""
+    """The examples on which both were scored."""
     basis: Basis
-    """"fresh": on examples that the search never used. "selected": on those that it chose by, which is allowed for."""
+    """"fresh": on examples that the search never used. "selected": on the search's own examples, corrected for that."""
 
 
 class Verdict(NamedTuple):
@@ -50,25 +51,63 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What is known at the end of a run of the best candidate's gain over the student."""
+    """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """What to expect of the returned program beyond the student: 0 where that is the student itself."""
+    """The expected gain of the returned program over the student: 0 if the run returned the student."""
     interval: Interval
-    """Of the candidate, returned or not."""
+    """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
     """The student's mean score on the examples behind the interval."""
     candidate_score: float
-    """The candidate's."""
+    """The candidate's mean score on the same examples."""
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"
+
+
+def measured_gain(
+    trajectory: Trajectory, student: Sequence[Outcome | None], candidate: Sequence[Outcome | None]
+) -> Gain | None:
+    """The gain of the best trial over the student; None where the student is the best.
+
+    Args:
+        trajectory: The student's trial is the first.
+        student: The student's outcomes on unseen examples, by position.
+        candidate: The best trial's.
+    """
+    first, best, tried = trajectory.trials[0], trajectory.best, trajectory.trials[1:]
+    if best.id == first.id:
+        return None
+    on_valset = best.valset_score is not None
+    if on_valset:
+        tried = tuple(t for t in tried if t.valset_score is not None)
+    share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / first.num_scored
+    searched = (first.valset_scores, best.valset_scores) if on_valset else (first.scores, best.scores)
+    unseen = zip(student, candidate, strict=False)
+    pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
+    is_fresh = len(pairs) >= FEWEST_FRESH
+    rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
+    low, high = trajectory.score_range
+    verdict = judge(
+        _differences(*searched),
+        len(tried),
+        _differences(*rows) if is_fresh else (),
+        share=share,
+        scale=max(high - low, 1e-9),
+    )
+    return Gain(*verdict, mean(rows[0]), mean(rows[1]))
+
+
+def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
+    return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
 def judge(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .confidence import Gain, judge
+from .confidence import Gain, measured_gain
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
-from .reserve import FEWEST_FRESH, num_pairs
+from .reserve import num_pairs
 from .round import Round
 from .shared import Recombine, Rules, Tried, Worklist
 from .stoppers import RunState, Stopper, first_reason
@@ -25,7 +25,7 @@ from .tasks import (
     TaskResult,
     View,
 )
-from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage, mean
+from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
 
 class Search:
@@ -67,7 +67,7 @@ class Search:
         self.failures: list[Failure] = []
         """Failed examples, by position in the race's order; in the order in which they were told."""
         self.gain: Gain | None = None
-        """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        """How certain the gain over the student is. None while that is not known, and if the student is the best."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
         self._num_pairs = 0
         self._stoppers = stoppers
@@ -158,7 +158,7 @@ class Search:
         return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
-        """A candidate's outcomes by position: those of the student and the best candidate, none of most others."""
+        """A candidate's outcomes by position: those of student, best and returned candidate, none of most others."""
         return tuple(self._worklist.outcomes(candidate, split))
 
     def most_calls(self, num_candidates: int) -> int:
@@ -195,6 +195,7 @@ class Search:
         for current in self._rounds:
             if current.candidates is None:
                 current.make_do()
+                self._tried.ids.update(current.alive)
             completed = [c for c in current.alive.values() if current.is_measured(c)]
             if current.number == 0 and len(completed) < len(current.alive):
                 break  # without the first scores nothing can be compared
@@ -270,7 +271,7 @@ class Search:
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
         self._add(current, current.alive.values())
-        kept = {self.student.id, self._raced.incumbent.id, self.trajectory.best.id}
+        kept = {self.student.id, self._returned_before, self._raced.incumbent.id, self.trajectory.best.id}
         self._in_full += current.alive.values()
         for candidate in self._in_full:
             if candidate.id not in kept:
@@ -330,31 +331,11 @@ class Search:
 
     def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
-        if not len(self.trajectory) or self.trajectory.best.id == self.student.id:
+        if not len(self.trajectory):
             return None
-        student, best = self.trajectory.trials[0], self.trajectory.best
-        on_valset, tried = best.valset_score is not None, self.trajectory.trials[1:]
-        if on_valset:
-            tried = tuple(t for t in tried if t.valset_score is not None)
-        share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / self.plan.num_train
-        searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
-        unseen = zip(*(self._worklist.outcomes(c, "unseen") for c in self._compared()), strict=True)
-        pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
-        is_fresh = len(pairs) >= FEWEST_FRESH
-        rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
-        low, high = self.trajectory.score_range
-        verdict = judge(
-            _differences(*searched),
-            len(tried),
-            _differences(*rows) if is_fresh else (),
-            share=share,
-            scale=max(high - low, 1e-9),
+        return measured_gain(
+            self.trajectory, *(self._worklist.outcomes(c, "unseen") for c in self._compared())
         )
-        return Gain(*verdict, mean(rows[0]), mean(rows[1]))
-
-
-def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
-    return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dspy_opro import OPRO
+from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.runs import TASK, TRAINSET, VALSET, metric, propose
@@ -34,10 +35,10 @@ def run(*arguments: str | Path, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-def compiled(**values: Any) -> Any:
+def compiled(trainset: Any = TRAINSET, valset: Any = VALSET, **values: Any) -> Any:
     lm = ScriptedLM(answer)
     values = {"num_rounds": 2, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
-    return OPRO(metric, **values).compile(TASK.student(), trainset=TRAINSET, valset=VALSET).opro_result
+    return OPRO(metric, **values).compile(TASK.student(), trainset=trainset, valset=valset).opro_result
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def test_list_names_the_runs_with_their_scores(runs: tuple[Path, str, Any]) -> N
 def test_show_prints_the_result_and_the_instructions(runs: tuple[Path, str, Any]) -> None:
     directory, url, result = runs
     text = run("show", directory)
-    assert f"score on the valset: {result.curve[0]:.3f} -> {result.best_score:.3f} (num_rounds)" in text
+    scores = f"{result.curve[0]:.3f} -> {result.best_score:.3f}"
+    assert f"score on the valset: {scores} (stop reason: num_rounds)" in text
     assert text.rstrip().endswith(result.instructions["self"])
     shown = json.loads(run("show", url, "--study", "first", "--json"))
     assert shown["instructions"] == dict(result.instructions)
@@ -95,6 +97,38 @@ def test_the_recorded_result_equals_the_result_of_the_run(
     assert again.messages and again.gain is not None
 
 
+@pytest.mark.parametrize(
+    ("data", "basis"), [({}, "selected"), ({"trainset": TASK.trainset(60), "valset": None}, "fresh")]
+)
+def test_a_database_has_all_but_the_texts_of_the_examples(
+    data: dict[str, Any], basis: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    result = compiled(storage=url, name="qa", **data)
+    (run_on_record,) = find_runs(url)
+    again = run_on_record.result()
+    assert again.gain is not None and again.gain.interval.basis == basis
+    assert again.gain == result.gain
+    assert [list(t.scores) for t in again.trials] == [list(t.scores) for t in result.trials]
+    assert [list(t.valset_scores) for t in again.trials] == [list(t.valset_scores) for t in result.trials]
+    kept, before = again.data.outcomes, result.data.outcomes
+    assert {id_: {split: list(row) for split, row in rows.items()} for id_, rows in kept.items()} == {
+        id_: {split: list(row) for split, row in rows.items()} for id_, rows in before.items()
+    }
+    maps, expected = (
+        [
+            (found.split, found.counts, [(number, levels) for number, _, levels in found.trials])
+            for found in heat_maps(each, range(len(result.trials)))
+        ]
+        for each in (again, result)
+    )
+    assert maps == expected
+    names = ("split", "trial", "score", "prediction", "feedback")
+    rows = ([[row[name] for name in names] for row in each.examples()] for each in (again, result))
+    assert next(rows) == next(rows)
+    assert 0 < again.seconds < 600
+
+
 def test_a_result_is_out_of_date_once_the_run_goes_on(tmp_path: Path) -> None:
     compiled(log_dir=tmp_path, num_rounds=1)
     first = json.loads((tmp_path / "result.json").read_text("utf-8"))
@@ -112,7 +146,10 @@ def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> 
     for arguments in ([directory], [url, "--study", "first"]):
         path = tmp_path / "pages" / "qa.html"
         assert run("report", *arguments, "-o", path).strip() == str(path)
-        assert result.instructions["self"].split()[0] in path.read_text("utf-8")
+        page = path.read_text("utf-8")
+        assert result.instructions["self"].split()[0] in page
+        assert 'class="interval"' in page and 'id="examples"' in page
+    assert "position 0" in page and "trainset[" not in page
 
 
 def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
@@ -158,20 +195,20 @@ def test_a_cost_that_is_not_known_is_null(runs: tuple[Path, str, Any]) -> None:
         (
             ("show", "no/such/folder"),
             1,
-            "Error: no/such/folder is no directory. Give a log directory or the URL",
+            "Error: no/such/folder is not a directory. Give a log directory or the URL",
         ),
         (("list", "sqlite:///no/such.db"), 1, "Error: There is no database sqlite:///no/such.db."),
         (("list", "nonsense://x"), 1, "Error: storage 'nonsense://x' can't be opened"),
-        (("list", "sqlite:///{directory}/best.json"), 1, "Error: the database can't be read: "),
+        (("list", "sqlite:///{directory}/best.json"), 1, "Error: The database can't be read: "),
         (("list", "{folder}"), 1, "has no run of dspy_opro."),
         (("show", "{url}"), 1, "has several runs: first, second. Choose one with --study."),
         (("show", "{url}", "--study", "third"), 1, "has no run 'third', but first, second."),
-        (("show", "{directory}", "--trial", "999"), 1, "trial 999 is not there: the run has the trials 0 to"),
-        (("export", "{url}", "program", "--study", "first"), 1, "is in a log directory only"),
+        (("show", "{directory}", "--trial", "999"), 1, "The run has no trial 999, only the trials 0 to"),
+        (("export", "{url}", "program", "--study", "first"), 1, "Only a log directory has the best program."),
         (("export", "{directory}", "trials", "--format", "parquet"), 2, "--format parquet needs --output."),
         (("export", "{directory}", "nothing"), 2, "'nothing' is not one of"),
         (("stop", "{directory}"), 1, "Error: No process runs"),
-        (("stop", "{url}", "--study", "first"), 1, "in its log directory only"),
+        (("stop", "{url}", "--study", "first"), 1, "Only a run with a log directory can be stopped."),
         (("frobnicate",), 2, "No such command 'frobnicate'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -13,6 +15,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
 from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter
 from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
@@ -26,6 +29,8 @@ from dspy_opro.storage.fingerprint import fingerprint
 from dspy_opro.storage.run_storage import RunStorage, open_run
 
 from .arguments import OPROConfig, paper
+from .estimate import Estimate, estimate
+from .plan import make_search
 from .preflight import Inputs
 from .readable import readable
 
@@ -70,7 +75,14 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         config.init_temperature,
         program,
         MetaPrompt(
-            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+            program,
+            train,
+            config.k_best or 20,
+            config.num_exemplars,
+            config.seed,
+            is_paper,
+            guidance,
+            PredictorFeedback(program, inputs.metric, loop, config.task_model),
         ),
         rules,
         loop,
@@ -145,6 +157,30 @@ def make_storage(inputs: Inputs) -> RunStorage:
         ),
         config.callbacks,
         config.num_threads or dspy.settings.num_threads,
+    )
+
+
+def make_estimate(
+    inputs: Inputs,
+    meta_prompt: MetaPrompt,
+    results: Sequence[TaskResult],
+    seconds: float,
+    most_examples: float = math.inf,
+) -> Estimate:
+    """The estimate of a run from the student's first results, each of which took so many seconds."""
+    config = inputs.config
+    # The scores are simulated, so nothing of the user's looks at them.
+    no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+    default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
+    return estimate(
+        config,
+        make_search(no_scores, inputs.program.candidate, inputs.sizes),
+        replace(meta_prompt, feedback=None),  # a metric's LM calls would cost something
+        model_name(inputs.prompt_model),
+        {model_name(predictor.lm or default) for predictor in predictors},
+        results,
+        seconds / (config.num_threads or dspy.settings.num_threads),
+        most_examples,
     )
 
 

@@ -152,8 +152,8 @@ class Reporter:
         search = self.search
         if not len(search.trajectory):
             return Examples()
-        trajectory = search.trajectory
-        shown = {t.id: t.candidate for t in (trajectory.trials[0], trajectory.best, search.returned)}
+        trials = search.trajectory.trials[0], search.trajectory.best, search.chosen, search.returned
+        shown = {trial.id: trial.candidate for trial in trials}
         return Examples(
             self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
         )

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 from .reserve import FEWEST_FRESH
-from .trajectory import Outcome, Trajectory, mean
+from .trajectory import Outcome, Trajectory, Trial, mean
 
 Basis = Literal["fresh", "selected"]
 
@@ -25,6 +25,9 @@ PROOF_WITHOUT_FRESH = 0.90
 """The same without fresh examples."""
 ADDED = 0.6
 """How much of a pair `standard_error` adds."""
+
+TIE = 0.25
+"""Standard errors of the mean paired difference up to which two candidates are as good as each other."""
 
 _NORMAL = NormalDist()
 
@@ -76,16 +79,20 @@ class Gain:
 
 
 def measured_gain(
-    trajectory: Trajectory, student: Sequence[Outcome | None], candidate: Sequence[Outcome | None]
+    trajectory: Trajectory,
+    best: Trial,
+    student: Sequence[Outcome | None],
+    candidate: Sequence[Outcome | None],
 ) -> Gain | None:
-    """The gain of the best trial over the student; None where the student is the best.
+    """The gain of a trial over the student; None if the trial is the student's.
 
     Args:
         trajectory: The student's trial is the first.
+        best: The trial that was chosen.
         student: The student's outcomes on unseen examples, by position.
-        candidate: The best trial's.
+        candidate: Those of the chosen trial.
     """
-    first, best, tried = trajectory.trials[0], trajectory.best, trajectory.trials[1:]
+    first, tried = trajectory.trials[0], trajectory.trials[1:]
     if best.id == first.id:
         return None
     on_valset = best.valset_score is not None
@@ -160,6 +167,28 @@ def judge(
     if above <= 0 or told <= 0:
         return Verdict(False, 0.0, interval)
     return Verdict(True, max(0.0, told - error * _NORMAL.pdf(above) / _NORMAL.cdf(above)), interval)
+
+
+def shortest_tied(trajectory: Trajectory) -> Trial:
+    """The best trial, or of the candidates that are as good the one with the shortest prompt.
+
+    A candidate is as good if the best one's mean is at most `TIE` standard errors above its own, over the examples that
+    decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `judge`
+    compares it with what is found here.
+    """
+    best = trajectory.best
+    if best.id == trajectory.trials[0].id:
+        return best
+    tied, (low, high) = [best], trajectory.score_range
+    for trial in trajectory.trials[1:]:
+        on_valset = trial.valset_score is not None
+        if trial.state != "complete" or on_valset != (best.valset_score is not None):
+            continue
+        pairs = zip(*((t.valset_scores if on_valset else t.scores) for t in (best, trial)), strict=True)
+        behind = [b - s for b, s in pairs]
+        if mean(behind) <= TIE * standard_error(behind, max(high - low, 1e-9)):
+            tied.append(trial)
+    return min(tied, key=lambda trial: trial.candidate.length)
 
 
 def luck(num_tried: int, share: float = 1.0) -> float:

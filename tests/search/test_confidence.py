@@ -6,6 +6,8 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -17,10 +19,12 @@ from dspy_opro.search.confidence import (
     luck,
     paired_interval,
     selected_interval,
+    shortest_tied,
     standard_error,
     t_quantile,
 )
 from dspy_opro.search.reserve import held_back, num_pairs
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, mean
 
 
 def pairs(gains: int, losses: int, count: int) -> list[float]:
@@ -281,3 +285,58 @@ def test_what_the_search_did_not_spend_makes_more_pairs() -> None:
     assert num_pairs(15, 44, 1) == 0
     assert num_pairs(15, 44, -3) == 0
     assert num_pairs(0, 44, 500) == 0
+
+
+# --- ties ------------------------------------------------------------------------------------------------
+
+
+def trial(text: str, *scores: float, **changes: Any) -> Trial:
+    values: dict[str, Any] = {"scores": scores, **changes}
+    return Trial(Candidate({"self": text}), mean(scores), len(scores), **values)
+
+
+STUDENT = trial("S", *[0.0] * 20)
+BEST = trial("the best one", *[1.0] * 16, *[0.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("other", "is_shorter_returned"),
+    [
+        (trial("as good", *[0.0] * 4, *[1.0] * 16), True),
+        (trial("as good, but longer", *[0.0] * 4, *[1.0] * 16), False),
+        (trial("worse", *[1.0] * 8, *[0.0] * 12), False),
+        (trial("a bit", *[0.0] * 4, *[1.0] * 15, 0.0), False),  # 1 of 20 behind, 0.5 standard errors
+        (trial("pruned", *[0.0] * 4, *[1.0] * 16, state="pruned"), False),
+    ],
+)
+def test_of_candidates_that_are_as_good_the_one_with_the_shortest_prompt_is_chosen(
+    other: Trial, is_shorter_returned: bool
+) -> None:
+    for order in ([STUDENT, BEST, other], [STUDENT, other, BEST]):
+        assert shortest_tied(Trajectory().add(*order)) is (other if is_shorter_returned else BEST)
+
+
+def test_the_student_does_not_win_a_tie_for_its_length() -> None:
+    student = trial("S", *[0.0] * 4, *[1.0] * 16)
+    found = Trajectory().add(student, trial("better", *[1.0] * 17, *[0.0] * 3))
+    assert shortest_tied(found).candidate.instructions == {"self": "better"}
+
+
+def test_a_student_that_is_best_stays() -> None:
+    student = trial("the student's own", *[1.0] * 4)
+    assert shortest_tied(Trajectory().add(student, trial("new", *[1.0] * 4))) is student
+
+
+def test_with_a_valset_its_scores_decide() -> None:
+    validated = replace(BEST, valset_score=0.5, valset_scores=[0.0, 1.0])
+    shorter = trial("short", *[1.0] * 2)  # as many as there are validation examples
+    assert shortest_tied(Trajectory().add(STUDENT, validated, shorter)) is validated
+    also = replace(trial("short", *[0.5] * 20), valset_score=0.5, valset_scores=[1.0, 0.0])
+    assert shortest_tied(Trajectory().add(STUDENT, validated, also)) is also
+
+
+def test_demos_are_part_of_the_length() -> None:
+    demos = Candidate({"self": "short"}, demo_set=0, demos={"self": "[a long demo]"})
+    with_demos = replace(trial("", *BEST.scores), candidate=demos)
+    assert demos.length == len("short[a long demo]")
+    assert shortest_tied(Trajectory().add(STUDENT, BEST, with_demos)) is BEST

@@ -23,6 +23,8 @@ PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
 """The same without fresh examples."""
+ADDED = 0.6
+"""How much of a pair `standard_error` adds."""
 
 TIE = 0.25
 """Standard errors of the mean paired difference up to which two candidates are as good as each other."""
@@ -212,8 +214,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95, scale: fl
     """The interval of a mean paired difference on examples that nothing was chosen by.
 
     The mean plus and minus Student's t (one degree of freedom less than pairs) times `standard_error`. Of differences
-    of -1, 0 and 1 it covers 93 to 97% where 6 or more pairs can be expected to differ (n up to 45, exactly computed).
-    Where fewer differ it covers up to 100%: few outcomes are possible then, and the steps between them are coarse.
+    of -1, 0 and 1 it covers 93 to 97% if 6 or more pairs can be expected to differ (n up to 45, exactly computed). If
+    fewer differ it covers 83 to 100%: few outcomes are possible then, and the steps between them are coarse.
 
     Args:
         differences: At least one.
@@ -266,10 +268,10 @@ def selected_interval(
 def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
     """The standard error of a mean paired difference, above 0 for any data.
 
-    Half a pair is added, a quarter as a gain and a quarter as a loss, of the size of the differences that are not 0
-    (their root mean square). Where all are 0 a whole pair is added, of the size `scale`. Agresti and Min, "Simple
-    improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005), add whole pairs;
-    with them the intervals are too wide. For graded scores it is hardly more than the usual standard error.
+    0.6 of a pair is added, one half of it as a gain and one half as a loss, of the size of the differences that are not
+    0 (their root mean square), or of `scale` if all are 0. Agresti and Min, "Simple improved confidence intervals for
+    comparing matched proportions" (Statistics in Medicine 24, 2005), add whole pairs, which makes intervals too wide
+    here. For graded scores the result is hardly more than the usual standard error.
 
     Args:
         differences: At least one.
@@ -284,8 +286,9 @@ def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
         raise ValueError(f"scale must be above 0, but got {scale!r}.")
     count, squares = len(differences), math.fsum(d * d for d in differences)
     num_unequal = sum(d != 0 for d in differences)
-    added, size = (0.5, squares / num_unequal) if squares else (1.0, scale**2)
-    variance = (squares + added * size) / (count + added) - (math.fsum(differences) / (count + added)) ** 2
+    size = squares / num_unequal if squares else scale**2
+    weight = count + ADDED
+    variance = (squares + ADDED * size) / weight - (math.fsum(differences) / weight) ** 2
     return math.sqrt(variance / count)
 
 

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from simulation import PROPOSER_LATENCY, SCORER_LATENCY
+from simulation import PROPOSER_LATENCY, SCORER_LATENCY, SIGNALS
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
@@ -31,7 +31,9 @@ class Rehearsal:
     """In virtual time."""
     utilization: float
     quality: float
-    """The true probability of a right answer under the result's instruction; 0.21 at the start."""
+    """The true probability of a right answer under the result's instruction; `gain` says what it gained."""
+    gain: float
+    """The quality less that of the student's instruction."""
     num_rounds: int
 
 
@@ -42,10 +44,11 @@ def rehearse(
     scorer_latency: Latency = SCORER_LATENCY,
     proposer_latency: Latency = PROPOSER_LATENCY,
     num_examples: int = 60,
+    signal: str = "strong",
     **options: Any,
 ) -> Rehearsal:
     """One run; `options` are those of `OPROTeleprompter`, with `auto=None`."""
-    task = VocabularyTask(seed)
+    task = VocabularyTask(seed, **SIGNALS[signal])
     proposer = ScriptedLM(task.proposer, keep_calls=False)
     values = {"metric": task.metric, "trainset": task.trainset(num_examples), "prompt_model": proposer}
     values |= {"task_model": ScriptedLM(task.scorer), "seed": seed, "display_progress": False, "auto": None}
@@ -57,12 +60,14 @@ def rehearse(
     finally:
         job.close()
     search = job.queue.search
+    quality = task.true_quality(next(iter(search.returned.candidate.instructions.values())))
     return Rehearsal(
         scorer_calls=clock.num_done[ScoringTask],
         proposer_calls=clock.num_done[ProposalTask],
         wall_seconds=clock.now,
         utilization=clock.busy_seconds / (num_threads * clock.now),
-        quality=task.true_quality(next(iter(search.returned.candidate.instructions.values()))),
+        quality=quality,
+        gain=quality - task.true_quality(task.student().signature.instructions),
         num_rounds=len(search.best_scores) - 1,
     )
 

@@ -2,6 +2,7 @@
 
 One rule: every point is a whole run that was given so many calls and no more, through DSPy and HTTP, with servers
 that answer at once; quality is the true probability of a right answer under the instruction that came out.
+There is one table for each signal: the task as it is, and one with the small differences that real prompts show.
 `--rehearse` leaves DSPy, HTTP and the peers out, for many seeds in little time.
 """
 
@@ -19,7 +20,7 @@ from ours import opro
 from peers import PEERS, quiet
 from rehearsal import rehearse
 from rows import Column, Row, keep, load, table
-from simulation import measure
+from simulation import SIGNALS, measure
 
 BUDGETS = (210, 320, 430, 560, 770, 1100, 1600)
 
@@ -36,24 +37,28 @@ COLUMNS: tuple[Column, ...] = (
     ("scorer_calls", "scorer calls", "{:.0f}".format),
     ("proposer_calls", "proposer calls", "{:.0f}".format),
     ("quality", "quality ±", "{:.3f}".format),
+    ("gain", "gain ±", "{:+.3f}".format),
 )
 
 
-def run(optimizer: str, seed: int, budget: int | None, rehearsed: bool, **options: Any) -> dict[str, Any]:
+def run(
+    optimizer: str, seed: int, budget: int | None, rehearsed: bool, signal: str, **options: Any
+) -> dict[str, Any]:
     """One run as a row; `budget` None for a peer, which has its own."""
     with quiet():
         if rehearsed:
-            row = vars(rehearse(seed, max_metric_calls=budget, **options)).copy()
+            row = vars(rehearse(seed, signal=signal, max_metric_calls=budget, **options)).copy()
         elif budget is None:
-            row = measure(optimizer, PEERS[optimizer], seed=seed, time_scale=0.0)
+            row = measure(optimizer, PEERS[optimizer], seed=seed, time_scale=0.0, signal=signal)
         else:
             row = measure(
                 optimizer,
                 lambda setting: opro(setting, max_metric_calls=budget, **options),
                 seed=seed,
                 time_scale=0.0,
+                signal=signal,
             )
-    return {**row, "optimizer": optimizer, "seed": seed, "budget": budget or ""}
+    return {**row, "optimizer": optimizer, "seed": seed, "budget": budget or "", "signal": signal}
 
 
 def calls_for(quality: float, ours: Sequence[tuple[float, float]]) -> float | None:
@@ -86,6 +91,7 @@ def comparison(rows: Iterable[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=list(SIGNALS))
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ablation", nargs="*", choices=ABLATION, default=list(ABLATION))
@@ -99,12 +105,16 @@ def main() -> None:
     jobs += [(f"OPRO, {n}", b, ABLATION[n]) for n in args.ablation for b in args.ablation_budgets]
     jobs += [] if args.rehearse else [(name, None, {}) for name in args.peers]
     rows: list[Row] = load(args.show) if args.show else []
-    for name, budget, options in [] if args.show else jobs:
-        for seed in range(args.seeds):
-            rows.append(run(name, seed, budget, args.rehearse, **options))
-            keep(args.keep, rows[-1])
-    print(table(rows, ("optimizer", "budget"), COLUMNS))
-    print(f"\n{comparison(rows)}")
+    for signal in [] if args.show else args.signals:
+        for name, budget, options in jobs:
+            for seed in range(args.seeds):
+                rows.append(run(name, seed, budget, args.rehearse, signal, **options))
+                keep(args.keep, rows[-1])
+    for signal in dict.fromkeys(row["signal"] for row in rows):
+        shown = [row for row in rows if row["signal"] == signal]
+        print(
+            f"## {signal} signal\n\n{table(shown, ('optimizer', 'budget'), COLUMNS)}\n\n{comparison(shown)}\n"
+        )
 
 
 if __name__ == "__main__":

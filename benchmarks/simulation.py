@@ -17,6 +17,9 @@ from dspy_opro.testing import Latency, SimulatedModel, SimulatedServer, Vocabula
 SCORER_LATENCY = Latency(median_seconds=0.4, sigma=0.6)
 PROPOSER_LATENCY = Latency(median_seconds=3.0, sigma=0.4)
 
+SIGNALS: dict[str, dict[str, float]] = {"strong": {}, "real": {"signal": 0.3, "noise": 0.15}}
+"""How far the task's instructions differ -> arguments of `VocabularyTask`: its defaults, and what real prompts show."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -45,7 +48,9 @@ class Run:
     utilization: float
     """Server busy seconds over threads times wall seconds."""
     quality: float
-    """The true probability of a right answer under the result's instruction; 0.21 at the start."""
+    """The true probability of a right answer under the result's instruction; `gain` says what it gained."""
+    gain: float
+    """The quality less that of the student's instruction."""
     cpu_share: float
     """This process's CPU seconds over the wall seconds; the server has a process of its own."""
 
@@ -63,6 +68,7 @@ def measure(
     scorer_latency: Latency = SCORER_LATENCY,
     proposer_latency: Latency = PROPOSER_LATENCY,
     num_examples: int = 60,
+    signal: str = "strong",
 ) -> dict[str, str | int | float]:
     """Run one optimizer once.
 
@@ -75,11 +81,12 @@ def measure(
         scorer_latency: Of one scorer call.
         proposer_latency: Of one proposer call.
         num_examples: In the trainset, and again in the valset.
+        signal: A name in `SIGNALS`.
 
     Returns:
         The fields of `Run`.
     """
-    task = VocabularyTask(seed)
+    task = VocabularyTask(seed, **SIGNALS[signal])
     # As a user has it: DSPy's cache is on. In memory and new for each run, as its key leaves the server out.
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
     with SimulatedServer(_models(task, time_scale, scorer_latency, proposer_latency), seed=seed) as server:
@@ -102,6 +109,7 @@ def measure(
         busy_seconds=stats.busy_seconds,
         utilization=stats.busy_seconds / (num_threads * wall),
         quality=task.true_quality(instruction),
+        gain=task.true_quality(instruction) - task.true_quality(task.student().signature.instructions),
         cpu_share=cpu / wall,
     )
     return asdict(run)

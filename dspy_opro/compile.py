@@ -111,7 +111,8 @@ class Job:
             if config.executor is not None:
                 self._remote = RemoteEvaluator(config.executor, self.evaluator, inputs.splits)
             self.writer = assembly.make_writer(inputs, self._loop)
-            self._evaluations = EvaluationCallbacks(inputs.metric.function, loop)
+            build = self.evaluator.build
+            self._evaluations = EvaluationCallbacks(inputs.metric.function, build, inputs.splits, loop)
             search = make_search(config, inputs.program.candidate, inputs.sizes)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
@@ -125,8 +126,8 @@ class Job:
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
             budget = assembly.budget(config, self.storage.lost_usage())
-            limits = config.num_rounds, search.plan.max_metric_calls, budget
-            progress = Progress(config.display_progress, config.verbose, *limits)
+            limits = assembly.limits(search.plan, budget)
+            progress = Progress(config.display_progress, config.verbose, limits)
             on_error.callback(progress.close)
             self.reporter = Reporter(
                 started,
@@ -139,7 +140,7 @@ class Job:
                 settings,
                 progress,
                 self._directory,
-                assembly.limits(config, search.plan),
+                limits,
             )
             self._measured = assembly.measured_budget(config)
             self.num_threads = config.num_threads or dspy.settings.num_threads
@@ -186,10 +187,9 @@ class Job:
             self.storage.trials.show(event)
         elif self.storage.outage.is_under_way:
             self.storage.trials.write()
+        self._evaluations.show(event)
         if isinstance(event, TrialFinished):
-            candidate, splits = event.trial.candidate, self.inputs.splits
-            self._evaluations.finished(event.trial, lambda: self.evaluator.build(candidate), splits)
-            self.evaluator.forget(candidate)
+            self.evaluator.forget(event.trial.candidate)
         elif isinstance(event, RoundDecided) and event.round == 0:
             student = self.queue.search.trajectory.trials[0]
             num_train, measured = len(self.inputs.trainset), self._measured

@@ -203,9 +203,11 @@ class OPROTeleprompter(Teleprompter):
         # Needs Optuna, which takes longer to import than all the rest.
         from .compile import Job, optimize
         from .dry_run import dry_run
+        from .reporting.autologging import completes_run
 
         config = self._config_for({**data, **arguments})
-        return dry_run(config, student) if config.dry_run else optimize(Job(config, student))
+        with completes_run(arguments) as complete:
+            return complete(dry_run(config, student) if config.dry_run else optimize(Job(config, student)))
 
     @with_compile_callbacks
     async def acompile(
@@ -221,11 +223,13 @@ class OPROTeleprompter(Teleprompter):
         data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize_in_thread
         from .dry_run import dry_run
+        from .reporting.autologging import completes_run
 
         config, loop = self._config_for({**data, **arguments}), asyncio.get_running_loop()
         if config.dry_run:
             return await asyncio.to_thread(dry_run, config, student, loop)
-        return await optimize_in_thread(Job(config, student, loop))
+        with completes_run({}) as complete:  # MLflow does not know `acompile`
+            return complete(await optimize_in_thread(Job(config, student, loop)))
 
     def _config_for(self, arguments: Mapping[str, Any]) -> OPROConfig:
         """The config of a `compile` call."""

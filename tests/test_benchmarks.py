@@ -47,6 +47,8 @@ def test_search_efficiency_compares_calls_for_the_same_quality(tmp_path: Path) -
     options = [
         "--seeds",
         "2",
+        "--signals",
+        "strong",
         "--budgets",
         "120",
         "400",
@@ -62,12 +64,34 @@ def test_search_efficiency_compares_calls_for_the_same_quality(tmp_path: Path) -
     ours = [(sum(r["scorer_calls"] for r in rows[i : i + 2]) / 2, sum(r["quality"] for r in rows[i : i + 2]) / 2)
             for i in (0, 2)]  # fmt: skip
     wanted = sum(quality for _, quality in ours) / 2
-    peer = {"optimizer": "COPRO", "seed": 0, "budget": "", "scorer_calls": 1680, "proposer_calls": 27}
+    peer = {
+        "optimizer": "COPRO",
+        "seed": 0,
+        "budget": "",
+        "scorer_calls": 1680,
+        "proposer_calls": 27,
+        "gain": 0.1,
+    }
     with kept.open("a") as file:
-        file.write(json.dumps({**peer, "quality": wanted}) + "\n")
+        file.write(json.dumps({**peer, "signal": "strong", "quality": wanted}) + "\n")
     output = run("search_efficiency.py", "--show", str(kept))
-    needed = float(output.splitlines()[-1].split("|")[4])
+    needed = float(output.strip().splitlines()[-1].split("|")[4])
     assert needed == pytest.approx(sum(calls for calls, _ in ours) / 2, abs=1)
+
+
+def test_search_efficiency_has_a_table_for_each_signal(tmp_path: Path) -> None:
+    """A run gains much less with the signal of real prompts."""
+    kept = tmp_path / "rows.jsonl"
+    arguments = ["--rehearse", "--seeds", "4", "--budgets", "400", "--ablation", "--keep", str(kept)]
+    output = run("search_efficiency.py", *arguments)
+    assert [line for line in output.splitlines() if line.startswith("##")] == [
+        "## strong signal",
+        "## real signal",
+    ]
+    gains: dict[str, list[float]] = {}
+    for row in map(json.loads, kept.read_text().splitlines()):
+        gains.setdefault(row["signal"], []).append(row["gain"])
+    assert sum(gains["strong"]) > 3 * sum(gains["real"]) > 0
 
 
 def test_overhead_shows_every_part() -> None:

@@ -97,6 +97,8 @@ def reader(server: SimulatedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
     yield tmp_path
     sys.modules.pop("qa", None)
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].dspy.autolog(disable=True)
 
 
 def is_script(page: Path) -> bool:

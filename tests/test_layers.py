@@ -54,6 +54,7 @@ OUTSIDE = {
     "config.serialization": {"dspy"},
     "runner.remote": {"cloudpickle", "dspy"},
     "reporting.attach": {"dspy"},
+    "reporting.autologging": {"mlflow"},
     "reporting.command_line": {"click", "sqlalchemy"},
     "reporting.evaluations": {"dspy"},
     "reporting.progress": {"tqdm"},
@@ -75,7 +76,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_420
+MOST_LINES = 12_600
 MOST_RUNNER_LINES = 600
 
 

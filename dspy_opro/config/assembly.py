@@ -124,14 +124,14 @@ def make_demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
     )
 
 
-def limits(config: OPROConfig, plan: Plan) -> dict[str, float | None]:
+def limits(plan: Plan, budget: Budget) -> dict[str, float | None]:
     """Name of a budget -> its limit, None without one."""
     return {
         "rounds": plan.num_rounds,
         "examples": plan.max_metric_calls and plan.max_metric_calls + 2 * plan.num_held_back,
-        "tokens": config.max_tokens,
-        "dollars": config.max_cost,
-        "seconds": config.timeout_seconds,
+        "tokens": budget.max_tokens,
+        "dollars": budget.max_cost,
+        "seconds": budget.timeout_seconds,
     }
 
 

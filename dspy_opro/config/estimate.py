@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from dspy_opro.programs.metering import Prices, dollars
+from dspy_opro.programs.pace import WaitingTasks
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import prompt_fields
 from dspy_opro.search import Search
 from dspy_opro.search.reserve import SHARE
 from dspy_opro.search.stoppers import Budget
-from dspy_opro.search.tasks import Proposal, ProposalTask, Task, TaskResult, rng, urgency
+from dspy_opro.search.tasks import Proposal, ProposalTask, Task, TaskResult, rng
 from dspy_opro.search.trajectory import Outcome, Usage, mean
 
 from .arguments import OPROConfig
@@ -175,8 +174,7 @@ class _Run:
 
     def play(self, budget: Budget, demo_calls: int, most_examples: float) -> bool:
         """Whether the search comes to an end within so many examples."""
-        search, order = self.search, itertools.count()
-        waiting: list[tuple[tuple[bool, int], int, Task]] = []
+        search, waiting = self.search, WaitingTasks(num_threads=1, max_outage_seconds=math.inf)
         while not search.done and self.usage.metric_calls <= most_examples:
             seconds = self.seconds * self.usage.metric_calls
             reason = budget.exhausted(self.usage, seconds)
@@ -185,9 +183,10 @@ class _Run:
             elif search.is_confirmed_later and (reason := budget.exhausted(self.usage, seconds, 1 - SHARE)):
                 search.conclude(reason)
             for task in search.next_tasks():
-                heapq.heappush(waiting, (urgency(task), next(order), task))
-            if waiting and not search.done:
-                self._perform(heapq.heappop(waiting)[2], demo_calls)
+                waiting.push(task)
+            if (urgent := waiting.pop(now=0.0)) is not None:
+                waiting.landed(urgent)
+                self._perform(urgent, demo_calls)
             search.events()
         return search.done
 

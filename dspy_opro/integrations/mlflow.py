@@ -1,6 +1,6 @@
 """MLflow: OPRO's search on prompts of its registry, whatever framework uses them, and whole runs in its tracking.
 
-Read in MLflow 3.17. `BasePromptOptimizer` is public from 3.5 on.
+Read in MLflow 3.18. `BasePromptOptimizer` is public from 3.5 on.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
 import dspy
 import mlflow
-from dspy.utils.callback import BaseCallback
 from mlflow.genai.optimize.optimizers.base import BasePromptOptimizer
 from mlflow.genai.optimize.types import EvaluationResultRecord, PromptOptimizerOutput
 
+from dspy_opro.reporting.autologging import log_result
 from dspy_opro.teleprompter import OPROTeleprompter
 
-__all__ = ["OPROPromptOptimizer", "RunLogger", "autolog"]
+__all__ = ["OPROPromptOptimizer", "autolog"]
 
 Evaluate = Callable[[dict[str, str], list[dict[str, Any]]], list[EvaluationResultRecord]]
 
@@ -236,60 +234,12 @@ def log_trial(study: Any, trial: Any) -> None:
 
 
 def autolog(**options: Any) -> None:
-    """`mlflow.dspy.autolog` for whole optimizations: each `compile` is a run, each candidate a run below it.
-
-    The run of a `compile` gets the settings, rewards, spending, stop reason, gain with its interval, and the report.
-    It needs the compile callbacks of DSPy 3.3; before, only the candidates' runs get their names.
+    """`mlflow.dspy.autolog` with what a `compile` needs: its run, and below it a run for each candidate.
 
     Args:
         options: Further arguments of `mlflow.dspy.autolog`. `log_compiles` and `log_evals` are on.
     """
     mlflow.dspy.autolog(**{"log_compiles": True, "log_evals": True, **options})
-    others = [callback for callback in dspy.settings.callbacks or () if not isinstance(callback, RunLogger)]
-    dspy.configure(callbacks=[*others, RunLogger()])  # behind MLflow's own, which starts and ends the runs
-
-
-class RunLogger(BaseCallback):
-    """A DSPy callback behind MLflow's own: names the candidates' runs, and completes the run of the `compile`."""
-
-    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        candidate = inputs.get("callback_metadata", {}).get("candidate")
-        if candidate is not None and mlflow.active_run() is not None:
-            mlflow.set_tag("mlflow.runName", candidate)
-
-    def on_compile_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        program = outputs if exception is None else getattr(exception, "program", None)
-        result = getattr(program, "opro_result", None)
-        if result is not None and mlflow.active_run() is not None:
-            log_result(result)
-
-
-def log_result(result: Any) -> None:
-    """Log a run's settings, spending, stop reason, gain and report to the active MLflow run."""
-    run = mlflow.active_run().info.run_id
-    known = mlflow.MlflowClient().get_run(run).data.params  # MLflow refuses another value for a known one
-    settings = {name: str(value)[:500] for name, value in result.config.items()}  # MLflow refuses long values
-    mlflow.log_params({name: value for name, value in settings.items() if name not in known})
-    usage = result.usage
-    metrics = {
-        "metric_calls": usage.metric_calls,
-        "scorer_calls": usage.scorer_calls,
-        "proposer_calls": usage.proposer_calls,
-        "tokens": usage.tokens,
-        "cost": usage.cost,
-    }
-    if result.gain is not None:
-        interval = result.gain.interval
-        metrics |= {"gain": interval.estimate, "gain_low": interval.low, "gain_high": interval.high}
-    if result.curve:
-        metrics["best_score"] = result.best_score
-    mlflow.log_metrics(metrics)
-    mlflow.set_tag("stop_reason", result.stop_reason)
-    mlflow.log_text(result.summary(), "opro_summary.txt")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "opro_report.html"
-        result.save_report(path)
-        mlflow.log_artifact(str(path))
 
 
 def _scores(result: Any) -> tuple[float, float]:

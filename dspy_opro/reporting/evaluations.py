@@ -17,8 +17,11 @@ import dspy
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.utils.callback import BaseCallback
 
-from dspy_opro.search.tasks import ScoringTask, TaskResult
+from dspy_opro.search.tasks import CandidatesProposed, Event, ScoringTask, TaskResult, TrialFinished
 from dspy_opro.search.trajectory import Candidate, Outcome, Trial
+
+from .autologging import name_run
+from .result import counted
 
 logger = logging.getLogger("dspy_opro")
 
@@ -32,17 +35,29 @@ _EMPTY_INPUTS: Mapping[str, Any] = dict.fromkeys(
 class EvaluationCallbacks:
     """Reports candidates to the callbacks in `dspy.settings` that listen to evaluations.
 
-    `loop` is the caller's event loop, whose thread calls the callbacks. Without one they are called at once.
+    Args:
+        metric: The user's.
+        build: Makes a candidate's program.
+        splits: The examples, in the order of the scores.
+        loop: The caller's event loop, whose thread calls the callbacks. Without one they are called at once.
     """
 
-    def __init__(self, metric: Callable[..., Any], loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(
+        self,
+        metric: Callable[..., Any],
+        build: Callable[[Candidate], Any],
+        splits: Mapping[str, Sequence[Any]],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
         self._metric = metric
+        self._build = build
+        self._splits = splits
         self._loop = loop
         self._listeners = [cb for cb in dspy.settings.callbacks or () if _listens(cb)]
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
         # (candidate id, split) -> position -> (prediction, score)
         self._answers: dict[tuple[str, str], dict[int, tuple[Any, float]]] = {}
-        self._num_finished = 0
+        self._numbers: dict[str, int] = {}  # candidate id -> its number, as in the report and in Optuna
 
     def call_id(self, candidate: Candidate) -> str | None:
         """The parent of a candidate's calls; None if no callback listens."""
@@ -54,33 +69,39 @@ class EvaluationCallbacks:
             predictions = self._answers.setdefault((task.candidate.id, task.split), {})
             predictions[task.position] = (prediction, result.content.score)
 
-    def finished(self, trial: Trial, program: Callable[[], Any], splits: Mapping[str, Sequence[Any]]) -> None:
+    def show(self, event: Event | None) -> None:
         """Report a candidate whose race has ended, once for each split with a score."""
         if not self._listeners:
             return
-        number, self._num_finished = self._num_finished, self._num_finished + 1
+        if isinstance(event, CandidatesProposed):
+            for candidate in event.candidates:
+                self._numbers.setdefault(candidate.id, len(self._numbers))
+        elif isinstance(event, TrialFinished):
+            self._finished(event.trial)
+
+    def _finished(self, trial: Trial) -> None:
         key = "eval_full" if trial.state == "complete" else "eval_minibatch"
-        for split, metric_key, reward in (
-            ("train", key, trial.reward),
-            ("val", "eval_valset", trial.valset_score),
+        for split, metric_key, scores in (
+            ("train", key, trial.scores),
+            ("val", "eval_valset", trial.valset_scores),
         ):
             answers = self._answers.pop((trial.id, split), {})
-            if reward is None:
+            if not scores:
                 continue
-            if split == "train":  # a resumed run has scores without predictions
-                for position, score in enumerate(trial.scores):
-                    answers.setdefault(position, (dspy.Prediction(), score))
-            results = [(splits[split][position], *answers[position]) for position in sorted(answers)]
-            outputs = EvaluationResult(
-                score=round(100 * fmean(score for *_, score in results), 2), results=results
-            )
+            # A resumed run has scores without predictions.
+            results = [
+                (self._splits[split][i], *answers.get(i, (dspy.Prediction(), score)))
+                for i, score in enumerate(scores)
+            ]
+            outputs = EvaluationResult(score=round(100 * fmean(scores), 2), results=results)
             call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
-            name = f"candidate {number}, {len(results)} {split} examples"
-            evaluation = call_id, program(), {"metric_key": metric_key, "candidate": name}, outputs
+            name = f"candidate {self._numbers[trial.id]}, {counted(len(results), f'{split} example')}"
+            program, metadata = self._build(trial.candidate), {"metric_key": metric_key, "candidate": name}
             if self._loop is None:
-                self._report(*evaluation)
+                self._report(call_id, program, metadata, outputs)
             else:
-                asyncio.run_coroutine_threadsafe(self._report_on_loop(*evaluation), self._loop).result()
+                report = self._report_on_loop(call_id, program, metadata, outputs)
+                asyncio.run_coroutine_threadsafe(report, self._loop).result()
 
     async def _report_on_loop(self, *evaluation: Any) -> None:
         self._report(*evaluation)
@@ -93,6 +114,7 @@ class EvaluationCallbacks:
         inputs = {**_EMPTY_INPUTS, "program": program, "callback_metadata": metadata}
         for callback in self._listeners:
             _call(callback.on_evaluate_start, call_id=call_id, instance=instance, inputs=dict(inputs))
+        _call(name_run, metric_key=metadata["metric_key"], name=metadata["candidate"])
         for callback in self._listeners:
             _call(callback.on_evaluate_end, call_id=call_id, outputs=outputs, exception=None)
 

@@ -39,6 +39,8 @@ class Examples:
     """Split -> its examples, scored or not."""
     outcomes: Mapping[str, Mapping[Split, Sequence[Outcome | None]]] = field(default_factory=dict)
     """Id of the student or of the best candidate -> split -> its outcomes. None where an example was not scored."""
+    has_texts: bool = True
+    """Otherwise only the scores are on record: the fields are empty, and `ExampleText.index` is the position."""
 
 
 def as_texts(examples: Sequence[Any], indices: Sequence[int]) -> list[ExampleText]:

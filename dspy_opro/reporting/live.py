@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished, TrialReported
-from dspy_opro.search.trajectory import Candidate
+from dspy_opro.search.trajectory import Candidate, Usage
 
 from .report import write_report
 from .result import OPROResult
@@ -51,6 +51,17 @@ class Limit:
         )
 
 
+def spending(round: int, usage: Usage, seconds: float) -> dict[str, float]:
+    """Name of a budget -> what is used of it."""
+    return {
+        "rounds": round,
+        "examples": usage.metric_calls,
+        "tokens": usage.tokens,
+        "dollars": usage.cost,
+        "seconds": seconds,
+    }
+
+
 @dataclass(frozen=True)
 class Live:
     """What the page shows of a run that is under way, beside its result so far."""
@@ -71,7 +82,7 @@ class LivePage:
     num_examples: int
     """Train examples of a full score."""
     limits: Mapping[str, float | None]
-    """Name of a budget ("rounds", "examples", "tokens", "dollars" or "seconds") -> its limit, None without one."""
+    """Name of a budget, as in `spending` -> its limit, None without one."""
     clock: Callable[[], float] = time.monotonic
     _runners: dict[str, Runner] = field(default_factory=dict)  # candidate id -> candidate
     _round: int = -1
@@ -96,14 +107,7 @@ class LivePage:
     def write(self, result: OPROResult, seconds: float) -> None:
         """Write the page. `seconds` is how long the run has been at work, with its earlier processes."""
         started = self.clock()
-        usage = result.usage
-        used = {
-            "rounds": max(0, self._round),
-            "examples": usage.metric_calls,
-            "tokens": usage.tokens,
-            "dollars": usage.cost,
-            "seconds": result.seconds,
-        }
+        used = spending(max(0, self._round), result.usage, result.seconds)
         limits = [
             Limit(name, used[name], most, result.seconds if name == "seconds" else seconds)
             for name, most in self.limits.items()

@@ -10,16 +10,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, Event, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage, normalise
 
-from .live import Limit
+from .live import Limit, spending
 from .report import word_diff
 from .result import cost, counted, reward_within
 
@@ -29,7 +29,8 @@ PAUSE_SECONDS = 0.4
 """The line is drawn again at every tick of the run, which are half a second apart."""
 RATE_SECONDS = 10.0
 """Calls a second are those of so many seconds."""
-NO_BUDGET = Budget()
+LOGGERS = ("", "dspy", "dspy_opro", "optuna", "LiteLLM")
+"""Loggers whose handlers may write to the terminal during a run. The first one is the root."""
 
 
 class Progress:
@@ -41,21 +42,13 @@ class Progress:
     Args:
         display: Whether to show the line.
         verbose: Whether to log.
-        num_rounds: The most rounds; None has no limit. These limits tell the time left.
-        max_metric_calls: The most examples.
-        budget: The most tokens, dollars and seconds.
+        limits: Name of a budget, as in `live.spending` -> its limit, None without one. They tell the time left.
     """
 
-    def __init__(
-        self,
-        display: bool,
-        verbose: bool,
-        num_rounds: int | None,
-        max_metric_calls: int | None = None,
-        budget: Budget = NO_BUDGET,
-    ) -> None:
+    def __init__(self, display: bool, verbose: bool, limits: Mapping[str, float | None]) -> None:
         self._verbose = verbose
-        self._num_rounds, self._max_metric_calls, self._budget = num_rounds, max_metric_calls, budget
+        self._num_rounds = limits.get("rounds")
+        self._limits = {name: most for name, most in limits.items() if most}
         self._usage = Usage()
         self._trouble = ""
         self._first_usage: Usage | None = None  # what earlier processes of the run spent
@@ -68,7 +61,7 @@ class Progress:
         is_live = (_is_terminal(sys.stdout) and not _is_ci()) or issubclass(tqdm, tqdm_notebook)
         self._is_plain = display and not is_live
         self._bar = tqdm(
-            total=num_rounds,
+            total=self._num_rounds,
             disable=not (display and is_live),
             desc="OPRO",
             bar_format="{desc}",  # a notebook adds its own bar
@@ -76,6 +69,9 @@ class Progress:
             ncols=None if issubclass(tqdm, tqdm_notebook) else 1000,
             file=sys.stdout,
         )
+        self._handlers = [] if self._bar.disable or not _is_terminal(sys.stdout) else _terminal_handlers()
+        for handler in self._handlers:
+            handler.addFilter(self._make_room)
         self._log_level = logging.INFO if verbose else logging.WARNING
         self._is_open = True
         _console.join(self._log_level)
@@ -162,21 +158,18 @@ class Progress:
 
     def _time(self) -> str:
         """The time until the first limit at the pace so far; without a limit the time since the start."""
-        spent, before, budget = self._usage, self._first_usage or self._usage, self._budget
         seconds = time.monotonic() - self._started
-        limits = [
-            (self._max_metric_calls, spent.metric_calls, before.metric_calls),
-            (budget.max_tokens, spent.tokens, before.tokens),
-            (budget.max_cost, spent.cost, before.cost),
-            (budget.timeout_seconds, seconds, 0.0),
-        ]
-        left = [
-            Limit("", now - then, most - then, seconds).seconds_left for most, now, then in limits if most
-        ]
-        if self._num_rounds:  # counted down from the round that was decided last
-            rest = Limit("", self._round, self._num_rounds, self._round_seconds).seconds_left
-            left.append(None if rest is None else rest + self._round_seconds - seconds)
-        known = [estimate for estimate in left if estimate is not None]
+        now, then = (
+            spending(self._round, self._usage, seconds),
+            spending(0, self._first_usage or self._usage, 0),
+        )
+        known = []
+        for name, most in self._limits.items():
+            # Rounds are counted down from the one that was decided last.
+            taken = self._round_seconds if name == "rounds" else seconds
+            left = Limit(name, now[name] - then[name], most - then[name], taken).seconds_left
+            if left is not None:
+                known.append(left + taken - seconds)
         if not known:
             return f"{tqdm.format_interval(seconds)} so far"
         return f"{tqdm.format_interval(max(0.0, min(known)))} left"
@@ -185,9 +178,17 @@ class Progress:
         """Leave the last state on the screen. A second call does nothing."""
         if self._is_open:
             self._is_open = False
+            for handler in self._handlers:
+                handler.removeFilter(self._make_room)
             self._draw()
             self._bar.close()
             _console.leave(self._log_level)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        """A filter that lets every record pass. The line makes room for it, and the next tick draws the line again."""
+        self._shown = time.monotonic()
+        self._bar.clear()
+        return True
 
     def _log(self, message: str, *values: object) -> None:
         if self._verbose:
@@ -257,6 +258,14 @@ def _has_handlers() -> bool:
     """Whether the application handles our log. The handler of a `run.log` does not count."""
     handlers = [*logger.handlers, *(logging.getLogger().handlers if logger.propagate else ())]
     return any(not getattr(handler, "belongs_to_run", False) for handler in handlers)
+
+
+def _terminal_handlers() -> list[logging.Handler]:
+    """The handlers of DSPy, its libraries and the application that may write to the terminal."""
+    handlers = (handler for name in LOGGERS for handler in logging.getLogger(name).handlers)
+    return [
+        h for h in handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)
+    ]
 
 
 class _Console(logging.Handler):

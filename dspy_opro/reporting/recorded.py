@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,25 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from dspy_opro.search.confidence import Gain, measured_gain
+from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import Failure
-from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, Usage
+from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.trials import STATES
 
+from .examples import Examples, ExampleText
 from .result import OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
 NAMES = {state: name for name, state in STATES.items()}
 """State of an Optuna trial -> that of ours."""
+
+Outcomes = Mapping[tuple[str, str], Sequence[Outcome | None]]
+"""Id of a candidate and split -> its outcomes by position; None where one is not on record."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +72,35 @@ class Run:
     def result(self) -> OPROResult:
         """The result so far: the whole one of a run that has ended in its log directory.
 
-        Elsewhere times, predictions, the gain, and which proposals were not used are not on record.
+        Elsewhere the examples' texts, the prompts, and which proposals were not used are not on record.
         """
         whole = None if self.directory is None else self.directory / RESULT
         if whole is not None and whole.is_file() and not self.is_running:
             return OPROResult.load(whole)
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if _is_decided(trial)]
-        trials = tuple(_trial(trial) for trial in recorded)
         records = ResultLog(self.log, Outage()).read()
+        outcomes = _outcomes(records)
+        trials = tuple(_trial(trial, outcomes) for trial in recorded)
+        trajectory = Trajectory().add(*trials)
         failures = [failure for trial in recorded for failure in _failures(trial)]
         number = self.study.user_attrs.get("returned_trial")
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         config = None if self.directory is None else self.directory / CONFIG
         has_end = not self.is_running and "stop_reason" in self.study.user_attrs
-        started = [trial.datetime_start for trial in recorded if trial.datetime_start]
-        ended = [trial.datetime_complete for trial in recorded if trial.datetime_complete]
         return OPROResult(
-            trajectory=Trajectory(trials, _score_range(records)),
+            trajectory=trajectory,
             curve=_curve(trials),
             stop_reason=self.study.user_attrs["stop_reason"] if has_end else "not ended",
             usage=sum((Usage(**r["usage"]) for r in records if "usage" in r), Usage()),
-            seconds=(max(ended) - min(started)).total_seconds() if started and ended else 0.0,
+            seconds=max((r.get("seconds", 0.0) for r in records), default=0.0),
             failures=tuple(failures[:1000]),
             num_failures=len(failures),
             selected_on="valset" if any(t.valset_score is not None for t in trials) else "trainset",
             config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
             study_name=self.name,
             returned=returned if has_end else "",
+            gain=_gain(trajectory, outcomes, returned),
+            data=_examples(trajectory, outcomes, returned),
         )
 
 
@@ -156,7 +164,26 @@ def _is_decided(trial: FrozenTrial) -> bool:
     return trial.state in NAMES and "num_scored" in trial.user_attrs
 
 
-def _trial(trial: FrozenTrial) -> Trial:
+def _outcomes(records: Sequence[Record]) -> Outcomes:
+    """What every candidate gave, as far as it is on record."""
+    found: dict[tuple[str, str], dict[int, Record]] = {}
+    for record in records:
+        if "outcome" in record:
+            _, id_, split, position = record["key"].split("/")
+            found.setdefault((id_, split), {})[int(position)] = record["outcome"] | {
+                "calls": None
+            }  # not shown
+    return {
+        key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
+        for key, by_position in found.items()
+    }
+
+
+def _scores(outcomes: Sequence[Outcome | None]) -> Sequence[float]:
+    return to_array(outcome.score for outcome in outcomes if outcome is not None)
+
+
+def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
     attrs = trial.user_attrs
     candidate = Candidate(
         attrs["instructions"],
@@ -165,16 +192,50 @@ def _trial(trial: FrozenTrial) -> Trial:
         tuple(attrs["rewritten"]),
         attrs.get("demo_set"),
     )
+    id_, valset_score = attrs["candidate_id"], attrs.get("valset_score")
     return Trial(
         candidate,
         trial.value if trial.value is not None else 0.0,
         attrs["num_scored"],
         NAMES[trial.state],  # type: ignore[arg-type]
         attrs["reason"],
-        attrs.get("valset_score"),
+        valset_score,
         attrs.get("num_failures", 0),
+        _scores(outcomes.get((id_, "train"), ())[: attrs["num_scored"]]),
+        () if valset_score is None else _scores(outcomes.get((id_, "val"), ())),
         subscores=attrs.get("subscores", {}),
         usage=Usage(**attrs["usage"]),
+    )
+
+
+def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | None:
+    """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
+    if not any(trial.state == "complete" for trial in trajectory.trials):
+        return None
+    student, *others = trajectory.trials
+    # The one that was compared with the student need not be the one with the best score.
+    compared = [t for t in others if (t.id, "unseen") in outcomes]
+    best = [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
+    same = len(student.scores) == len(best.scores) > 0 and (
+        best.valset_score is None or len(student.valset_scores) == len(best.valset_scores) > 0
+    )
+    unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, best))
+    return measured_gain(trajectory, best, *unseen) if same else None
+
+
+def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Examples:
+    """The outcomes that a result keeps, and the positions in place of the examples."""
+    if not any(trial.state == "complete" for trial in trajectory.trials):
+        return Examples()
+    kept = {trajectory.trials[0].id, trajectory.best.id, returned}
+    sizes = {
+        split: max((len(row) for (_, name), row in outcomes.items() if name == split), default=0)
+        for split in SPLITS
+    }
+    return Examples(
+        {split: [ExampleText(i, {}, {}) for i in range(size)] for split, size in sizes.items() if size},
+        {id_: {split: outcomes.get((id_, split), ()) for split in SPLITS} for id_ in kept if id_},
+        has_texts=False,
     )
 
 
@@ -183,12 +244,6 @@ def _failures(trial: FrozenTrial) -> list[Failure]:
     id_ = trial.user_attrs["candidate_id"]
     given = trial.user_attrs.get("failures", [])
     return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]
-
-
-def _score_range(records: Sequence[Record]) -> tuple[float, float]:
-    scores = [record["outcome"]["score"] for record in records if "outcome" in record]
-    low, high = min(scores, default=0.0), max(scores, default=1.0)
-    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 
 
 def _curve(trials: Sequence[Trial]) -> tuple[float, ...]:

@@ -171,7 +171,8 @@ class OPROResult:
         `split` is "train", "val" or "unseen", `example` the index into the data as it was given (that of unseen
         examples is one into the valset where there is one, else into the trainset), `trial` the number in `trials`.
         `score` and the example's own fields (`inputs.…`, `expected.…`) are always there. `prediction`, `feedback`,
-        `error` and `subscores.…` are kept of the student and the best candidate alone, as text of limited length.
+        `error` and `subscores.…` are kept of the student and the best candidate alone, as text of limited length. Of a
+        run that was read from a storage the fields are missing, and `example` is the position in the race.
         """
         rows = []
         for number, trial in enumerate(self.trials):

@@ -1,9 +1,9 @@
 """How sure a gain is: intervals of paired differences, and whether a candidate is better than the student.
 
-One rule: score differences go in, figures come out, and nothing here knows where the scores are from. A difference is
-the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the search chose
-a candidate by flatters it; examples that the search never used do not. docs/decisions/0014-honest-scores.md has the
-figures.
+`judge` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
+difference is the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the
+search chose a candidate by flatters it; examples that the search never used do not.
+docs/decisions/0014-honest-scores.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
-from .trajectory import Trajectory, Trial, mean
+from .reserve import FEWEST_FRESH
+from .trajectory import Outcome, Trajectory, Trial, mean
 
 Basis = Literal["fresh", "selected"]
 
@@ -72,6 +73,47 @@ class Gain:
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"
+
+
+def measured_gain(
+    trajectory: Trajectory,
+    best: Trial,
+    student: Sequence[Outcome | None],
+    candidate: Sequence[Outcome | None],
+) -> Gain | None:
+    """The gain of the best trial over the student; None where the student is the best.
+
+    Args:
+        trajectory: The student's trial is the first.
+        best: The trial that `shortest_tied` found.
+        student: The student's outcomes on unseen examples, by position.
+        candidate: The best trial's.
+    """
+    first, tried = trajectory.trials[0], trajectory.trials[1:]
+    if best.id == first.id:
+        return None
+    on_valset = best.valset_score is not None
+    if on_valset:
+        tried = tuple(t for t in tried if t.valset_score is not None)
+    share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / first.num_scored
+    searched = (first.valset_scores, best.valset_scores) if on_valset else (first.scores, best.scores)
+    unseen = zip(student, candidate, strict=False)
+    pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
+    is_fresh = len(pairs) >= FEWEST_FRESH
+    rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
+    low, high = trajectory.score_range
+    verdict = judge(
+        _differences(*searched),
+        len(tried),
+        _differences(*rows) if is_fresh else (),
+        share=share,
+        scale=max(high - low, 1e-9),
+    )
+    return Gain(*verdict, mean(rows[0]), mean(rows[1]))
+
+
+def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
+    return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
 def judge(

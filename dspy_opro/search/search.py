@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .confidence import Gain, judge, shortest_tied
+from .confidence import Gain, measured_gain, shortest_tied
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
-from .reserve import FEWEST_FRESH, num_pairs
+from .reserve import num_pairs
 from .round import Round
 from .shared import Recombine, Rules, Tried, Worklist
 from .stoppers import RunState, Stopper, first_reason
@@ -25,7 +25,7 @@ from .tasks import (
     TaskResult,
     View,
 )
-from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage, mean
+from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
 
 class Search:
@@ -162,7 +162,7 @@ class Search:
         return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
-        """A candidate's outcomes by position, without calls: of the student and the best one, none of most others."""
+        """A candidate's outcomes without calls: of student, best and returned candidate, none of most others."""
         found = self._worklist.outcomes(candidate, split)
         return tuple(outcome and replace(outcome, calls=None) for outcome in found)
 
@@ -275,7 +275,8 @@ class Search:
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
         self._add(current, current.alive.values())
-        kept = {self.student.id, self._raced.incumbent.id, self.chosen.id}
+        kept = {self.student.id, self._returned_before, self._raced.incumbent.id}
+        kept |= {self.trajectory.best.id, self.chosen.id}
         self._in_full += current.alive.values()
         for candidate in self._in_full:
             if candidate.id not in kept:
@@ -339,31 +340,10 @@ class Search:
 
     def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
-        if not len(self.trajectory) or self.chosen.id == self.student.id:
+        if not len(self.trajectory):
             return None
-        student, best = self.trajectory.trials[0], self.chosen
-        on_valset, tried = best.valset_score is not None, self.trajectory.trials[1:]
-        if on_valset:
-            tried = tuple(t for t in tried if t.valset_score is not None)
-        share = 1.0 if on_valset else mean([t.num_scored for t in tried]) / self.plan.num_train
-        searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
-        unseen = zip(*(self._worklist.outcomes(c, "unseen") for c in self._compared()), strict=True)
-        pairs = [(s.score, c.score) for s, c in unseen if s is not None and c is not None]
-        is_fresh = len(pairs) >= FEWEST_FRESH
-        rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
-        low, high = self.trajectory.score_range
-        verdict = judge(
-            _differences(*searched),
-            len(tried),
-            _differences(*rows) if is_fresh else (),
-            share=share,
-            scale=max(high - low, 1e-9),
-        )
-        return Gain(*verdict, mean(rows[0]), mean(rows[1]))
-
-
-def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
-    return [c - s for s, c in zip(student, candidate, strict=True)]
+        unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
+        return measured_gain(self.trajectory, self.chosen, *unseen)
 
 
 @dataclass(frozen=True)

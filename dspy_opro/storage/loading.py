@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 from dspy_opro.search.trajectory import Trial
 
 from .opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
-from .trials import STATES, instructions_attrs, result_attrs
+from .trials import STATES, candidate_attrs, result_attrs
 
 
 def load_study(study_name: str, storage: str | None, log_dir: str | None) -> optuna.Study | None:
@@ -47,13 +47,11 @@ def study_of(study_name: str, trials: tuple[Trial, ...]) -> optuna.Study:
     with quiet_optuna():
         study = optuna.create_study(study_name=study_name or None, direction="maximize")
     for trial in trials:
-        candidate = trial.candidate
-        attrs = {"candidate_id": candidate.id, "round": candidate.round, "parent": candidate.parent}
         study.add_trial(
             create_trial(
                 state=STATES[trial.state],
                 value=None if trial.state == "failed" else trial.reward,
-                user_attrs={**attrs, **instructions_attrs(candidate), **result_attrs(trial, ())},
+                user_attrs={**candidate_attrs(trial.candidate), **result_attrs(trial, ())},
                 intermediate_values={trial.num_scored: trial.reward},
             )
         )

@@ -10,6 +10,7 @@ from optuna.pruners import BasePruner, WilcoxonPruner
 from optuna.trial import TrialState, create_trial
 
 from dspy_opro.search.pruners import Race
+from dspy_opro.search.trajectory import mean
 
 from .opening import quiet_optuna
 
@@ -47,7 +48,7 @@ class OptunaPruner:
         incumbent = race.incumbent
         if tuple(incumbent) not in self._completed:
             self._study.add_trial(
-                create_trial(value=_mean(incumbent), intermediate_values=self._values(incumbent))
+                create_trial(value=mean(incumbent), intermediate_values=self._values(incumbent))
             )
             self._completed.add(tuple(incumbent))
         for candidate, scores in race.scores.items():
@@ -56,7 +57,7 @@ class OptunaPruner:
         dropped = {candidate: reason for candidate in race.scores if self._trials[candidate].should_prune()}
         for candidate, scores in race.scores.items():
             if race.num_scored == race.num_examples:
-                self._study.tell(self._trials.pop(candidate), _mean(scores))
+                self._study.tell(self._trials.pop(candidate), mean(scores))
                 self._completed.add(tuple(scores))
             elif candidate in dropped:
                 self._study.tell(self._trials.pop(candidate), state=TrialState.PRUNED)
@@ -70,7 +71,7 @@ class OptunaPruner:
         if self._per_example:
             return {position: scores[position] for position in range(start, len(scores))}
         ends = [end for end in self.checkpoints(len(scores), 1) if end > start]
-        return {end: _mean(scores[:end]) for end in ends}
+        return {end: mean(scores[:end]) for end in ends}
 
     def _report(self, candidate: str, scores: Sequence[float]) -> None:
         trial = self._trials.get(candidate)
@@ -79,7 +80,3 @@ class OptunaPruner:
         for step, value in self._values(scores, self._num_reported.get(candidate, 0)).items():
             trial.report(value, step)
         self._num_reported[candidate] = len(scores)
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores)

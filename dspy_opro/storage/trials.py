@@ -164,16 +164,7 @@ class TrialWriter:
         """Create the candidate's trial with all that is known of it, in one write."""
         if candidate.id in rows:
             return
-        attrs: dict[str, Any] = {
-            "candidate_id": candidate.id,
-            **instructions_attrs(candidate),
-            "round": candidate.round,
-            "rewritten": list(candidate.rewritten),
-            "parent": candidate.parent,
-        }
-        if candidate.demo_set is not None:
-            attrs["demo_set"] = candidate.demo_set
-        template = create_trial(state=TrialState.RUNNING, user_attrs=attrs)
+        template = create_trial(state=TrialState.RUNNING, user_attrs=candidate_attrs(candidate))
         rows[candidate.id] = _Row(self._storage.create_new_trial(self._study_id, template))
 
     def _report(self, row: _Row, event: TrialReported) -> None:
@@ -216,13 +207,24 @@ class TrialWriter:
             self._storage.set_study_system_attr(self._study_id, f"{prefix}note_str:{number}", part)
 
 
-def instructions_attrs(candidate: Candidate) -> dict[str, Any]:
-    """One dict, predictor name -> text, cut where a database column would not hold it."""
+def candidate_attrs(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as a trial's attributes. Its texts are cut where a database column would not hold them."""
     texts = dict(candidate.instructions)
-    room = ATTR_LIMIT // (6 * len(texts))  # JSON writes a character as six at most, rare ones as twelve
-    if 6 * sum(len(text) for text in texts.values()) <= ATTR_LIMIT:
-        return {"instructions": texts}
-    return {"instructions": {name: clip(text, room) for name, text in texts.items()}, "is_cut": True}
+    attrs: dict[str, Any] = {
+        "candidate_id": candidate.id,
+        "instructions": texts,
+        "round": candidate.round,
+        "rewritten": list(candidate.rewritten),
+        "parent": candidate.parent,
+    }
+    if (
+        6 * sum(map(len, texts.values())) > ATTR_LIMIT
+    ):  # JSON writes a character as six at most, rare ones as twelve
+        room = ATTR_LIMIT // (6 * len(texts))
+        attrs |= {"instructions": {name: clip(text, room) for name, text in texts.items()}, "is_cut": True}
+    if candidate.demo_set is not None:
+        attrs["demo_set"] = candidate.demo_set
+    return attrs
 
 
 def result_attrs(trial: Trial, failures: Sequence[Failure]) -> dict[str, Any]:

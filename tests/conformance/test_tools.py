@@ -1,4 +1,7 @@
-"""What people hook up sees a whole run: DSPy's callbacks, usage tracking, mlflow, Optuna's callbacks, OpenInference."""
+"""What people hook up sees a whole run: DSPy's callbacks, usage tracking, Optuna's callbacks, OpenInference.
+
+MLflow's autologging is in tests/integrations.
+"""
 
 from __future__ import annotations
 
@@ -165,59 +168,6 @@ def test_usage_tracking_around_compile_sees_what_was_spent() -> None:
     assert total["prompt_tokens"] == stats.prompt_tokens
     assert total["completion_tokens"] == stats.completion_tokens
     assert best.opro_result.usage.prompt_tokens == stats.prompt_tokens
-
-
-# -- mlflow ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """mlflow with its autologging on, in an experiment of its own."""
-    mlflow = pytest.importorskip("mlflow", reason="pip install dspy-opro[integrations]")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = mlflow.create_experiment("opro", artifact_location=str(tmp_path / "artifacts"))
-    mlflow.set_experiment(experiment_id=experiment)
-    dspy.configure(lm=scripted())
-    mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces_from_compile=True)
-    yield mlflow
-    mlflow.dspy.autolog(disable=True)
-
-
-mlflow_alone = pytest.mark.skipif(not HAS_COMPILE_CALLBACKS, reason="run with the newest DSPy alone")
-
-
-@pytest.mark.slow
-@mlflow_alone
-def test_mlflow_autolog_has_the_compile_its_evaluations_and_the_program(mlflow: Any) -> None:
-    optimizer = teleprompter(num_rounds=2, max_bootstrapped_demos=1)  # whose compile is no run of its own
-    best = optimizer.compile(dspy.Predict(QA), trainset=trainset(12), num_trials=4)
-    dspy.Evaluate(devset=trainset(), metric=metric)(best)
-    runs = mlflow.search_runs(output_format="list")
-    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    (parent,) = [r for r in runs if r.info.run_id == children[0].data.tags["mlflow.parentRunId"]]
-    artifacts = {a.path for a in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
-    traces = mlflow.search_traces(locations=[parent.info.experiment_id], return_type="list")
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert (
-        len(children) == len(best.opro_result.trajectory) == len(runs) - 2
-    )  # the compile, the Evaluate after it
-    assert all("eval" in run.data.metrics and run.info.status == "FINISHED" for run in children)
-    assert {run.info.run_name.rpartition("_")[0] for run in children} <= {"eval_full", "eval_minibatch"}
-    assert parent.data.params["num_trials"] == "4"
-    assert parent.data.metrics["eval_full"] in {run.data.metrics["eval"] for run in children}
-    assert {"best_model.json", "trainset.json"} <= artifacts
-    assert len(traces) > 0
-
-
-@pytest.mark.slow
-@mlflow_alone
-def test_of_acompile_mlflow_sees_the_evaluations_alone(mlflow: Any) -> None:
-    best = asyncio.run(teleprompter(num_rounds=2).acompile(dspy.Predict(QA), trainset=trainset(12)))
-    runs = mlflow.search_runs(output_format="list")
-    assert len(runs) == len(best.opro_result.trajectory)
-    assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
 
 
 # -- Optuna's callbacks ------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_litellm_and_openai_are_imported_for_old_versions_of_dspy_alone() -> Non
 
 SCRIPT = """
 import sys
-for name in ("litellm", "openai"):
+for name in ("litellm", "openai", "mlflow"):
     sys.modules[name] = None  # an import is an ImportError
 import dspy
 import dspy_opro.local.lm
@@ -281,7 +281,7 @@ print(best.score, best.opro_result.usage.proposer_calls > 0)
 
 
 @since_3_4
-def test_a_run_over_http_needs_neither_litellm_nor_openai() -> None:
+def test_a_run_over_http_needs_no_litellm_openai_or_mlflow() -> None:
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dspy_opro import OPRO
+from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.runs import TASK, TRAINSET, VALSET, metric, propose
@@ -34,10 +35,10 @@ def run(*arguments: str | Path, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-def compiled(**values: Any) -> Any:
+def compiled(trainset: Any = TRAINSET, valset: Any = VALSET, **values: Any) -> Any:
     lm = ScriptedLM(answer)
     values = {"num_rounds": 2, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
-    return OPRO(metric, **values).compile(TASK.student(), trainset=TRAINSET, valset=VALSET).opro_result
+    return OPRO(metric, **values).compile(TASK.student(), trainset=trainset, valset=valset).opro_result
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,38 @@ def test_the_recorded_result_equals_the_result_of_the_run(
     assert again.messages and again.gain is not None
 
 
+@pytest.mark.parametrize(
+    ("data", "basis"), [({}, "selected"), ({"trainset": TASK.trainset(60), "valset": None}, "fresh")]
+)
+def test_a_database_has_all_but_the_texts_of_the_examples(
+    data: dict[str, Any], basis: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    result = compiled(storage=url, name="qa", **data)
+    (run_on_record,) = find_runs(url)
+    again = run_on_record.result()
+    assert again.gain is not None and again.gain.interval.basis == basis
+    assert again.gain == result.gain
+    assert [list(t.scores) for t in again.trials] == [list(t.scores) for t in result.trials]
+    assert [list(t.valset_scores) for t in again.trials] == [list(t.valset_scores) for t in result.trials]
+    kept, before = again.data.outcomes, result.data.outcomes
+    assert {id_: {split: list(row) for split, row in rows.items()} for id_, rows in kept.items()} == {
+        id_: {split: list(row) for split, row in rows.items()} for id_, rows in before.items()
+    }
+    maps, expected = (
+        [
+            (found.split, found.counts, [(number, levels) for number, _, levels in found.trials])
+            for found in heat_maps(each, range(len(result.trials)))
+        ]
+        for each in (again, result)
+    )
+    assert maps == expected
+    names = ("split", "trial", "score", "prediction", "feedback")
+    rows = ([[row[name] for name in names] for row in each.examples()] for each in (again, result))
+    assert next(rows) == next(rows)
+    assert 0 < again.seconds < 600
+
+
 def test_a_result_is_out_of_date_once_the_run_goes_on(tmp_path: Path) -> None:
     compiled(log_dir=tmp_path, num_rounds=1)
     first = json.loads((tmp_path / "result.json").read_text("utf-8"))
@@ -112,7 +145,10 @@ def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> 
     for arguments in ([directory], [url, "--study", "first"]):
         path = tmp_path / "pages" / "qa.html"
         assert run("report", *arguments, "-o", path).strip() == str(path)
-        assert result.instructions["self"].split()[0] in path.read_text("utf-8")
+        page = path.read_text("utf-8")
+        assert result.instructions["self"].split()[0] in page
+        assert 'class="interval"' in page and 'id="examples"' in page
+    assert "position 0" in page and "trainset[" not in page
 
 
 def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from dspy_opro.reporting import progress
 from dspy_opro.reporting.progress import Progress, announce, changes
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.forks import Forks
@@ -31,7 +30,7 @@ from tests.results import trial
 {prepare}
 announce("at most 3 rounds")
 usage = Usage(scorer_calls=30, prompt_tokens=52_300, cost=0.25)
-progress = Progress({display}, {verbose}, 3)
+progress = Progress({display}, {verbose}, {{'rounds': 3}})
 start = trial("Answer.", [0.5])
 progress.show(TrialFinished(start), usage)
 progress.show(RoundDecided(0, start, 0.5), usage)
@@ -119,7 +118,7 @@ def test_the_line_is_drawn_again_by_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdout", out := Terminal())
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("CI", raising=False)
-    shown = Progress(True, False, 4, 100)
+    shown = Progress(True, False, {"rounds": 4, "examples": 100})
     for calls in range(0, 41, 10):  # no event, only ticks
         shown.show(None, Usage(metric_calls=calls, scorer_calls=calls))
         now += 0.5
@@ -137,21 +136,21 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("limits", "left"),
     [
-        ((None,), "00:20 so far"),
-        ((4,), "00:20 left"),
-        ((4, 50), "00:10 left"),
-        ((4, None, Budget(max_tokens=250)), "00:05 left"),
-        ((4, None, Budget(max_cost=0.5)), "00:00 left"),
-        ((None, None, Budget(timeout_seconds=21)), "00:01 left"),
+        ({}, "00:20 so far"),
+        ({"rounds": 4}, "00:20 left"),
+        ({"rounds": 4, "examples": 50}, "00:10 left"),
+        ({"rounds": 4, "tokens": 250}, "00:05 left"),
+        ({"rounds": 4, "dollars": 0.5}, "00:00 left"),
+        ({"rounds": None, "seconds": 21.0}, "00:01 left"),
     ],
 )
 def test_the_time_left_is_that_until_the_first_limit(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[Any, ...], left: str
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, float | None], left: str
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    shown = Progress(True, False, *limits)
+    shown = Progress(True, False, limits)
     resumed = Usage(metric_calls=20, prompt_tokens=50, cost=0.25)
     shown.show(None, resumed)
     now = 20.0
@@ -163,7 +162,7 @@ def test_the_time_left_is_that_until_the_first_limit(
 
 def test_an_unknown_figure_is_never_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    shown = Progress(True, True, 2, None, Budget(max_cost=1.0))
+    shown = Progress(True, True, {"rounds": 2, "dollars": 1.0})
     usage = Usage(scorer_calls=3, cost=float("nan"))
     shown.show(RoundDecided(0, trial("Answer.", [float("nan")]), float("nan")), usage)
     shown.close()
@@ -207,6 +206,43 @@ def test_on_a_terminal_the_log_stands_above_the_line(forks: Forks) -> None:
     assert sum("INFO dspy_opro" in line for line in shown) == 14
 
 
+OTHERS_LOG = """
+import logging, os, time
+for name in ("CI", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+import dspy
+from dspy_opro.reporting.progress import Progress
+from dspy_opro.search.trajectory import Usage
+
+{prepare}
+progress = Progress(True, False, 3)
+for _ in range(2):
+    progress.show(None, Usage())
+    logging.getLogger("{name}").warning("the answer is cut off")
+    time.sleep(0.45)
+progress.show(None, Usage())
+progress.close()
+handlers = [*logging.getLogger("dspy").handlers, *logging.getLogger().handlers]
+assert handlers and not any(handler.filters for handler in handlers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "name", "start"),
+    [
+        ("", "dspy.clients.lm", r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d WARNING dspy.clients.lm: "),
+        ("logging.basicConfig(format='own %(message)s')", "mine", "own "),
+    ],
+)
+def test_what_others_log_begins_on_a_line_of_its_own(
+    forks: Forks, prepare: str, name: str, start: str
+) -> None:
+    shown = screen(forks.on_terminal(OTHERS_LOG.format(prepare=prepare, name=name), 80))
+    assert len(shown) == 3
+    assert all(re.fullmatch(f"{start}the answer is cut off", line) for line in shown[:2]), shown
+    assert shown[2].startswith("OPRO round 0/3, scoring the student")
+
+
 @pytest.mark.parametrize(
     ("prepare", "verbose", "seen"),
     [
@@ -233,7 +269,7 @@ from tests.results import trial
 
 log = logging.getLogger("dspy_opro")
 event = RoundDecided(1, trial("Answer.", [0.5]), 0.5)
-loud, quiet = (Progress(False, verbose, 3) for verbose in (True, False))
+loud, quiet = (Progress(False, verbose, {'rounds': 3}) for verbose in (True, False))
 quiet.show(event, Usage())
 loud.show(event, Usage())
 loud.close()
@@ -259,7 +295,7 @@ def test_announcements_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
-    shown = Progress(True, False, None)
+    shown = Progress(True, False, {})
     shown.show(TrialFinished(trial("Answer.", [0.5])), Usage())
     shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage())
     shown.show(CandidatesProposed(1, (), ()), Usage())
@@ -274,7 +310,7 @@ def test_rounds_are_counted_from_the_first_that_proposes(monkeypatch: pytest.Mon
 def test_a_stream_need_not_be_one(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    shown = Progress(False, True, None)
+    shown = Progress(False, True, {})
     shown.show(RoundDecided(1, trial("Answer.", [0.5]), 0.5), Usage())
     shown.close()
 
@@ -314,7 +350,7 @@ def test_the_data_of_a_score_is_named() -> None:
 
 def test_the_line_says_what_slows_the_run_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    shown = Progress(True, False, 2)
+    shown = Progress(True, False, {"rounds": 2})
     shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), Usage(), "rate limit, 4 calls at a time")
     shown.close()
     assert "train 0.500, rate limit, 4 calls at a time, " in out.getvalue()

@@ -49,6 +49,8 @@ def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: i
     ids = [trial.id for trial in result.trials]
     assert first.opro_result.best.id in ids
     assert len(set(ids)) == len(ids)
+    for trial in (result.baseline, result.best, result.trajectory.best):  # their predictions are kept
+        assert len(list(filter(None, result.data.outcomes[trial.id]["train"]))) == trial.num_scored
     scores = {
         t.candidate.instructions["self"]: t.valset_score if num_val else t.reward for t in result.trials
     }

@@ -1,0 +1,191 @@
+"""Tables and a plot of the runs that `quality.py` stored.
+
+One rule: an interval covers both the draw of the test examples and the draw of the seeds.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+Row = Mapping[str, Any]
+Group = dict[str, list[Row]]
+"""Optimizer -> its runs of one model on one task, by seed."""
+STUDENT, OURS = "student", "OPRO"
+
+
+def report(rows: Iterable[Row]) -> str:
+    """For each model: the mean over tasks, and one table a task."""
+    parts = []
+    for models, by_task in grouped(rows).items():
+        parts.append(f"## {models}\n")
+        parts.append(means(by_task))
+        for task, group in by_task.items():
+            parts.append(f"\n### {task}\n\n{task_table(group)}")
+    return "\n".join(parts) or "The store is empty."
+
+
+def grouped(rows: Iterable[Row]) -> dict[str, dict[str, Group]]:
+    """Models and budget -> task -> optimizer -> runs."""
+    found: dict[str, dict[str, Group]] = {}
+    for row in rows:
+        title = f"{row['model']}, optimizer LM {row['prompt_model']}, {row['budget']} scored examples"
+        found.setdefault(title, {}).setdefault(row["task"], {}).setdefault(row["optimizer"], []).append(row)
+    return found
+
+
+def scores(row: Row) -> list[float]:
+    """The test scores; an answer that can't be parsed has the score 0."""
+    return [score or 0.0 for score in row["test"]]
+
+
+def finished(runs: Iterable[Row]) -> list[Row]:
+    return [row for row in runs if "error" not in row]
+
+
+def gains(group: Group, optimizer: str, over: str = STUDENT) -> list[list[float]]:
+    """Seed by seed, the difference of each test example to another optimizer with the same seed.
+
+    The student does not depend on the seed, so its first run stands for all seeds.
+    """
+    others = {row["seed"]: scores(row) for row in finished(group.get(over, ()))}
+    if over == STUDENT and others:
+        others = {row["seed"]: next(iter(others.values())) for row in group.get(optimizer, ())}
+    return [
+        [a - b for a, b in zip(scores(row), others[row["seed"]], strict=True)]
+        for row in finished(group.get(optimizer, ()))
+        if row["seed"] in others
+    ]
+
+
+def interval(differences: Sequence[Sequence[float]], resamples: int = 1000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean; seeds and test examples are drawn anew."""
+    draws, means = random.Random(0), []
+    examples = range(len(differences[0]))
+    for _ in range(resamples):
+        seeds = draws.choices(differences, k=len(differences))
+        drawn = draws.choices(examples, k=len(examples))
+        means.append(statistics.fmean(statistics.fmean(seed[i] for i in drawn) for seed in seeds))
+    means.sort()
+    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+
+
+def task_table(group: Group) -> str:
+    """One line for each optimizer."""
+    titles = ("optimizer", "seeds", "test score", "gain over the student", "better / equal / worse", "well-formed",
+              "scored examples", "scorer calls", "proposer calls", "failed")  # fmt: skip
+    lines = [titles, ("---",) * len(titles)]
+    for optimizer, runs in group.items():
+        done = finished(runs)
+        failed = str(len(runs) - len(done))
+        if not done:
+            lines.append((optimizer, "0", *["–"] * (len(titles) - 3), failed))
+            continue
+        numbers = [
+            f"{statistics.fmean(row[key] for row in done):.0f}"
+            for key in ("scored", "scorer_calls", "proposer_calls")
+        ]
+        formed = statistics.fmean(score is not None for row in done for score in row["test"])
+        mean = statistics.fmean(statistics.fmean(scores(row)) for row in done)
+        lines.append(
+            (
+                optimizer,
+                str(len(done)),
+                f"{mean:.3f}",
+                *_gain(group, optimizer),
+                f"{formed:.0%}",
+                *numbers,
+                failed,
+            )
+        )
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    majority = next((row["majority"] for runs in group.values() for row in finished(runs)), None)
+    return table if majority is None else f"The most frequent answer scores {majority:.3f}.\n\n{table}"
+
+
+def _gain(group: Group, optimizer: str) -> tuple[str, str]:
+    """The mean gain in points with its interval, and in how many seeds the optimizer is better than the student."""
+    differences = gains(group, optimizer)
+    if optimizer == STUDENT or not differences:
+        return "", ""
+    by_seed = [statistics.fmean(seed) for seed in differences]
+    low, high = interval(differences)
+    counts = (sum(d > 0 for d in by_seed), sum(d == 0 for d in by_seed), sum(d < 0 for d in by_seed))
+    return f"{100 * statistics.fmean(by_seed):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", " / ".join(
+        map(str, counts)
+    )
+
+
+def means(by_task: Mapping[str, Group]) -> str:
+    """The mean over the tasks and seeds that all shown optimizers have, and OPRO's wins and losses by task."""
+    names = list(dict.fromkeys(name for group in by_task.values() for name in group))
+    complete = {
+        task: group for task, group in by_task.items() if all(finished(group.get(name, ())) for name in names)
+    }
+    if not complete:
+        return "No task has a run of every optimizer yet."
+    lines = ["| optimizer | mean test score | tasks where OPRO is better / equal / worse |", "|---|---|---|"]
+    for name in names:
+        mean = statistics.fmean(
+            statistics.fmean(statistics.fmean(scores(row)) for row in finished(group[name]))
+            for group in complete.values()
+        )
+        ahead = [statistics.fmean(statistics.fmean(seed) for seed in seeds)
+                 for group in complete.values() if (seeds := gains(group, OURS, name))]  # fmt: skip
+        counts = (sum(d > 0 for d in ahead), sum(d == 0 for d in ahead), sum(d < 0 for d in ahead))
+        lines.append(f"| {name} | {mean:.3f} | {'' if name == OURS else ' / '.join(map(str, counts))} |")
+    seeds = {len(finished(runs)) for group in complete.values() for runs in group.values()}
+    return f"Tasks: {', '.join(complete)}. Runs of each: {min(seeds)} to {max(seeds)}.\n\n" + "\n".join(lines)
+
+
+def plot(rows: Iterable[Row], width: int = 720) -> str:
+    """An SVG picture: one line for each task and optimizer, with the gain over the student and its interval."""
+    drawn: list[tuple[str, str, float, float, float]] = []
+    for models, by_task in grouped(rows).items():
+        for task, group in by_task.items():
+            for name in group:
+                if name != STUDENT and (differences := gains(group, name)):
+                    mean = statistics.fmean(statistics.fmean(seed) for seed in differences)
+                    drawn.append(
+                        (
+                            f"{task}, {models.partition(',')[0]}",
+                            name,
+                            100 * mean,
+                            *(100 * x for x in interval(differences)),
+                        )
+                    )
+    low, high = (min((d[3] for d in drawn), default=0) - 2, max((d[4] for d in drawn), default=0) + 2)
+    low, high = min(low, -5), max(high, 5)
+
+    def x(points: float) -> float:
+        return 190 + (points - low) / (high - low) * (width - 210)
+
+    parts, y, last = [], 34, ""
+    for title, name, mean, least, most in drawn:
+        if title != last:
+            y, last = y + 16, title
+            parts.append(f'<text x="8" y="{y}" font-weight="bold">{escape(title)}</text>')
+            y += 20
+        colour = "#3949ab" if name.startswith(OURS) else "#757575"
+        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(f'<circle cx="{x(mean):.1f}" cy="{y}" r="4" fill="{colour}"/>')
+        y += 18
+    step = 5 if high - low < 50 else 10
+    ticks = [t for t in range(-100, 101, step) if low <= t <= high]
+    axis = "".join(
+        f'<line x1="{x(t):.1f}" x2="{x(t):.1f}" y1="26" y2="{y}" stroke="{"#000" if t == 0 else "#ddd"}"/>'
+        f'<text x="{x(t):.1f}" y="20" text-anchor="middle">{t:+d}</text>'
+        for t in ticks
+    )
+    size = f'viewBox="0 0 {width} {y + 10}" width="{width}" height="{y + 10}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="#fff"/><text x="8" y="20">points over the student</text>{axis}'
+        + "".join(parts) + "</svg>\n"
+    )  # fmt: skip

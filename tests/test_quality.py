@@ -1,0 +1,195 @@
+"""`benchmarks/quality.py` on a scripted language model: budgets, apart data, the store and its tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_opro.testing import LMCall, ScriptedLM
+
+ROOT = Path(__file__).parent.parent
+BUDGET = 120
+SIZES = (24, 16, 40)
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("quality", "quality_tasks", "quality_optimizers", "quality_tables")
+    return type("Modules", (), {name: importlib.import_module(name) for name in names})
+
+
+def rows(number: int = 90) -> list[dict[str, str]]:
+    return [{"text": f"text number {n}", "label": ("even", "odd")[n % 2]} for n in range(number)]
+
+
+def scorer(asked: list[str]) -> ScriptedLM:
+    """Right where the instruction has the word `parity`, else always `even`."""
+
+    def answer(call: LMCall) -> dict[str, str]:
+        prompt = "\n".join(text for _, text in call.messages)
+        number = int(re.findall(r"text number (\d+)", prompt)[-1])
+        asked.append(str(number))
+        return {"label": ("even", "odd")[number % 2 if "parity" in prompt else 0]}
+
+    return ScriptedLM(answer)
+
+
+def proposer() -> ScriptedLM:
+    """Every third instruction has the word."""
+    draws = random.Random(0)
+
+    def answer(call: LMCall) -> str:
+        text = (
+            f"Tell the {'parity' if draws.random() < 0.34 else 'colour'}, attempt {draws.randrange(10**6)}."
+        )
+        keys = re.findall(r'"(\w+)": ', call.messages[0][1]) or ["instruction"]
+        fields = set(keys) | {
+            "proposed_instruction",
+            "proposed_prefix_for_output_field",
+            "observations",
+            "summary",
+        }
+        if "```" in call.messages[-1][1]:
+            return f"```\n{text}\n```"
+        return json.dumps(dict.fromkeys(sorted(fields), text))
+
+    return ScriptedLM(answer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["student", "OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, paper", "OPRO, demos",
+                                       "MIPROv2, demos", "random search, demos"])  # fmt: skip
+def test_every_optimizer_keeps_to_the_budget_and_never_sees_a_test_example(
+    modules: Any, optimizer: str
+) -> None:
+    asked: list[str] = []
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    measured = modules.quality.Measurement(scorer(asked), proposer(), None, 2, BUDGET, SIZES)
+    task = modules.quality_tasks.labelled("parity", "Answer.", rows())
+    test = {example.text.split()[-1] for example in task.split(0, SIZES)[2]}
+    row = measured.measure(task, optimizer, 0)
+    assert "error" not in row, row
+    assert row["scored"] <= 1.3 * BUDGET
+    assert optimizer == "student" or row["scored"] >= 0.6 * BUDGET
+    assert test.isdisjoint(asked[: -len(test)])
+    assert set(asked[-len(test) :]) == test
+    assert len(row["test"]) == SIZES[2]
+    assert (row["proposer_calls"] > 0) == (optimizer not in ("student", "random search, demos"))
+    assert "text number" not in json.dumps(
+        {key: value for key, value in row.items() if key != "instructions"}
+    )
+    if optimizer in ("OPRO", "MIPROv2", "COPRO"):
+        assert sum(row["test"]) == SIZES[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, paper", "OPRO, demos",
+                                       "MIPROv2, demos", "random search, demos"])  # fmt: skip
+def test_every_optimizer_takes_a_program_of_two_predictors(modules: Any, optimizer: str) -> None:
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    lm = ScriptedLM(
+        lambda call: {"team": "billing", "priority": "high" if "parity" in str(call.messages) else "low"}
+    )
+    measured = modules.quality.Measurement(lm, proposer(), None, 2, BUDGET, SIZES)
+    row = measured.measure(modules.quality_tasks.tickets(), optimizer, 0)
+    assert "error" not in row, row
+    assert 0.6 * BUDGET <= row["scored"] <= 1.3 * BUDGET
+    assert set(row["instructions"]) == {"route", "rate"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["COPRO", "GEPA"])
+def test_each_seed_samples_its_own_proposals(modules: Any, optimizer: str) -> None:
+    """With the cache on, the same first request must not bring the proposals of another seed."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+    lm = proposer()
+    measured = modules.quality.Measurement(scorer([]), lm, None, 2, BUDGET, SIZES)
+    task = modules.quality_tasks.labelled("parity", "Answer.", rows())
+    for seed in (0, 1):
+        measured.measure(task, optimizer, seed)
+    assert {call.rollout_id for call in lm.calls} >= {1, 2}
+    assert {call.temperature for call in lm.calls} == {1.0}
+
+
+def test_splits_are_apart_and_the_test_is_the_same_for_every_seed(modules: Any) -> None:
+    task = modules.quality_tasks.labelled("parity", "Answer.", rows())
+    splits = [[{e.text for e in part} for part in task.split(seed, SIZES)] for seed in (0, 1)]
+    for train, val, test in splits:
+        assert [len(train), len(val), len(test)] == list(SIZES)
+        assert not (train & val or train & test or val & test)
+    assert splits[0][2] == splits[1][2]
+    assert splits[0][0] != splits[1][0]
+    with pytest.raises(ValueError, match="parity has 90 examples, but 190 are needed"):
+        task.split(0, (60, 40, 90))
+
+
+@pytest.mark.parametrize("name", ["tickets", "directory"])
+def test_tasks_of_two_predictors_can_be_solved(modules: Any, name: str) -> None:
+    task = modules.quality_tasks.tasks(None)[name]()
+    _, _, test = task.split(0, (60, 40, 150))
+    assert len(task.student().predictors()) == 2
+    assert len({json.dumps(dict(example.inputs())) for example in task.examples}) == len(task.examples)
+    assert all(task.metric(example, dspy.Prediction(**example.labels())) == 1.0 for example in test)
+    assert task.majority(test) < 0.5
+    assert task.feedback(test[0], dspy.Prediction()).startswith("Wrong; the right ")
+
+
+def test_the_directory_finds_the_sentence_with_the_answer(modules: Any) -> None:
+    task = modules.quality_tasks.directory()
+    passages = task.student().passages
+    asked: list[list[str]] = []
+
+    def answer(call: LMCall) -> dict[str, str]:
+        prompt = call.messages[-1][1]
+        asked.append([passage for passage in passages if passage in prompt])
+        return {"query": example.question, "answer": "nothing"}
+
+    with dspy.context(lm=ScriptedLM(answer)):
+        for example in task.examples[:20]:
+            task.student()(**example.inputs())
+            assert example.answer in " ".join(asked[-1])
+
+
+def stored(optimizer: str, seed: int, right: int, task: str = "t", **values: Any) -> dict[str, Any]:
+    row = {"model": "m", "prompt_model": "m", "task": task, "optimizer": optimizer, "seed": seed, "budget": 9}
+    row |= {"sizes": [1, 1, 10], "scored": 9, "scorer_calls": 19, "proposer_calls": 3, "majority": 0.5}
+    return {**row, "test": [1.0] * right + [None] + [0.0] * (9 - right), **values}
+
+
+def test_tables_show_gain_interval_and_failures(modules: Any) -> None:
+    kept = [stored("student", 0, 2), stored("OPRO", 0, 6), stored("OPRO", 1, 4), stored("GEPA", 0, 3)]
+    failed = {key: value for key, value in stored("GEPA", 1, 0).items() if key != "test"} | {
+        "error": "ValueError: no"
+    }
+    text = modules.quality_tables.report([*kept, failed])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    line = next(line for line in lines if line[0] == "OPRO" and len(line) == 10)
+    assert line[1:3] == ["2", "0.500"]
+    assert line[3].startswith("+30.0 (")
+    assert line[4:6] == ["2 / 0 / 0", "90%"]
+    gepa = next(line for line in lines if line[0] == "GEPA" and len(line) == 10)
+    assert (gepa[1], gepa[-1]) == ("1", "1")
+    means = next(line for line in lines if line[0] == "GEPA" and len(line) == 3)
+    assert means == ["GEPA", "0.300", "1 / 0 / 0"]
+    assert modules.quality_tables.plot(kept).count("<circle") == 2
+
+
+def test_an_interval_covers_seeds_and_examples(modules: Any) -> None:
+    interval = modules.quality_tables.interval
+    low, high = interval([[0.0, 1.0] * 50])
+    assert 0.35 < low < 0.45 < 0.55 < high < 0.65
+    wide = interval([[0.0] * 100, [1.0] * 100])
+    assert wide == (0.0, 1.0)
+
+
+def test_stored_runs_are_not_repeated(modules: Any) -> None:
+    keys = [{**{name: stored("OPRO", seed, 1)[name] for name in modules.quality.KEY}} for seed in (0, 1)]
+    assert modules.quality.missing([stored("OPRO", 0, 1)], keys) == keys[1:]

@@ -17,6 +17,9 @@ from rows import Row, keep, load
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
+from dspy_opro.search.confidence import judge
+from dspy_opro.search.reserve import FEWEST_FRESH
+from dspy_opro.search.search import Search
 from dspy_opro.search.tasks import ProposalTask, ScoringTask, TaskResult, urgency
 from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.testing import ScriptedLM, VocabularyTask
@@ -58,27 +61,64 @@ def run(
     finally:
         job.close()
     search = job.queue.search
-    student, best, gain = search.trajectory.trials[0], search.trajectory.best, search.gain
     row = dict(zip(KEY, (landscape, setting, confirm, num_train, num_val, seed), strict=True))
-    row |= {"calls": num_calls, "proposals": num_proposals, "num_fresh": 0, "covered": None}
-    row |= {"said": 0.0, "true": 0.0, "best_true": 0.0, "returned": False}
-    if gain is None:  # the best one is the student
+    row |= {"calls": num_calls, "proposals": num_proposals}
+    if search.gain is None:  # the best one is the student
         return row
+    student, best = search.trajectory.trials[0], search.trajectory.best
     before, after = (
         task.true_quality(next(iter(t.candidate.instructions.values()))) for t in (student, best)
     )
-    true, interval, returned = after - before, gain.interval, search.returned.id == best.id
+    return {**row, "best_true": after - before, **evidence(search)}
+
+
+def evidence(search: Search) -> dict[str, Any]:
+    """What the search's last word rests on, so that another rule can be tried on the same runs."""
+    student, best = search.trajectory.trials[0], search.trajectory.best
+    on_valset = best.valset_score is not None
+    pairs = [search.outcomes(trial.candidate, "unseen") for trial in (student, best)]
+    tried = [t for t in search.trajectory.trials[1:] if not on_valset or t.valset_score is not None]
+    share = 1.0 if on_valset else statistics.fmean(t.num_scored for t in tried) / search.plan.num_train
+    searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
+    return {
+        "search": counts(*searched),
+        "num_tried": len(tried),
+        "share": share,
+        "fresh": counts(*([outcome.score for outcome in side if outcome] for side in pairs)),
+        "said": search.gain.value if search.gain else 0.0,
+    }
+
+
+def counts(student: Sequence[float], candidate: Sequence[float]) -> tuple[int, int, int]:
+    """Pairs that the candidate wins, that it loses, and that are equal."""
+    signs = [(c > s) - (c < s) for s, c in zip(student, candidate, strict=True)]
+    return signs.count(1), signs.count(-1), signs.count(0)
+
+
+def differences(wins: int, losses: int, equal: int) -> list[float]:
+    return [1.0] * wins + [-1.0] * losses + [0.0] * equal
+
+
+def judged(row: Row) -> Row:
+    """A row with what the rule makes of its evidence."""
+    row = {"best_true": 0.0, "fresh": (0, 0, 0), **row}
+    if "search" not in row:
+        return {**row, "num_fresh": 0, "told": 0.0, "true": 0.0, "returned": False, "covered": None}
+    fresh = differences(*row["fresh"])
+    fresh = fresh if len(fresh) >= FEWEST_FRESH else []
+    better, told, interval = judge(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
+    covered = interval.low - 1e-9 <= row["best_true"] <= interval.high + 1e-9
+    if not row["confirm"]:
+        wins, losses, _ = row["search"]
+        better, told, covered = True, (wins - losses) / sum(row["search"]), None
+    true = row["best_true"] if better else 0.0
     return {
         **row,
-        "num_fresh": interval.num_examples if interval.basis == "fresh" else 0,
-        "said": gain.value if confirm else gain.candidate_score - gain.student_score,
-        "true": true if returned else 0.0,
-        "best_true": true,
-        "low": interval.low,
-        "high": interval.high,
-        "basis": interval.basis,
-        "returned": returned,
-        "covered": interval.low - 1e-9 <= true <= interval.high + 1e-9,
+        "num_fresh": len(fresh),
+        "told": told,
+        "true": true,
+        "returned": better,
+        "covered": covered,
     }
 
 
@@ -110,7 +150,7 @@ def outcome(job: Job, task: VocabularyTask, work: ScoringTask) -> TaskResult:
 def table(rows: Iterable[Row]) -> str:
     """One line for each group of runs."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    for row in map(judged, rows):
         groups.setdefault(tuple(row[key] for key in KEY[:-1]), []).append(row)
     titles = [*KEY[:-1], "runs", "calls", "fresh", "returned", "truly worse", "told", "true", "told - true",
               "true gain of the best", "interval covers"]  # fmt: skip
@@ -124,9 +164,9 @@ def table(rows: Iterable[Row]) -> str:
             f"{_mean(row['num_fresh'] for row in group):.0f}",
             f"{_mean(row['returned'] for row in group):.0%}",
             f"{_mean(row['true'] < 0 for row in group):.1%}",
-            _points([row["said"] for row in group]),
+            _points([row["told"] for row in group]),
             _points([row["true"] for row in group]),
-            f"{100 * _mean(row['said'] - row['true'] for row in group):+.1f}",
+            f"{100 * _mean(row['told'] - row['true'] for row in group):+.1f}",
             _points([row["best_true"] for row in group]),
             f"{_mean(covered):.1%} of {len(covered)}" if covered else "",
         ])  # fmt: skip

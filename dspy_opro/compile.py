@@ -26,7 +26,7 @@ from .programs.metering import Ledger
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
 from .reporting.reporter import Reporter
-from .reporting.run_directory import RunDirectory
+from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
@@ -125,6 +125,8 @@ class Job:
                 self._directory.write_config(settings)
             if config.display_progress or config.verbose:
                 announce(forecast(config.auto, search, config.bounds))
+                if self._directory is not None:
+                    announce(f"Open {self._directory.path / REPORT} in a browser to watch the run.")
             budget = assembly.budget(config, self.storage.lost_usage())
             limits = assembly.limits(search.plan, budget)
             progress = Progress(config.display_progress, config.verbose, limits)

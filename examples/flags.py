@@ -7,6 +7,7 @@ scorer LM and optimizer LM. `--model openai/gpt-4o-mini` takes another model, an
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,17 @@ class Flags:
     max_metric_calls: int | None
     seed: int
 
+    def one_line(self, max_tokens: int) -> dict[str, Any]:
+        """Parameters of an LM that is to continue a text by one line. A model that follows requests needs none."""
+        is_small = self.is_embedded
+        return {"model_type": "text", "max_tokens": max_tokens, "stop": ["\n"]} if is_small else {}
+
 
 def parse(
-    description: str | None, max_metric_calls: int | None = None, arguments: list[str] | None = None
+    description: str | None,
+    max_metric_calls: int | None = None,
+    arguments: list[str] | None = None,
+    max_tokens: int = 256,
 ) -> Flags:
     """Read the command line and configure DSPy.
 
@@ -38,6 +47,7 @@ def parse(
         description: The text for `--help`.
         max_metric_calls: The examples that the search may score, by default. None leaves the preset's sizes.
         arguments: The command line. Default: that of the process.
+        max_tokens: The most tokens of an answer of SmolLM2, which repeats itself if nothing ends it.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,7 +69,10 @@ def parse(
     if is_embedded:
         from dspy_opro.local import LocalLM
 
-        lm: Any = LocalLM(seed=given.seed)
+        lm: Any = LocalLM(seed=given.seed, max_tokens=max_tokens)
+        logging.getLogger("dspy.clients.lm").setLevel(
+            logging.ERROR
+        )  # it warns of every answer that is cut off
     else:
         lm = dspy.LM(given.model, **({"api_base": given.api_base} if given.api_base else {}))
     dspy.configure(lm=lm, adapter=dspy.JSONAdapter())  # with a schema every answer of SmolLM2 parses

@@ -51,7 +51,7 @@ class NextPair(dspy.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
-        """For the call of the LM."""
+        """Parameters of the LM."""
 
     def forward(self, request: ProposalRequest) -> dspy.Prediction:
         scored = [pair for pair in request.scored_instructions["solution"] if pair[1] is not None]
@@ -61,7 +61,7 @@ class NextPair(dspy.Module):
             "ascending order. Higher is better. Write a new pair with a higher score, in the same form.\n\n"
             + "\n".join([*lines, "w="])
         )
-        (answer,) = dspy.settings.lm(prompt, **self.options)
+        (answer,) = dspy.settings.lm.copy(**self.options)(prompt)
         text = answer if isinstance(answer, str) else answer["text"]
         match = SOLUTION.search(text if "w" in text.partition("b")[0] else f"w={text}")
         return dspy.Prediction(instruction=f"w={match[1]}, b={match[2]}" if match else "")
@@ -80,8 +80,9 @@ def main() -> None:
     start = Line(generator.randint(10, 20), generator.randint(10, 20))
     teleprompter = OPROTeleprompter(
         metric=minus_squared_error,
-        proposer=NextPair(**({"max_tokens": 40} if flags.is_embedded else {})),
-        num_rounds=10,
+        proposer=NextPair(**flags.one_line(max_tokens=16)),
+        num_rounds=8,
+        lag=0,  # every proposal sees all earlier scores, as in the paper
         max_metric_calls=flags.max_metric_calls,
         failure_score=-1000.0,
         num_threads=flags.num_threads,

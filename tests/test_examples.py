@@ -70,8 +70,7 @@ def orders(call: LMCall) -> dict[str, Any]:
     (right,) = [order for mail, order in extraction.MAILS if mail in call.user]
     if "order" in call.output_fields:
         return {"order": right.model_dump() | ({} if HINT in call.instructions else {"quantity": 1})}
-    faithful = str(right.quantity) in re.findall(r"\d+", call.inputs["order"])
-    return {"is_faithful": faithful, "problem": "nothing" if faithful else "quantity"}
+    return {name: right.model_dump()[name] for name in call.output_fields}
 
 
 def pairs(call: LMCall) -> str:
@@ -84,7 +83,7 @@ def pairs(call: LMCall) -> str:
 
 def tours(call: LMCall) -> str:
     """The best tour with a part reversed."""
-    tour = ["0 1 2 3 4 5 6 7", *re.findall(r"score \d+: ([\d ]+)", call.prompt)][-1].split()
+    tour = re.findall(r"score \d+: ((?:\d ){7}\d)", call.prompt)[-1].split()
     start, end = sorted(((call.sample * 3) % 7, (call.sample * 5 + len(call.prompt)) % 8))
     return "score 100: " + " ".join(tour[:start] + tour[start : end + 1][::-1] + tour[end + 1 :])
 
@@ -105,7 +104,11 @@ SCRIPTS: dict[str, tuple[Callable[[LMCall], Any], list[str], str]] = {
     "quickstart": (reviews, ["--max-metric-calls", "100"], r"test accuracy 0\.\d+ -> 1\.000"),
     "two_steps": (town, ["--max-metric-calls", "100"], r"10 other questions: \d+% -> (100|[6-9]\d)%"),
     "react_agent": (shop, ["--max-metric-calls", "60"], r"together\? \d+"),
-    "extraction": (orders, ["--max-metric-calls", "80"], r"after: 12 of 12 right, the judge agrees on 12"),
+    "extraction": (
+        orders,
+        ["--max-metric-calls", "80"],
+        r"after: 12 of 12 right, the judge is right about 12",
+    ),
     "custom_proposer": (reviews, ["--max-metric-calls", "120"], r"instruction: '.*complains"),
     "linear_regression": (pairs, ["--max-metric-calls", "2000"], r"found: w=1[3-8], b=1[2-6]"),
     "traveling_salesman": (tours, [], r"start \d+, found \d+, shortest \d+"),

@@ -48,7 +48,7 @@ OUTSIDE = {
     "storage.fingerprint": {"dspy"},
     "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
-    "config.arguments": {"pydantic"},
+    "config.arguments": {"dspy", "pydantic"},
     "config.assembly": {"dspy"},
     "config.preflight": {"dspy"},
     "config.serialization": {"dspy"},

@@ -148,7 +148,7 @@ class InstructionWriter:
                 if not (has_one and refuses_temperature(caught)):
                     raise
                 logger.warning(
-                    "%s refuses the temperature and is asked without: %s", lm.model, in_brief(caught)
+                    "%s refuses the temperature. Later requests leave it out: %s", lm.model, in_brief(caught)
                 )
         self._takes_no_temperature = True
         return self._answer(request, lm)

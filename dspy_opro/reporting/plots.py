@@ -24,7 +24,9 @@ def history(result: OPROResult) -> go.Figure:
         line_shape="hv",
         name=f"best score on {result.deciding_data}",
     )
-    return _figure([best, *_points(result)], "Best score after each round", "round", "mean score")
+    data = ", train score" if result.selected_on == "valset" else ""
+    figure = _figure([best, *_points(result, data)], "Best score after each round", "round", "mean score")
+    return figure.update_xaxes(dtick=_step(result))
 
 
 def lineage(result: OPROResult) -> go.Figure:
@@ -40,7 +42,10 @@ def lineage(result: OPROResult) -> go.Figure:
     lines = go.Scatter(
         x=x, y=y, mode="lines", line={"width": 1}, opacity=0.5, hoverinfo="skip", name="parent"
     )
-    return _figure([lines, *_points(result)], "Which candidate came from which", "round", "mean train score")
+    figure = _figure(
+        [lines, *_points(result)], "Which candidate came from which", "round", "mean train score"
+    )
+    return figure.update_xaxes(dtick=_step(result))
 
 
 def examples(result: OPROResult) -> go.Figure:
@@ -61,24 +66,38 @@ def examples(result: OPROResult) -> go.Figure:
         zmax=high,
         colorscale="RdBu",
         colorbar_title="score",
+        xgap=1,
+        ygap=1,
         text=[[inputs for _, inputs in texts]] * len(rows),
-        hovertemplate="%{y}, %{x}: %{z}<br>%{text}<extra></extra>",
+        hovertemplate="%{y}, example %{x}: %{z}<br>%{text}<extra></extra>",
     )
-    figure = _figure([heat], "Scores by candidate and train example", "train example", "")
-    return figure.update_xaxes(type="category").update_yaxes(type="category")
+    has_places = result.data.has_texts and "train" in result.data.texts
+    where = "place in the trainset" if has_places else "position in the race"
+    figure = _figure([heat], "Scores by candidate and train example", where, "")
+    figure.update_layout(height=max(360, 180 + 15 * len(trials)), plot_bgcolor="#d9d9d9")  # grey: not scored
+    figure.update_xaxes(type="category", showgrid=False, dtick=max(1, most // 40))
+    return figure.update_yaxes(type="category", showgrid=False, dtick=1)
 
 
 def _example(result: OPROResult, position: int) -> tuple[str, str]:
     """Name and inputs of a train example. Results made by hand may have no texts."""
     texts = result.data.texts.get("train", ())
     if position >= len(texts):
-        return f"position {position}", ""
+        return str(position), ""
     inputs = "; ".join(f"{name}: {value}" for name, value in texts[position].inputs.items())
-    return f"example {texts[position].index}", "<br>".join(map(escape, textwrap.wrap(inputs[:400], 80)))
+    return str(texts[position].index), "<br>".join(map(escape, textwrap.wrap(inputs[:400], 80)))
 
 
-def _points(result: OPROResult) -> list[go.Scatter]:
-    """Candidates scored in full, dropped ones, whose scores are estimates, and the returned one."""
+def _step(result: OPROResult) -> int:
+    """Rounds between two labels: whole numbers, at most a dozen labels."""
+    return 1 + max((trial.candidate.round for trial in result.trials), default=0) // 12
+
+
+def _points(result: OPROResult, data: str = "") -> list[go.Scatter]:
+    """Candidates scored in full, dropped ones, whose scores are estimates, and the returned one.
+
+    `data` follows their names in the legend.
+    """
     groups: dict[str, list[tuple[int, Trial]]] = {name: [] for name in SYMBOLS}
     for number, trial in enumerate(result.trials):
         is_full = trial.state == "complete"
@@ -91,7 +110,7 @@ def _points(result: OPROResult) -> list[go.Scatter]:
             y=[result.reward_of(t) for _, t in group],
             mode="markers",
             marker={"symbol": SYMBOLS[name], "size": 14 if name == "returned" else 9},
-            name=name,
+            name=name + data,
             text=[_hover(result, n, t) for n, t in group],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -113,6 +132,6 @@ def _hover(result: OPROResult, number: int, trial: Trial) -> str:
 
 
 def _figure(data: list[go.BaseTraceType], title: str, x: str, y: str) -> go.Figure:
-    return go.Figure(
-        data, {"title": {"text": title}, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    )
+    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
+    figure = go.Figure(data, {"title": {"text": title}, "legend": legend, "template": "plotly_white"})
+    return figure.update_xaxes(title_text=x).update_yaxes(title_text=y)

@@ -21,7 +21,7 @@ from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.trials import STATES
 
 from .examples import Examples, ExampleText
-from .result import OPROResult
+from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
@@ -64,7 +64,7 @@ class Run:
             ValueError: There is no log directory, or no process runs it.
         """
         if self.directory is None:
-            raise ValueError("A run can be stopped in its log directory only: give the directory.")
+            raise ValueError("Only a run with a log directory can be stopped. Give the directory.")
         if not self.is_running:
             raise ValueError(f"No process runs {self.directory}.")
         (self.directory / STOP).touch()
@@ -90,7 +90,7 @@ class Run:
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
-            stop_reason=self.study.user_attrs["stop_reason"] if has_end else "not ended",
+            stop_reason=self.study.user_attrs["stop_reason"] if has_end else NOT_ENDED,
             usage=sum((Usage(**r["usage"]) for r in records if "usage" in r), Usage()),
             seconds=max((r.get("seconds", 0.0) for r in records), default=0.0),
             failures=tuple(failures[:1000]),
@@ -115,7 +115,7 @@ def find_runs(target: str) -> list[Run]:
     if "://" not in target:
         directory = Path(target)
         if not directory.is_dir():
-            raise ValueError(f"{target} is no directory. Give a log directory or the URL of a storage.")
+            raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
         storage = _storage_of(directory)
     elif target.startswith("sqlite:///") and not Path(target.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"There is no database {target}.")

@@ -22,7 +22,7 @@ Basis = Literal["fresh", "selected"]
 PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
-"""The same where there are none."""
+"""The same without fresh examples."""
 
 TIE = 0.25
 """Standard errors of the mean paired difference up to which two candidates are as good as each other."""
@@ -32,16 +32,16 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """A candidate's gain over the student, and the range that holds the true one with a probability of `level`."""
+    """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
     low: float
     high: float
     level: float
     num_examples: int
-    """Pairs behind it."""
+    """The examples on which both were scored."""
     basis: Basis
-    """"fresh": on examples that the search never used. "selected": on those that it chose by, which is allowed for."""
+    """"fresh": on examples that the search never used. "selected": on the search's own examples, corrected for that."""
 
 
 class Verdict(NamedTuple):
@@ -54,22 +54,23 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What is known at the end of a run of the best candidate's gain over the student."""
+    """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """What to expect of the returned program beyond the student: 0 where that is the student itself."""
+    """The expected gain of the returned program over the student: 0 if the run returned the student."""
     interval: Interval
-    """Of the candidate, returned or not."""
+    """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
     """The student's mean score on the examples behind the interval."""
     candidate_score: float
-    """The candidate's."""
+    """The candidate's mean score on the same examples."""
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"
@@ -170,7 +171,7 @@ def shortest_tied(trajectory: Trajectory) -> Trial:
     """The best trial, or of the candidates that are as good the one with the shortest prompt.
 
     A candidate is as good if the best one's mean is at most `TIE` standard errors above its own, over the examples that
-    decide. docs/decisions/0016-shorter-among-equals.md has the figures. The student is no such candidate: `judge`
+    decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `judge`
     compares it with what is found here.
     """
     best = trajectory.best
@@ -211,8 +212,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95, scale: fl
     """The interval of a mean paired difference on examples that nothing was chosen by.
 
     The mean plus and minus Student's t (one degree of freedom less than pairs) times `standard_error`. Of differences
-    of -1, 0 and 1 it covers 92 to 100% (n from 8 to 60, exactly computed), and more than 95% where nearly all are 0 and
-    n is small: there a method that covers at least 95% for each true gain has no choice.
+    of -1, 0 and 1 it covers 93 to 97% where 6 or more pairs can be expected to differ (n up to 45, exactly computed).
+    Where fewer differ it covers up to 100%: few outcomes are possible then, and the steps between them are coarse.
 
     Args:
         differences: At least one.
@@ -268,10 +269,10 @@ def selected_interval(
 def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
     """The standard error of a mean paired difference, above 0 for any data.
 
-    One more pair is counted half as a gain and half as a loss, of the size of the differences that are not 0 (their
-    root mean square), or of `scale` where all are 0. For differences of -1, 0 and 1 that is the variance of Agresti and
-    Min, "Simple improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005);
-    for others it is hardly more than the usual one.
+    Half a pair is added, a quarter as a gain and a quarter as a loss, of the size of the differences that are not 0
+    (their root mean square). Where all are 0 a whole pair is added, of the size `scale`. Agresti and Min, "Simple
+    improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005), add whole pairs;
+    with them the intervals are too wide. For graded scores it is hardly more than the usual standard error.
 
     Args:
         differences: At least one.
@@ -286,8 +287,8 @@ def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
         raise ValueError(f"scale must be above 0, but got {scale!r}.")
     count, squares = len(differences), math.fsum(d * d for d in differences)
     num_unequal = sum(d != 0 for d in differences)
-    size = squares / num_unequal if squares else scale**2
-    variance = (squares + size) / (count + 1) - (math.fsum(differences) / (count + 1)) ** 2
+    added, size = (0.5, squares / num_unequal) if squares else (1.0, scale**2)
+    variance = (squares + added * size) / (count + added) - (math.fsum(differences) / (count + added)) ** 2
     return math.sqrt(variance / count)
 
 

@@ -67,7 +67,7 @@ class Search:
         self.failures: list[Failure] = []
         """Failed examples, by position in the race's order; in the order in which they were told."""
         self.gain: Gain | None = None
-        """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        """How certain the gain over the student is. None while that is not known, and if the student is the best."""
         self.chosen: Trial
         """The best trial; where the plan confirms the result, one with a shorter prompt that is as good.
 
@@ -200,6 +200,7 @@ class Search:
         for current in self._rounds:
             if current.candidates is None:
                 current.make_do()
+                self._tried.ids.update(current.alive)
             completed = [c for c in current.alive.values() if current.is_measured(c)]
             if current.number == 0 and len(completed) < len(current.alive):
                 break  # without the first scores nothing can be compared

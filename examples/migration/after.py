@@ -14,15 +14,16 @@ from quickstart import Judge, is_right, load
 
 from dspy_opro import OPROTeleprompter
 
-flags = parse(__doc__)
+flags = parse(__doc__, max_metric_calls=200)
 optimizer = OPROTeleprompter(
     metric=is_right,
     auto="light",
     max_bootstrapped_demos=0,
     max_labeled_demos=0,
     proposer=flags.proposer,
+    max_metric_calls=flags.max_metric_calls,
     num_threads=flags.num_threads,
 )
-program = optimizer.compile(dspy.Predict(Judge), trainset=load("train"), valset=load("validation"))
+program = optimizer.compile(dspy.Predict(Judge), trainset=load("train")[:40], valset=load("validation")[:20])
 program.save("classify.json")
 print(f"{program.score:.1f}% with {program.signature.instructions!r}")

@@ -21,6 +21,6 @@ optimizer = MIPROv2(
     max_labeled_demos=0,
     num_threads=flags.num_threads,
 )
-program = optimizer.compile(dspy.Predict(Judge), trainset=load("train"), valset=load("validation"))
+program = optimizer.compile(dspy.Predict(Judge), trainset=load("train")[:40], valset=load("validation")[:20])
 program.save("classify.json")
 print(f"{program.score:.1f}% with {program.signature.instructions!r}")

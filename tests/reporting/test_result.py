@@ -119,7 +119,7 @@ def test_without_pandas_the_table_says_what_to_install(monkeypatch: pytest.Monke
 
 def test_the_summary_has_the_figures_of_the_run() -> None:
     lines = result().summary().splitlines()
-    assert lines[0] == "score on the trainset: 0.250 -> 0.750 (patience)"
+    assert lines[0] == "score on the trainset: 0.250 -> 0.750 (stop reason: patience)"
     assert lines[1] == "3 candidates in 3 rounds, 1 dropped early"
     for words in (
         "14 examples scored (this call took 75.0 s)",
@@ -133,7 +133,7 @@ def test_the_summary_has_the_figures_of_the_run() -> None:
 
 
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:
-    assert "none, the run ended before the student was scored (interrupted)" in empty().summary()
+    assert "none, the run ended before the student was scored (stop reason: interrupted)" in empty().summary()
 
 
 @pytest.mark.parametrize("name", ["best", "best_score", "baseline", "instructions"])
@@ -295,7 +295,7 @@ def test_names_of_the_program_stay_the_programs(caplog: pytest.LogCaptureFixture
     assert program.trial_logs == ["mine"]
     assert program.opro_result.best_score == 0.75
     assert isinstance(program.candidate_programs[0]["program"].score, dspy.Predict)
-    assert "program.score is the program's own; see program.opro_result instead." in caplog.messages
+    assert "The program keeps its own attribute score. See program.opro_result instead." in caplog.messages
 
 
 def test_a_second_run_replaces_the_first_ones_results_everywhere() -> None:

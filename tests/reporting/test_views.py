@@ -35,7 +35,7 @@ def overshot() -> OPROResult:
 
 def test_the_repr_is_the_summary() -> None:
     lines = repr(result()).splitlines()
-    assert lines[:2] == ["OPROResult:", "  score on the trainset: 0.250 -> 0.750 (patience)"]
+    assert lines[:2] == ["OPROResult:", "  score on the trainset: 0.250 -> 0.750 (stop reason: patience)"]
     assert len(lines) < 12 and max(map(len, lines)) < 120
     assert "interrupted" in repr(empty())
 
@@ -186,9 +186,9 @@ def test_there_is_a_row_for_every_example_and_candidate(tmp_path: Path) -> None:
     assert OPROResult.load(tmp_path / "result.json").examples() == rows
     pytest.importorskip("plotly")
     figure = found.plot_examples()
-    assert str(figure.data[0].x[0]).startswith("example ") and figure.data[0].text[0][0].startswith(
-        "question: "
-    )
+    assert figure.layout.xaxis.title.text == "place in the trainset"
+    assert sorted(map(int, figure.data[0].x)) == sorted({r["example"] for r in rows if r["split"] == "train"})
+    assert figure.data[0].text[0][0].startswith("question: ")
 
 
 def test_a_result_without_texts_has_no_rows() -> None:
@@ -205,11 +205,17 @@ def test_the_history_has_the_curve_and_marks_estimates() -> None:
     assert (list(full.y), list(returned.y)) == ([], [0.25])
     assert (list(dropped.y), dropped.marker.symbol) == ([1.0], "circle-open")
     assert "estimate from 2 examples" in dropped.text[0]
+    names = [trace.name for trace in overshot().plot_history().data]
+    assert names[1:] == ["scored in full", "dropped (estimate)", "returned"]
+    line, *points = result(selected_on="valset").plot_history().data
+    assert line.name.endswith("the valset") and all(p.name.endswith(", train score") for p in points)
 
 
 def test_the_heat_map_has_a_row_a_candidate_and_no_score_where_there_is_none() -> None:
     pytest.importorskip("plotly")
-    (heat,) = result().plot_examples().data
+    figure = result().plot_examples()
+    (heat,) = figure.data
+    assert figure.layout.xaxis.title.text == "position in the race"
     assert heat.y[-1] == "trial 3" and list(heat.z[-1]) == [1, 1, 1, 0]
     assert list(heat.z[heat.y.index("trial 1")]).count(None) == 2
 

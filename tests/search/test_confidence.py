@@ -59,10 +59,10 @@ def test_there_is_no_best_of_none() -> None:
 
 
 @pytest.mark.parametrize(("gains", "losses", "count"), [(3, 1, 20), (10, 0, 10), (0, 2, 45), (12, 12, 30)])
-def test_the_standard_error_of_wins_and_losses_is_agrestis_and_mins(
+def test_the_standard_error_of_wins_and_losses_has_a_quarter_more_of_each(
     gains: int, losses: int, count: int
 ) -> None:
-    won, lost = (gains + 0.5) / (count + 1), (losses + 0.5) / (count + 1)
+    won, lost = (gains + 0.25) / (count + 0.5), (losses + 0.25) / (count + 0.5)
     variance = won + lost - (won - lost) ** 2
     assert standard_error(pairs(gains, losses, count)) == pytest.approx(math.sqrt(variance / count))
 
@@ -93,7 +93,7 @@ def test_an_interval_is_cut_at_what_is_possible_but_not_where_scores_have_anothe
 
 def test_a_known_interval() -> None:
     interval = paired_interval(pairs(6, 1, 40))
-    reach = stats.t.ppf(0.975, 39) * math.sqrt((8 / 41 - (5 / 41) ** 2) / 40)
+    reach = stats.t.ppf(0.975, 39) * math.sqrt((7.5 / 40.5 - (5 / 40.5) ** 2) / 40)
     assert (interval.estimate, interval.num_examples, interval.level) == (0.125, 40, 0.95)
     assert (interval.low, interval.high) == pytest.approx((0.125 - reach, 0.125 + reach))
     narrow = paired_interval(pairs(6, 1, 40), level=0.5)
@@ -152,8 +152,8 @@ def test_wins_and_losses_are_covered(unequal: float, gain: float, count: int) ->
             interval = paired_interval(pairs(gains, losses, count))
             if interval.low - 1e-9 <= gain <= interval.high + 1e-9:
                 covered += law.pmf([gains, losses, count - gains - losses])
-    assert covered >= 0.919
-    assert covered <= 0.98 or unequal * count < 6
+    assert covered >= 0.93
+    assert covered <= 0.97 or unequal * count < 6
 
 
 def coverage(draw: Sequence[Sequence[float]], truth: float) -> float:

@@ -76,7 +76,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_600
+MOST_LINES = 12_627
 MOST_RUNNER_LINES = 600
 
 

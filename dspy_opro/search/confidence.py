@@ -88,7 +88,7 @@ def measured_gain(
 
     Args:
         trajectory: The student's trial is the first.
-        best: The trial that was chosen.
+        best: The trial that `shortest_tied` found.
         student: The student's outcomes on unseen examples, by position.
         candidate: Those of the chosen trial.
     """

@@ -1,6 +1,6 @@
 """Extraction into pydantic models. The metric is an LM that judges whether the order says what the mail says.
 
-There is no expected output in the trainset. The judge answers three short questions about the mail, and the order must
+There is no expected output in the trainset. The judge answers two short questions about the mail, and the order must
 agree with its answers; https://arxiv.org/abs/2004.04228 judges summaries so. A small model can do that. Asked whether
 an order is right, SmolLM2 says yes to every order. The judge is a DSPy program of its own, its calls are counted, and
 OPRO does not rewrite it. DSPy's cache has its answers from the second candidate on. `Metric(lm)` gives the judge
@@ -12,7 +12,7 @@ Known answers for the mails measure the judge: how often it is right about an or
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import dspy
 from flags import parse
@@ -20,38 +20,26 @@ from pydantic import BaseModel
 
 from dspy_opro import OPROTeleprompter
 
-Item = Literal[
-    "lamp", "chair", "desk", "clock", "shelf", "mirror", "pen", "stool", "rug", "vase", "plate", "curtain"
-]
-
 
 class Order(BaseModel):
-    item: Item
     quantity: int
     city: str
 
 
 MAILS = [
-    ("Please send 3 lamps to Lund.", Order(item="lamp", quantity=3, city="Lund")),
-    ("We need 12 chairs at our office in Graz, thank you!", Order(item="chair", quantity=12, city="Graz")),
-    ("One desk to Porto, please.", Order(item="desk", quantity=1, city="Porto")),
-    ("Last time I had 2 clocks. Now make it 5, to Bern again.", Order(item="clock", quantity=5, city="Bern")),
-    ("Could 7 shelves be in Riga by Monday?", Order(item="shelf", quantity=7, city="Riga")),
-    ("I live in Ghent and would like 4 mirrors.", Order(item="mirror", quantity=4, city="Ghent")),
-    ("Two dozen pens for the school in Turku.", Order(item="pen", quantity=24, city="Turku")),
-    ("Not 6 but 8 stools, please, delivered to Nantes.", Order(item="stool", quantity=8, city="Nantes")),
-    ("My sister in Cork wants a rug. I pay.", Order(item="rug", quantity=1, city="Cork")),
-    ("10 vases, from your shop in Rome to mine in Pisa.", Order(item="vase", quantity=10, city="Pisa")),
-    ("Send 15 plates and no cups to Split.", Order(item="plate", quantity=15, city="Split")),
-    ("A pair of curtains for Leeds.", Order(item="curtain", quantity=2, city="Leeds")),
+    ("Please send 3 lamps to Lund.", Order(quantity=3, city="Lund")),
+    ("We need 12 chairs at our office in Graz, thank you!", Order(quantity=12, city="Graz")),
+    ("One desk to Porto, please.", Order(quantity=1, city="Porto")),
+    ("Last time I had 2 clocks. Now make it 5, to Bern again.", Order(quantity=5, city="Bern")),
+    ("Could 7 shelves be in Riga by Monday?", Order(quantity=7, city="Riga")),
+    ("I live in Ghent and would like 4 mirrors.", Order(quantity=4, city="Ghent")),
+    ("Two dozen pens for the school in Turku.", Order(quantity=24, city="Turku")),
+    ("Not 6 but 8 stools, please, delivered to Nantes.", Order(quantity=8, city="Nantes")),
+    ("My sister in Cork wants a rug. I pay.", Order(quantity=1, city="Cork")),
+    ("10 vases, from your shop in Rome to mine in Pisa.", Order(quantity=10, city="Pisa")),
+    ("Send 15 plates and no cups to Split.", Order(quantity=15, city="Split")),
+    ("A pair of curtains for Leeds.", Order(quantity=2, city="Leeds")),
 ]
-
-
-class WhichItem(dspy.Signature):
-    """Which item does the writer order?"""
-
-    mail: str = dspy.InputField()
-    item: Item = dspy.OutputField()
 
 
 class HowMany(dspy.Signature):
@@ -73,7 +61,6 @@ class Metric:
 
     def __init__(self, lm: Any = None) -> None:
         self.questions = {
-            "item": dspy.Predict(WhichItem),
             "quantity": dspy.Predict(HowMany),
             "city": dspy.Predict(WhereTo),
         }
@@ -83,13 +70,18 @@ class Metric:
     def __call__(
         self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None
     ) -> dict[str, Any]:
-        order = prediction.order.model_dump()
-        problems = []
-        for name, question in self.questions.items():
-            read = question(mail=example.mail)[name]
-            if str(read).strip(" .").lower() != str(order[name]).strip(" .").lower():
-                problems.append(f"{name} is {order[name]!r}, but the mail seems to say {read!r}.")
-        return {"score": 1 - len(problems) / len(self.questions), "feedback": " ".join(problems)}
+        order, problems = prediction.order, []
+        read = {name: question(mail=example.mail)[name] for name, question in self.questions.items()}
+        agrees = {
+            "quantity": order.quantity == read["quantity"],
+            "city": order.city.lower() == read["city"].lower(),
+        }
+        for name, is_same in agrees.items():
+            if not is_same:
+                problems.append(
+                    f"{name} is {getattr(order, name)!r}, but the mail seems to say {read[name]!r}."
+                )
+        return {"score": sum(agrees.values()) / len(agrees), "feedback": " ".join(problems)}
 
 
 class Extract(dspy.Signature):

@@ -78,8 +78,7 @@ def load(with_pairs: bool = True) -> tuple[list[dspy.Example], list[dspy.Example
 
 
 def is_right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> dict[str, Any]:
-    numbers = re.findall(r"\d+", str(prediction.answer))
-    right = numbers == [example.answer]
+    right = set(re.findall(r"\d+", str(prediction.answer))) == {example.answer}
     return {"score": right, "feedback": "" if right else f"The only number must be {example.answer}."}
 
 

@@ -153,9 +153,9 @@ class Reporter:
         if not len(search.trajectory):
             return Examples()
         trajectory = search.trajectory
-        shown = {t.id: t.candidate for t in (trajectory.trials[0], trajectory.best, search.returned)}
+        shown = (trajectory.trials[0], trajectory.best, search.chosen, search.returned)
         return Examples(
-            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+            self._texts, {t.id: {s: search.outcomes(t.candidate, s) for s in SPLITS} for t in shown}
         )
 
     @cached_property

@@ -122,6 +122,34 @@ class OPROResult:
             return self.messages
         return {name: "\n\n".join(map(_text, messages)) for name, messages in self.messages.items()}
 
+    def pareto(self, by: str = "length") -> Sequence[Trial]:
+        """The trials that no other one beats in two numbers: the score on the deciding data, and another one.
+
+        Args:
+            by: "length" is the prompt's, in characters, where less is better. Any other text names a subscore of the
+                metric, where more is better.
+
+        Returns:
+            The trials, the best score first. Only those with a full score are compared.
+
+        Raises:
+            ValueError: No trial has such a subscore.
+        """
+        known = {name for _, trial in self.scored() for name in trial.subscores}
+        if by != "length" and by not in known:
+            raise ValueError(
+                f'by must be "length" or a subscore, but got {by!r}. Subscores: {sorted(known) or "none"}.'
+            )
+
+        def other(trial: Trial) -> float:
+            return -trial.candidate.length if by == "length" else trial.subscores.get(by, -math.inf)
+
+        front: list[Trial] = []
+        for _, trial in sorted(self.scored(), key=lambda pair: (pair[0], other(pair[1])), reverse=True):
+            if not front or other(trial) > other(front[-1]):
+                front.append(trial)
+        return front
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """One flat dict per trial: number, round, state, reward, valset score, instructions, why its race ended.
 
@@ -148,7 +176,8 @@ class OPROResult:
         examples come from the valset if there is one, otherwise from the trainset. `trial` is the number in `trials`.
         Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student, of the
         best candidate and of the returned one have `prediction`, `feedback`, `error` and `subscores.…`, as text of
-        limited length. A run that was read from a storage has no fields, and `example` is the position in the race.
+        limited length. If the result was read from a storage, the example's own fields are missing, and `example` is
+        the position in the race.
         """
         rows = []
         for number, trial in enumerate(self.trials):
@@ -243,10 +272,11 @@ class OPROResult:
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
+        end = self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
             *self._confirmed(),
-            f"score on {self.deciding_data}: {self._scores()} ({self._end()})",
+            f"score on {self.deciding_data}: {self._scores()} ({end})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
@@ -316,9 +346,6 @@ class OPROResult:
             return "none, the run ended before the student was scored"
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
-    def _end(self) -> str:
-        return self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
-
     def _confirmed(self) -> list[str]:
         """The gain with its interval, in up to two sentences."""
         if self.gain is None:
@@ -327,7 +354,9 @@ class OPROResult:
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         elif self.best.id != self.trajectory.best.id:
-            lines.append("No new instruction was reliably better. The program on record is returned.")
+            shorter = "A shorter prompt is as good as the best one, and is returned."
+            kept = "No new instruction was reliably better. The program on record is returned."
+            lines.append(shorter if self.gain.is_proven else kept)
         return lines
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:
@@ -345,6 +374,7 @@ class OPROResult:
             "parent": (trial.candidate.parent or "")[:12],
             "rewritten": ", ".join(trial.candidate.rewritten),
             "demo_set": trial.candidate.demo_set,
+            "length": trial.candidate.length,
         }
         row |= {f"subscores.{name}": value for name, value in trial.subscores.items()}
         return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}

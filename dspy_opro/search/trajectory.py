@@ -60,6 +60,9 @@ class Outcome:
     """The cause, if the program or the metric failed. `score` is then the failure score."""
     subscores: Mapping[str, float] | None = None
     """Further numbers that the metric returned, name -> value."""
+    calls: Mapping[str, Mapping[str, Any]] | None = None
+    """Predictor name -> its call, see `programs/tracing.py`. Only train examples of programs with several predictors
+    have calls."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Candidate:
         canonical = {name: normalise(text) for name, text in self.instructions.items()}
         content: object = canonical if self.demo_set is None else [canonical, self.demo_set]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def length(self) -> int:
+        """Characters of its instructions and of the demos that it has besides the student's own."""
+        return sum(map(len, (*self.instructions.values(), *(self.demos or {}).values())))
 
 
 def normalise(text: str) -> str:

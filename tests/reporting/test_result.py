@@ -67,6 +67,41 @@ def test_the_rows_say_what_happened_to_each_trial() -> None:
     assert empty().to_dicts() == []
 
 
+def test_the_front_has_the_trials_that_no_other_beats_in_score_and_length() -> None:
+    found = result()
+    best, better, student = found.trials[3], found.trials[2], found.trials[0]
+    assert found.pareto() == [best, better, student]
+    longer = trial("Answer as well, in more words.", [1, 0, 1, 0], 2)
+    assert found.pareto("length") == result(trajectory=found.trajectory.add(longer)).pareto("length")
+
+
+def test_the_front_of_a_subscore() -> None:
+    known = {"fast": (0.9, 0.5, 0.7, 0.8), "safe": (0.1, 0.9, 0.2, 0.3)}
+    trials = result().trials
+    measured = [
+        replace(t, subscores={name: values[n] for name, values in known.items() if t.state == "complete"})
+        for n, t in enumerate(trials)
+    ]
+    found = result(trajectory=Trajectory().add(*measured))
+    assert [t.id for t in found.pareto("fast")] == [trials[3].id, trials[0].id]
+    assert [t.id for t in found.pareto("safe")] == [trials[3].id]
+    with pytest.raises(
+        ValueError,
+        match=r"by must be \"length\" or a subscore, but got 'slow'. Subscores: \['fast', 'safe'\]",
+    ):
+        found.pareto("slow")
+    with pytest.raises(ValueError, match="Subscores: none"):
+        result().pareto("fast")
+
+
+def test_on_a_valset_its_score_counts_for_the_front() -> None:
+    """A trial without a validation score is not compared."""
+    trials = result().trials
+    measured = [replace(t, valset_score=s) for t, s in zip(trials, (0.5, None, None, 0.2), strict=True)]
+    found = result(trajectory=Trajectory().add(*measured), selected_on="valset")
+    assert [t.id for t in found.pareto()] == [trials[0].id]
+
+
 def test_the_table_has_a_row_a_trial() -> None:
     pandas = pytest.importorskip("pandas")
     frame = result().to_dataframe()

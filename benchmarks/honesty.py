@@ -23,7 +23,7 @@ from rows import Row, keep, load
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
-from dspy_opro.search.confidence import judge, paired_interval
+from dspy_opro.search.confidence import compare, paired_interval
 from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.search import Search
 from dspy_opro.search.tasks import ProposalTask, ScoringTask, TaskResult, urgency
@@ -71,7 +71,7 @@ def run(
     row |= {"calls": num_calls, "proposals": num_proposals}
     if search.gain is None:  # the best one is the student
         return row
-    student, best = search.trajectory.trials[0], search.trajectory.best
+    student, best = search.trajectory.trials[0], search.chosen
     before, after = (
         task.true_quality(next(iter(t.candidate.instructions.values()))) for t in (student, best)
     )
@@ -80,7 +80,7 @@ def run(
 
 def evidence(search: Search) -> dict[str, Any]:
     """What the search's last word rests on, so that another rule can be tried on the same runs."""
-    student, best = search.trajectory.trials[0], search.trajectory.best
+    student, best = search.trajectory.trials[0], search.chosen
     on_valset = best.valset_score is not None
     pairs = [search.outcomes(trial.candidate, "unseen") for trial in (student, best)]
     tried = [t for t in search.trajectory.trials[1:] if not on_valset or t.valset_score is not None]
@@ -112,7 +112,7 @@ def judged(row: Row) -> Row:
         return {**row, "num_fresh": 0, "told": 0.0, "true": 0.0, "returned": False, "covered": None}
     fresh = differences(*row["fresh"])
     fresh = fresh if len(fresh) >= FEWEST_FRESH else []
-    better, told, interval = judge(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
+    better, told, interval = compare(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
     covered = interval.low - 1e-9 <= row["best_true"] <= interval.high + 1e-9
     if not row["confirm"]:
         wins, losses, _ = row["search"]

@@ -11,14 +11,12 @@ import time
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
 import dspy
 
 from .config import assembly
 from .config.arguments import OPROConfig
-from .config.estimate import MOST_IN_A_RUN, NUM_EXAMPLES
 from .config.plan import forecast, make_search, plan_on_record, warn_after_student
 from .config.preflight import check
 from .programs.awaiting import EventLoop
@@ -161,10 +159,8 @@ class Job:
                 config.max_outage_seconds,
             )
             self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and assembly.needs_a_try(inputs)
-            # A pruner of the user's would see simulated scores.
-            has_own_pruner = config.pruner not in (None, "auto")
-            self._is_estimated = not is_shown or has_own_pruner or not self.storage.is_fresh
-            self._first: list[tuple[TaskResult, float]] = []  # the student's results, and seconds
+            is_new = is_shown and self.storage.is_fresh
+            self._estimate = assembly.RunEstimate(inputs, self.writer.meta_prompt, search.plan, is_new)
             on_error.pop_all()
 
     def perform(self, task: Task) -> TaskResult:
@@ -182,9 +178,7 @@ class Job:
                 task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
             )
             self._evaluations.keep(task, prediction, result)
-        is_students = not self._is_estimated and task.candidate == self.inputs.program.candidate
-        if is_students and result.error is None:
-            self._first.append((result, time.monotonic() - started))
+        self._estimate.add(task, result, time.monotonic() - started)
         return self._with_lm_tried(result)
 
     def _with_lm_tried(self, result: TaskResult) -> TaskResult:
@@ -208,23 +202,13 @@ class Job:
             student = self.queue.search.trajectory.trials[0]
             num_train, measured = len(self.inputs.trainset), self._measured
             warn_after_student(self.config, student, num_train, measured, self.ledger.usage)
-        self._estimate()
+        if (said := self._estimate.take()) is not None:
+            announce(str(said))
         self.reporter.show(event, self.queue.waiting.trouble(time.monotonic()))
         if self.storage.study.is_stopped:
             self.queue.stop("callback")
         if self._directory is not None and self._directory.take_stop():
             self.queue.stop("stop_file")
-
-    def _estimate(self) -> None:
-        """Say what the run will spend, once the student's first examples are scored."""
-        if self._is_estimated or len(self._first) < min(NUM_EXAMPLES, self.queue.search.plan.num_train):
-            return
-        self._is_estimated = True
-        results, seconds = zip(*self._first[:NUM_EXAMPLES], strict=True)
-        meta_prompt = self.writer.meta_prompt
-        said = assembly.make_estimate(self.inputs, meta_prompt, results, fmean(seconds), MOST_IN_A_RUN)
-        if said.expected is not None:
-            announce(str(said))
 
     def check_proposals(self) -> None:
         """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""

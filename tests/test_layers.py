@@ -75,7 +75,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_420
+MOST_LINES = 12_650
 MOST_RUNNER_LINES = 600
 
 

@@ -99,7 +99,7 @@ class Run:
             config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
             study_name=self.name,
             returned=returned if has_end else "",
-            gain=_gain(trajectory, outcomes),
+            gain=_gain(trajectory, outcomes, returned),
             data=_examples(trajectory, outcomes, returned),
         )
 
@@ -170,7 +170,7 @@ def _outcomes(records: Sequence[Record]) -> Outcomes:
     for record in records:
         if "outcome" in record:
             id_, split, position = scored_example(record["key"])
-            found.setdefault((id_, split), {})[position] = record["outcome"]
+            found.setdefault((id_, split), {})[position] = record["outcome"] | {"calls": None}  # not shown
     return {
         key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
         for key, by_position in found.items()
@@ -206,13 +206,14 @@ def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
     )
 
 
-def _gain(trajectory: Trajectory, outcomes: Outcomes) -> Gain | None:
+def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | None:
     """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
     if not any(trial.state == "complete" for trial in trajectory.trials):
         return None
-    student, best = trajectory.trials[0], trajectory.best
-    confirmed = (t for t in trajectory.trials[1:] if outcomes.get((t.id, "unseen")))
-    best = next(confirmed, best)  # one with a shorter prompt that is as good as the best
+    student, *others = trajectory.trials
+    # The one that was compared with the student need not be the one with the best score.
+    compared = [t for t in others if (t.id, "unseen") in outcomes]
+    best = [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
     same = len(student.scores) == len(best.scores) > 0 and (
         best.valset_score is None or len(student.valset_scores) == len(best.valset_scores) > 0
     )

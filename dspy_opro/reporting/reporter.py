@@ -152,10 +152,10 @@ class Reporter:
         search = self.search
         if not len(search.trajectory):
             return Examples()
-        trials = search.trajectory.trials[0], search.trajectory.best, search.chosen, search.returned
-        shown = {trial.id: trial.candidate for trial in trials}
+        trajectory = search.trajectory
+        shown = (trajectory.trials[0], trajectory.best, search.chosen, search.returned)
         return Examples(
-            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+            self._texts, {t.id: {s: search.outcomes(t.candidate, s) for s in SPLITS} for t in shown}
         )
 
     @cached_property

@@ -162,7 +162,7 @@ class Search:
         return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
-        """A candidate's outcomes by position, without calls: of student, best and returned one, none of most others."""
+        """A candidate's outcomes without calls: of student, best and returned candidate, none of most others."""
         found = self._worklist.outcomes(candidate, split)
         return tuple(outcome and replace(outcome, calls=None) for outcome in found)
 
@@ -276,7 +276,8 @@ class Search:
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
         self._add(current, current.alive.values())
-        kept = {self.student.id, self._returned_before, self._raced.incumbent.id, self.chosen.id}
+        kept = {self.student.id, self._returned_before, self._raced.incumbent.id}
+        kept |= {self.trajectory.best.id, self.chosen.id}
         self._in_full += current.alive.values()
         for candidate in self._in_full:
             if candidate.id not in kept:
@@ -342,9 +343,8 @@ class Search:
         """The best candidate's gain over the student."""
         if not len(self.trajectory):
             return None
-        return measured_gain(
-            self.trajectory, self.chosen, *(self._worklist.outcomes(c, "unseen") for c in self._compared())
-        )
+        unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
+        return measured_gain(self.trajectory, self.chosen, *unseen)
 
 
 @dataclass(frozen=True)

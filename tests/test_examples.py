@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
 from dspy_opro.testing import LMCall, SimulatedServer
@@ -135,6 +136,22 @@ def test_it_runs_with_a_model_by_flag(
         runpy.run_path(script, run_name="__main__")
     output = capsys.readouterr().out
     assert re.search(expected, output), output
+
+
+def test_the_agent_for_a_small_model_calls_tools_in_the_right_form(examples: Path) -> None:
+    react_agent = importlib.import_module("react_agent")
+
+    def answer(call: LMCall) -> dict[str, Any]:
+        assert not {"next_thought", "reasoning"} & set(call.output_fields)
+        if "next_tool_name" in call.output_fields:
+            return {"next_tool_name": "price", "next_tool_args": {"item": "lamp", "numbers": [1, 2]}}
+        return {"answer": "30" if "30" in call.user else "unknown"}
+
+    with SimulatedServer(answer, own_process=False) as server:
+        lm = dspy.LM("openai/simulated", api_base=server.api_base)
+        with dspy.context(lm=lm, adapter=react_agent.SmallAgentAdapter()):
+            prediction = react_agent.agent(max_iters=1)(question="How much is the lamp?")
+    assert (prediction.trajectory["tool_args_0"], prediction.answer) == ({"item": "lamp"}, "30")
 
 
 def test_the_migration_diff_is_the_difference_of_the_two_scripts() -> None:

@@ -111,7 +111,7 @@ class Keywords(Arguments, total=False):
     tip_aware_proposer: Annotated[bool, Unused(True, "the styles of the requests are fixed")]
     track_best_outputs: Annotated[bool, Unused(False, "OPRO does not keep the outputs")]
     use_merge: Annotated[bool, Unused(True, "OPRO always merges the best instructions")]
-    use_mlflow: Annotated[bool, Unused(False, "call autolog() of dspy_opro.integrations.mlflow")]
+    use_mlflow: Annotated[bool, Unused(False, "call mlflow.dspy.autolog(log_compiles=True, log_evals=True)")]
     use_wandb: Annotated[bool, Unused(False, _WANDB)]
     view_data_batch_size: Annotated[int, Unused(10, _EXEMPLARS)]
     wandb_api_key: Annotated[str | None, Unused(None, _WANDB)]

@@ -128,7 +128,7 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
 def export(
     target: str, what: str, study: str | None, output: Path | None, format_: str, as_json: bool
 ) -> None:
-    """Export the best program, its prompts as text, or the trials as a table.
+    """Export the best program, the prompts or the trials.
 
     With --json and no --output it prints the program, the prompts by predictor, or the trials as JSON. With --json
     and --output it writes the file as without --json, and prints its name as JSON.

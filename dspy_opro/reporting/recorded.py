@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import Failure
+from dspy_opro.search.tasks import Failure, scored_example
 from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
@@ -169,10 +169,8 @@ def _outcomes(records: Sequence[Record]) -> Outcomes:
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if "outcome" in record:
-            _, id_, split, position = record["key"].split("/")
-            found.setdefault((id_, split), {})[int(position)] = record["outcome"] | {
-                "calls": None
-            }  # not shown
+            id_, split, position = scored_example(record["key"])
+            found.setdefault((id_, split), {})[position] = record["outcome"] | {"calls": None}  # not shown
     return {
         key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
         for key, by_position in found.items()

@@ -176,7 +176,8 @@ class OPROResult:
         examples come from the valset if there is one, otherwise from the trainset. `trial` is the number in `trials`.
         Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student, of the
         best candidate and of the returned one have `prediction`, `feedback`, `error` and `subscores.…`, as text of
-        limited length. A run that was read from a storage has no fields, and `example` is the position in the race.
+        limited length. If the result was read from a storage, the example's own fields are missing, and `example` is
+        the position in the race.
         """
         rows = []
         for number, trial in enumerate(self.trials):
@@ -271,10 +272,11 @@ class OPROResult:
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
+        end = self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
             *self._confirmed(),
-            f"score on {self.deciding_data}: {self._scores()} ({self._end()})",
+            f"score on {self.deciding_data}: {self._scores()} ({end})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
@@ -343,9 +345,6 @@ class OPROResult:
         if not self.curve:
             return "none, the run ended before the student was scored"
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
-
-    def _end(self) -> str:
-        return self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
 
     def _confirmed(self) -> list[str]:
         """The gain with its interval, in up to two sentences."""

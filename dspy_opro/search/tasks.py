@@ -98,6 +98,12 @@ def task_key(task: Task) -> str:
     return f"propose/{task.round}/{task.slot}/{task.wave}/{','.join(task.predictors)}"
 
 
+def scored_example(key: str) -> tuple[str, str, int]:
+    """The candidate's id, the split and the position that the key of a `ScoringTask` names."""
+    _, candidate, split, position = key.split("/")
+    return candidate, split, int(position)
+
+
 def demo_set_key(slot: int) -> str:
     """The name of the task that makes the demo set of a slot. Only the first round makes demo sets."""
     return f"propose/1/{slot}/0//demos"

@@ -150,6 +150,7 @@ def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> 
         assert result.instructions["self"].split()[0] in page
         assert 'class="interval"' in page and 'id="examples"' in page
     assert "position 0" in page and "trainset[" not in page
+    assert "the default LM of DSPy" not in page  # the storage does not say which LMs the run used
 
 
 def test_export_writes_program_prompts_and_trials(runs: tuple[Path, str, Any], tmp_path: Path) -> None:

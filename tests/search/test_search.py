@@ -32,6 +32,7 @@ from dspy_opro.search.tasks import (
     TrialFinished,
     TrialReported,
     View,
+    scored_example,
     task_key,
     urgency,
 )
@@ -437,7 +438,9 @@ def test_a_task_is_handed_out_once() -> None:
 
 def test_keys_tell_all_tasks_apart_and_say_what_they_are() -> None:
     view = View(Trajectory(), student(), ())
-    assert task_key(ScoringTask(student(), 4, "val", 7)) == f"score/{student().id}/val/7"
+    scoring = task_key(ScoringTask(student(), 4, "val", 7))
+    assert scoring == f"score/{student().id}/val/7"
+    assert scored_example(scoring) == (student().id, "val", 7)
     assert task_key(ProposalTask(3, 1, 2, ("a", "b"), view)) == "propose/3/1/2/a,b"
     assert task_key(ProposalTask(1, 1, 0, ("a", "b"), view, is_for_demos=True)) == "propose/1/1/0//demos"
 

@@ -125,7 +125,7 @@ def test_an_executor_gives_the_same_requests(server: SimulatedServer) -> None:
 
 
 def test_the_number_of_threads_makes_no_difference(server: SimulatedServer) -> None:
-    shown = [run(server, num_threads=threads)[0].shown for threads in (1, 8)]
+    shown = [run(server, num_rounds=1, num_threads=threads)[0].shown for threads in (1, 8)]
     assert shown[0] == shown[1]
 
 

@@ -1,15 +1,21 @@
 """What a run says it gained against what it truly gained: `python benchmarks/honesty.py --help`.
 
 One rule: the truth is the closed form that the task itself gives, no sample. The search is the real one, asked and
-answered directly: what it does depends on the answers alone, so that neither threads nor time are needed.
+answered directly: what it does depends on the answers alone, so that neither threads nor time are needed. What is kept
+of a run is the evidence that its last word rests on: a change of the rule in `search/confidence.py` needs no new runs.
+
+"interval covers" is a share of the runs. "expected" is what that share is on average over all draws of the fresh
+examples, exactly computed from what the student and the best candidate truly are.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,9 @@ from rows import Row, keep, load
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
+from dspy_opro.search.confidence import compare, paired_interval
+from dspy_opro.search.reserve import FEWEST_FRESH
+from dspy_opro.search.search import Search
 from dspy_opro.search.tasks import ProposalTask, ScoringTask, TaskResult, urgency
 from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.testing import ScriptedLM, VocabularyTask
@@ -58,27 +67,64 @@ def run(
     finally:
         job.close()
     search = job.queue.search
-    student, best, gain = search.trajectory.trials[0], search.trajectory.best, search.gain
     row = dict(zip(KEY, (landscape, setting, confirm, num_train, num_val, seed), strict=True))
-    row |= {"calls": num_calls, "proposals": num_proposals, "num_fresh": 0, "covered": None}
-    row |= {"said": 0.0, "true": 0.0, "best_true": 0.0, "returned": False}
-    if gain is None:  # the best one is the student
+    row |= {"calls": num_calls, "proposals": num_proposals}
+    if search.gain is None:  # the best one is the student
         return row
+    student, best = search.trajectory.trials[0], search.chosen
     before, after = (
         task.true_quality(next(iter(t.candidate.instructions.values()))) for t in (student, best)
     )
-    true, interval, returned = after - before, gain.interval, search.returned.id == best.id
+    return {**row, "best_true": after - before, **evidence(search)}
+
+
+def evidence(search: Search) -> dict[str, Any]:
+    """What the search's last word rests on, so that another rule can be tried on the same runs."""
+    student, best = search.trajectory.trials[0], search.chosen
+    on_valset = best.valset_score is not None
+    pairs = [search.outcomes(trial.candidate, "unseen") for trial in (student, best)]
+    tried = [t for t in search.trajectory.trials[1:] if not on_valset or t.valset_score is not None]
+    share = 1.0 if on_valset else statistics.fmean(t.num_scored for t in tried) / search.plan.num_train
+    searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
+    return {
+        "search": counts(*searched),
+        "num_tried": len(tried),
+        "share": share,
+        "fresh": counts(*([outcome.score for outcome in side if outcome] for side in pairs)),
+        "said": search.gain.value if search.gain else 0.0,
+    }
+
+
+def counts(student: Sequence[float], candidate: Sequence[float]) -> tuple[int, int, int]:
+    """Pairs that the candidate wins, that it loses, and that are equal."""
+    signs = [(c > s) - (c < s) for s, c in zip(student, candidate, strict=True)]
+    return signs.count(1), signs.count(-1), signs.count(0)
+
+
+def differences(wins: int, losses: int, equal: int) -> list[float]:
+    return [1.0] * wins + [-1.0] * losses + [0.0] * equal
+
+
+def judged(row: Row) -> Row:
+    """A row with what the rule makes of its evidence."""
+    row = {"best_true": 0.0, "fresh": (0, 0, 0), **row}
+    if "search" not in row:
+        return {**row, "num_fresh": 0, "told": 0.0, "true": 0.0, "returned": False, "covered": None}
+    fresh = differences(*row["fresh"])
+    fresh = fresh if len(fresh) >= FEWEST_FRESH else []
+    better, told, interval = compare(differences(*row["search"]), row["num_tried"], fresh, share=row["share"])
+    covered = interval.low - 1e-9 <= row["best_true"] <= interval.high + 1e-9
+    if not row["confirm"]:
+        wins, losses, _ = row["search"]
+        better, told, covered = True, (wins - losses) / sum(row["search"]), None
+    true = row["best_true"] if better else 0.0
     return {
         **row,
-        "num_fresh": interval.num_examples if interval.basis == "fresh" else 0,
-        "said": gain.value if confirm else gain.candidate_score - gain.student_score,
-        "true": true if returned else 0.0,
-        "best_true": true,
-        "low": interval.low,
-        "high": interval.high,
-        "basis": interval.basis,
-        "returned": returned,
-        "covered": interval.low - 1e-9 <= true <= interval.high + 1e-9,
+        "num_fresh": len(fresh),
+        "told": told,
+        "true": true,
+        "returned": better,
+        "covered": covered,
     }
 
 
@@ -107,16 +153,58 @@ def outcome(job: Job, task: VocabularyTask, work: ScoringTask) -> TaskResult:
     return TaskResult(Outcome(float(right), said), Usage(metric_calls=1))
 
 
+@cache
+def chances(landscape: str, gain: float) -> tuple[float, float]:
+    """How probable it is that a candidate with this true gain wins a pair, and that it loses one."""
+    task, steps = LANDSCAPES[landscape](0), 2000
+
+    def right(quality: float) -> list[float]:
+        """By difficulty of the item."""
+        room = (quality - (1 - task.noise) * (step + 0.5) / steps for step in range(steps))
+        return [min(1.0, max(0.0, r / task.noise)) for r in room]
+
+    before, (low, high) = right(task.base), (-0.2, 1.5)  # qualities that the candidate's lies between
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_low = _mean(right(middle)) - _mean(before) < gain
+        low, high = (middle, high) if too_low else (low, middle)
+    after = before if gain == 0.0 else right(high)
+    pairs = list(zip(before, after, strict=True))
+    return _mean((1 - b) * a for b, a in pairs), _mean(b * (1 - a) for b, a in pairs)
+
+
+@cache
+def intervals(count: int) -> list[tuple[int, int, float, float]]:
+    """Wins and losses among so many pairs, and the interval's ends."""
+    outcomes = [(wins, losses) for wins in range(count + 1) for losses in range(count + 1 - wins)]
+    found = [paired_interval(differences(wins, losses, count - wins - losses)) for wins, losses in outcomes]
+    return [(*outcome, i.low, i.high) for outcome, i in zip(outcomes, found, strict=True)]
+
+
+@cache
+def coverage(landscape: str, gain: float, count: int) -> float:
+    """The probability that the interval of so many fresh pairs holds the true gain."""
+    won, lost = chances(landscape, gain)
+    equal, total = max(0.0, 1 - won - lost), 0.0
+    for wins, losses, low, high in intervals(count):
+        if low - 1e-9 <= won - lost <= high + 1e-9:
+            ways = math.comb(count, wins) * math.comb(count - wins, losses)
+            total += ways * won**wins * lost**losses * equal ** (count - wins - losses)
+    return total
+
+
 def table(rows: Iterable[Row]) -> str:
     """One line for each group of runs."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    for row in map(judged, rows):
         groups.setdefault(tuple(row[key] for key in KEY[:-1]), []).append(row)
     titles = [*KEY[:-1], "runs", "calls", "fresh", "returned", "truly worse", "told", "true", "told - true",
-              "true gain of the best", "interval covers"]  # fmt: skip
+              "true gain of the best", "interval covers", "expected"]  # fmt: skip
     lines = [titles, ["---"] * len(titles)]
     for values, group in groups.items():
         covered = [row["covered"] for row in group if row["covered"] is not None]
+        fresh = [row for row in group if row["num_fresh"]]
+        expected = [coverage(row["landscape"], round(row["best_true"], 6), row["num_fresh"]) for row in fresh]
         lines.append([
             *map(str, values),
             str(len(group)),
@@ -124,11 +212,12 @@ def table(rows: Iterable[Row]) -> str:
             f"{_mean(row['num_fresh'] for row in group):.0f}",
             f"{_mean(row['returned'] for row in group):.0%}",
             f"{_mean(row['true'] < 0 for row in group):.1%}",
-            _points([row["said"] for row in group]),
+            _points([row["told"] for row in group]),
             _points([row["true"] for row in group]),
-            f"{100 * _mean(row['said'] - row['true'] for row in group):+.1f}",
+            f"{100 * _mean(row['told'] - row['true'] for row in group):+.1f}",
             _points([row["best_true"] for row in group]),
             f"{_mean(covered):.1%} of {len(covered)}" if covered else "",
+            f"{_mean(expected):.1%}" if expected else "",
         ])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

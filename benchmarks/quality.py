@@ -22,6 +22,7 @@ from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError
 from peers import quiet
 from quality_optimizers import OPTIMIZERS, Run
 from quality_tables import plot, report
@@ -104,15 +105,15 @@ class Measurement:
         return {**row, **described(program), "majority": round(task.majority(testset), 4), "test": scores}
 
     def test(self, program: dspy.Module, task: Task, testset: list[dspy.Example]) -> list[float | None]:
-        """The score of each test example; None for an answer that can't be parsed."""
+        """The score of each test example; None for an answer that can't be parsed. Other failures end the script."""
 
         def score(example: dspy.Example) -> float | None:
             try:
                 return task.metric(example, program(**example.inputs()))
-            except (dspy.utils.exceptions.AdapterParseError, ValueError):
+            except (AdapterParseError, ValueError):
                 return None
 
-        runner = dspy.Parallel(num_threads=self.num_threads, disable_progress_bar=True)
+        runner = dspy.Parallel(num_threads=self.num_threads, disable_progress_bar=True, max_errors=1)
         return list(runner([(score, (example,)) for example in testset]))
 
 
@@ -185,6 +186,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=40, help="of one answer of the scorer LM")
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
     parser.add_argument("--store", type=Path, default=STORE)
+    parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")
     parser.add_argument("--show", action="store_true", help="run nothing; tables of the store")
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the store")
     return parser.parse_args(arguments)
@@ -220,6 +222,8 @@ def run_all(args: argparse.Namespace) -> None:
         for seed in args.seeds for task in args.tasks or found for optimizer in args.optimizers
     ]  # fmt: skip
     stored = load([str(args.store)]) if args.store.exists() else []
+    if args.repeat_failed:
+        stored = [row for row in stored if "error" not in row]
     for key in missing([dict(row) for row in stored], keys):
         keep(str(args.store), measured.measure(make(key["task"]), key["optimizer"], key["seed"]))
 

@@ -180,7 +180,7 @@ def plot(rows: Iterable[Row], width: int = 720) -> str:
     ticks = [t for t in range(-100, 101, step) if low <= t <= high]
     axis = "".join(
         f'<line x1="{x(t):.1f}" x2="{x(t):.1f}" y1="26" y2="{y}" stroke="{"#000" if t == 0 else "#ddd"}"/>'
-        f'<text x="{x(t):.1f}" y="20" text-anchor="middle">{t:+d}</text>'
+        f'<text x="{x(t):.1f}" y="20" text-anchor="middle">{f"{t:+d}" if t else 0}</text>'
         for t in ticks
     )
     size = f'viewBox="0 0 {width} {y + 10}" width="{width}" height="{y + 10}"'

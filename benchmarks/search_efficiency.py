@@ -27,6 +27,7 @@ BUDGETS = (210, 320, 430, 560, 770, 1100, 1600)
 ABLATION: dict[str, dict[str, Any]] = {
     "all in full": {"pruner": None},
     "Wilcoxon (p = 0.1)": {"pruner": optuna.pruners.WilcoxonPruner(p_threshold=0.1), "minibatch_size": 5},
+    "no confirmation": {"confirm": False},
     "no lag": {"lag": 0},
     "8 candidates": {"num_candidates": 8},
     "k_best=8": {"k_best": 8},
@@ -92,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=list(SIGNALS))
-    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--budgets", type=int, nargs="*", default=list(BUDGETS))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ablation", nargs="*", choices=ABLATION, default=list(ABLATION))
     parser.add_argument("--ablation-budgets", type=int, nargs="+", default=[560, 1600])

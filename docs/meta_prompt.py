@@ -43,7 +43,28 @@ PROPOSALS = [
 """What the scripted optimizer LM has to say."""
 
 
+TOPICS = {"billing": "a payment", "technical": "a fault of the app", "shipping": "a parcel"}
+
+
+class TwoSteps(dspy.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = dspy.Predict(dspy.Signature("mail -> topic", "Name the topic."))
+        self.assign = dspy.Predict(dspy.Signature("topic -> team", "Name the team."))
+
+    def forward(self, mail: str) -> Any:
+        return self.assign(topic=self.read(mail=mail).topic)
+
+
 def scorer(call: LMCall) -> dict[str, str]:
+    if "topic" in call.output_fields:
+        mail = call.inputs["mail"]
+        knows = "what the customer wants" in call.instructions
+        return {"topic": TOPICS[dict(MAILS)[mail]] if knows else f"it begins with {mail.split()[0]!r}"}
+    if "topic" in call.inputs:
+        return {
+            "team": next((team for team, topic in TOPICS.items() if topic == call.inputs["topic"]), "support")
+        }
     mail = call.inputs["mail"]
     team = dict(MAILS)[mail]
     knows = any(hint in call.instructions and team == known for hint, known in HINTS.items())
@@ -59,11 +80,11 @@ def metric(example: Any, prediction: Any, trace: Any = None) -> dict[str, Any]:
     return {"score": right, "feedback": "" if right else f"This is for {example.team}."}
 
 
-def prompts(**settings: Any) -> list[LMCall]:
+def prompts(student: Any = None, **settings: Any) -> list[LMCall]:
     """Every call of the optimizer LM in a short run, the one that knows most first."""
     optimizer = ScriptedLM(proposer)
     trainset = [dspy.Example(mail=mail, team=team).with_inputs("mail") for mail, team in MAILS]
-    student = dspy.Predict(dspy.Signature("mail -> team", "Sort the mail."))
+    student = student or dspy.Predict(dspy.Signature("mail -> team", "Sort the mail."))
     teleprompter = OPROTeleprompter(
         metric, prompt_model=optimizer, num_threads=4, display_progress=False, num_rounds=4, **settings
     )
@@ -76,7 +97,12 @@ def rendered() -> dict[str, str]:
     """Name of a block in the page -> its text."""
     default, paper = prompts(num_candidates=4), prompts(auto="paper")
     explore = next(call for call in default if REQUESTS["explore"] in call.prompt)
+    several = prompts(TwoSteps(), num_candidates=4, num_exemplars=1)
+    first = next(
+        call for call in several if "input of step read" in call.prompt and "result:\nwrong" in call.prompt
+    )
     return {
+        "several": f"[[ ## role ## ]]\n{first.inputs['role']}\n\n[[ ## examples ## ]]\n{first.inputs['examples']}",
         "default": "\n\n".join(f"--- {role} ---\n{text}" for role, text in explore.messages),
         "requests": "\n\n".join(f"{style}: {words}" for style, words in REQUESTS.items()),
         "paper": paper[0].messages[-1][1],

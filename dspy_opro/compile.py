@@ -26,7 +26,7 @@ from .programs.metering import Ledger
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
 from .reporting.reporter import Reporter
-from .reporting.run_directory import RunDirectory
+from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
@@ -123,8 +123,11 @@ class Job:
             search = make_search(config, search.student, inputs.sizes, carried)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
-            if config.display_progress or config.verbose:
+            is_shown = config.display_progress or config.verbose
+            if is_shown:
                 announce(forecast(config.auto, search, config.bounds))
+                if self._directory is not None:
+                    announce(f"Open {self._directory.path / REPORT} in a browser to watch the run.")
             budget = assembly.budget(config, self.storage.lost_usage())
             limits = assembly.limits(search.plan, budget)
             progress = Progress(config.display_progress, config.verbose, limits)
@@ -156,6 +159,8 @@ class Job:
                 config.max_outage_seconds,
             )
             self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and assembly.needs_a_try(inputs)
+            is_new = is_shown and self.storage.is_fresh
+            self._estimate = assembly.RunEstimate(inputs, self.writer.meta_prompt, search.plan, is_new)
             on_error.pop_all()
 
     def perform(self, task: Task) -> TaskResult:
@@ -163,12 +168,17 @@ class Job:
         if not isinstance(task, ScoringTask):
             writer = self._demo_writer if task.is_for_demos else self.writer
             return writer.write(task, self.ledger.add)
+        started = time.monotonic()
         if self._remote is not None:
-            return self._with_lm_tried(self._remote.evaluate(task, self.ledger.add))
-        example = self.inputs.splits[task.split][task.position]
-        call_id = self._evaluations.call_id(task.candidate)
-        result, prediction = self.evaluator.evaluate(task.candidate, example, self.ledger.add, call_id)
-        self._evaluations.keep(task, prediction, result)
+            result = self._remote.evaluate(task, self.ledger.add)
+        else:
+            example = self.inputs.splits[task.split][task.position]
+            call_id = self._evaluations.call_id(task.candidate)
+            result, prediction = self.evaluator.evaluate(
+                task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
+            )
+            self._evaluations.keep(task, prediction, result)
+        self._estimate.add(task, result, time.monotonic() - started)
         return self._with_lm_tried(result)
 
     def _with_lm_tried(self, result: TaskResult) -> TaskResult:
@@ -192,6 +202,8 @@ class Job:
             student = self.queue.search.trajectory.trials[0]
             num_train, measured = len(self.inputs.trainset), self._measured
             warn_after_student(self.config, student, num_train, measured, self.ledger.usage)
+        if (said := self._estimate.take()) is not None:
+            announce(str(said))
         self.reporter.show(event, self.queue.waiting.trouble(time.monotonic()))
         if self.storage.study.is_stopped:
             self.queue.stop("callback")

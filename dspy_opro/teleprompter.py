@@ -36,11 +36,11 @@ class OPROTeleprompter(Teleprompter):
         name, description: Texts for the report. `name` also names the study.
         auto: The preset: "light", "medium", "heavy", "paper" (the paper to the letter) or None. Explicit values
             override the preset.
-        num_rounds: The most rounds. Default of the preset: "light" 8, "medium" 8, "heavy" 10, "paper" 200; None has no
-            limit. With a budget (`max_metric_calls`, `max_full_evals`, `max_tokens`, `max_cost`, `timeout_seconds`) the
-            preset sets no limit.
+        num_rounds: The most rounds. Default of the preset: "light" 8, "medium" 8, "heavy" 10, "paper" 200; without a
+            preset no limit. With a budget (`max_metric_calls`, `max_full_evals`, `max_tokens`, `max_cost`,
+            `timeout_seconds`) the preset sets no limit.
         num_candidates: Candidates per round. Default: 8 (section 5.1 of the paper), "medium" 16, "heavy" 32. With
-            `max_metric_calls`, `max_full_evals` or `num_trials` up to 64, as long as they allow about eight rounds.
+            `max_metric_calls`, `max_full_evals` or `num_trials` up to 64, if that still leaves about eight rounds.
         num_trials: The most candidates of the whole run. It determines `num_rounds`.
         k_best: How many scored instructions the optimizer LM sees: 20 (section 5.1).
         num_exemplars: How many examples the optimizer LM sees: 3 (section 5.1).
@@ -68,9 +68,9 @@ class OPROTeleprompter(Teleprompter):
         timeout_seconds: The most wall time. The run does not wait for calls that are still running.
         stoppers: Functions that get a `RunState` and return a reason to stop, or None.
         confirm: Whether the run confirms its result. The search then holds examples back: at most a third of the
-            deciding data, about 15% of the calls. At the end it scores the student and the best candidate on them, and
-            returns the student unless the evidence favours the candidate. `docs/decisions/0014-honest-scores.md` has
-            the rule.
+            deciding data, and at most about 15% of the calls. At the end it scores the student and the best candidate
+            on them, and returns the student unless the evidence favours the candidate.
+            `docs/decisions/0014-honest-scores.md` has the rule.
         pruner: "auto" (successive halving on paired differences), None (every candidate is scored in full), an Optuna
             pruner or your own `Pruner`.
         predictor_strategy: For several predictors. "all" rewrites each of them in every round, "round_robin" one per
@@ -84,7 +84,7 @@ class OPROTeleprompter(Teleprompter):
         seed: The same seed, data and answers give the same trials.
         max_bootstrapped_demos, max_labeled_demos: The most demos per predictor. Above 0, demo sets by DSPy's
             BootstrapFewShot race together with the instructions. By default the student keeps its own demos.
-        teacher: The program that bootstraps demos, if there is a search for demos; of a list the first.
+        teacher: The program that bootstraps demos; from a list the first. Without a search for demos it has no effect.
         max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
         storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,
             `name` and `log_dir` every `compile` starts a new run in the storage, and Optuna names it.
@@ -219,7 +219,7 @@ class OPROTeleprompter(Teleprompter):
         valset: Sequence[Any] | None = None,
         **arguments: Unpack[Keywords],
     ) -> Any:
-        """`compile` for a running loop. The loop awaits a program that has its own `aforward`."""
+        """`compile` for async code. The running loop awaits the program if it has its own `aforward`."""
         data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize_in_thread
         from .dry_run import dry_run

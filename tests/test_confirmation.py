@@ -116,3 +116,35 @@ def test_other_budgets_keep_a_share_for_the_confirmation_too(
         again, seen = compiled(task, 60, **options)
         assert seen.questions == []
         assert again.opro_result.gain == result.gain
+
+
+@pytest.mark.parametrize(("num_train", "is_few"), [(3, True), (19, True), (20, False)])
+def test_few_train_examples_are_warned_of(
+    num_train: int, is_few: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled(VocabularyTask(1), num_train, num_rounds=1)
+    told = [
+        text for text in caplog.messages if text.startswith(f"There are only {num_train} train examples.")
+    ]
+    assert len(told) == is_few
+    assert all("at least 20 make a gain of 0.1 visible" in text for text in told)
+
+
+def test_a_student_with_little_to_gain_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    task = VocabularyTask(1, base=0.85)
+    program, _ = compiled(task, 20, num_rounds=1)
+    score = program.opro_result.baseline.score
+    assert 0.9 < score < 1.0
+    assert f"Your program scores {score:.3f}; at most {1 - score:.3f} can be gained." in caplog.messages
+
+
+def test_a_gain_within_noise_is_said_to_be_none() -> None:
+    task = VocabularyTask(2, signal=0.0, noise=1.0, base=0.5)
+    program, _ = compiled(task, 40, max_metric_calls=200, seed=1)
+    result = program.opro_result
+    assert 0.0 < result.gain.interval.estimate < result.gain.interval.high
+    assert not result.gain.is_proven
+    assert result.gain.value == 0.0
+    assert result.best == result.baseline
+    assert program.signature.instructions == task.student().signature.instructions
+    assert "No instruction was reliably better than yours. The student is returned." in result.summary()

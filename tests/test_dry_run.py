@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from dspy_opro import TooManyErrors
 from dspy_opro.config.estimate import NUM_EXAMPLES, Estimate
+from dspy_opro.search.pruners import Halving, Race
 from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
 from tests.conformance.world import VERSION
 from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, serve, teleprompter
@@ -128,6 +131,84 @@ def test_a_broken_program_is_an_error_as_in_a_run(server: SimulatedServer) -> No
     assert server.stats().requests <= (1 if VERSION >= (3, 3) else 3)
 
 
+# -- the estimate of a run ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", ["display_progress", "verbose"])
+def test_a_run_says_once_what_it_will_spend_and_pays_nothing_for_it(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str], shown: str
+) -> None:
+    changes = {**MANY, "prices": PRICES, "num_threads": 1}
+    estimate = estimated(server, **changes)
+    quiet = optimize(server, **changes).opro_result
+    capsys.readouterr()
+    before = server.stats().requests
+    program = optimize(server, **changes, **{shown: True})
+    printed = capsys.readouterr().out
+    assert printed.count("Estimate, ") == printed.count("expected: ") == printed.count("at most: ") == 1
+    assert f"Estimate, from {estimate.spent}" in printed
+    assert f"  expected: {estimate.expected}" in printed
+    assert f"  at most:  {estimate.most}" in printed
+    start = printed.partition("Estimate, ")[0]
+    assert "at most 8 candidates in 2 rounds" in start
+    assert "round 1" not in start
+    result = program.opro_result
+    assert server.stats().requests - before == result.usage.scorer_calls + result.usage.proposer_calls
+    assert result.usage == quiet.usage
+    assert result.trajectory == quiet.trajectory
+    assert not hasattr(program, "opro_estimate")
+
+
+def test_failed_examples_are_no_base_of_an_estimate(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(example: Any, prediction: Any) -> bool:
+        if number := next(calls) in (1, 2):
+            raise RuntimeError(f"failed on {number}")
+        return True
+
+    calls = itertools.count()
+    optimize(server, **MANY, metric=fails, num_threads=1, verbose=True)
+    assert "Estimate, from 5 examples, 5 LM calls" in capsys.readouterr().out
+
+
+def test_fewer_examples_than_usual_are_enough(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optimize(server, trainset=TASK.trainset(3), valset=None, num_rounds=1, display_progress=True)
+    assert "Estimate, from 3 examples" in capsys.readouterr().out
+
+
+def test_a_resumed_run_and_one_without_an_end_say_nothing(
+    server: SimulatedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optimize(server, num_rounds=1, log_dir=tmp_path / "run", display_progress=True)
+    assert "Estimate, " in capsys.readouterr().out
+    optimize(server, num_rounds=2, log_dir=tmp_path / "run", display_progress=True)
+    assert "Estimate, " not in capsys.readouterr().out
+    optimize(server, auto=None, num_rounds=None, stoppers=[lambda state: "enough"], display_progress=True)
+    assert "Estimate, " not in capsys.readouterr().out
+
+
+def test_a_pruner_of_the_user_sees_no_simulated_scores(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Counting(Halving):
+        num_calls = 0
+
+        def drop(self, race: Race) -> Mapping[str, str]:
+            Counting.num_calls += 1
+            return super().drop(race)
+
+    counts = []
+    for is_shown in (False, True):
+        Counting.num_calls = 0
+        optimize(server, **MANY, pruner=Counting(first=4), num_threads=1, display_progress=is_shown)
+        counts.append(Counting.num_calls)
+    assert counts[0] == counts[1] > 0
+    assert "Estimate, " not in capsys.readouterr().out
+
+
 class Async(dspy.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -141,3 +222,10 @@ async def test_acompile_estimates_too(server: SimulatedServer) -> None:
     program = await teleprompter(server, dry_run=True).acompile(Async(), trainset=TRAINSET)
     assert program.opro_estimate.spent.examples == 5
     assert server.stats().requests == 5
+
+
+async def test_acompile_says_what_it_will_spend(
+    server: SimulatedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await teleprompter(server, display_progress=True).acompile(Async(), trainset=TRAINSET)
+    assert capsys.readouterr().out.count("Estimate, from 5 examples") == 1

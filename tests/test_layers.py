@@ -48,7 +48,7 @@ OUTSIDE = {
     "storage.fingerprint": {"dspy"},
     "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
-    "config.arguments": {"pydantic"},
+    "config.arguments": {"dspy", "pydantic"},
     "config.assembly": {"dspy"},
     "config.preflight": {"dspy"},
     "config.serialization": {"dspy"},
@@ -63,7 +63,6 @@ OUTSIDE = {
     "reporting.plots": {"plotly"},
     "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},
     "compile": {"dspy"},
-    "dry_run": {"dspy"},
     "teleprompter": {"dspy"},
     "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},
@@ -76,7 +75,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_300
+MOST_LINES = 12_650
 MOST_RUNNER_LINES = 600
 
 

@@ -190,6 +190,27 @@ def test_an_interval_covers_seeds_and_examples(modules: Any) -> None:
     assert wide == (0.0, 1.0)
 
 
+def test_a_failure_that_is_no_answer_ends_the_measurement(modules: Any) -> None:
+    """A connection that breaks must not count as a wrong answer."""
+
+    def answer(call: LMCall) -> str:
+        raise ConnectionError("gone")
+
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    measured = modules.quality.Measurement(ScriptedLM(answer), proposer(), None, 1, BUDGET, SIZES)
+    with pytest.raises(Exception, match=r"gone|cancelled"):
+        measured.measure(modules.quality_tasks.labelled("parity", "Answer.", rows()), "student", 0)
+
+
+def test_answers_that_do_not_parse_are_counted(modules: Any) -> None:
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    measured = modules.quality.Measurement(
+        ScriptedLM(lambda call: "no idea"), proposer(), None, 1, BUDGET, SIZES
+    )
+    row = measured.measure(modules.quality_tasks.labelled("parity", "Answer.", rows()), "student", 0)
+    assert row["test"] == [None] * SIZES[2]
+
+
 def test_stored_runs_are_not_repeated(modules: Any) -> None:
     keys = [{**{name: stored("OPRO", seed, 1)[name] for name in modules.quality.KEY}} for seed in (0, 1)]
     assert modules.quality.missing([stored("OPRO", 0, 1)], keys) == keys[1:]

@@ -74,9 +74,28 @@ def test_rows_with_gaps_and_repeated_runs_are_left_out(replay: Any, tmp_path: Pa
     other = STEADY + 0.1
     np.savez(
         tmp_path / "s.npz",
-        **{"a/x/m/CAPO/1": gap, "b/x/m/CAPO/1": gap, "c/x/m/no_racing/1": other, "steps/o": STEADY},
+        **{
+            "a/x/m/CAPO/1": gap,
+            "b/x/m/CAPO/1": gap,
+            "c/x/m/no_racing/1": other,
+            "steps/o": STEADY,
+            "d/x/m/one": STEADY[:, :1],
+        },
     )
     runs = dict(replay.complete_runs(str(tmp_path / "s.npz"), 4))
     assert list(runs) == ["a/x/m/CAPO/1", "c/x/m/no_racing/1"]
     assert runs["a/x/m/CAPO/1"].shape == (4, 8)
     assert not list(replay.complete_runs(str(tmp_path / "s.npz"), 6))
+    on_the_first = dict(replay.complete_runs(str(tmp_path / "s.npz"), 4, 5))
+    assert on_the_first["a/x/m/CAPO/1"].shape == (5, 5)  # the gap comes later
+
+
+def test_the_table_has_a_line_for_each_policy(replay: Any) -> None:
+    lines = list(
+        replay.table([("a", STEADY), ("b", STEADY)], 2, ["full evaluation", "CAPO's paired t-test (0.2)"])
+    )
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells[0][:4] == ["full evaluation", "1200", "1.00", "0.00 ± 0.00"]
+    assert cells[1][0] == "CAPO's paired t-test (0.2)"
+    assert float(cells[1][2]) < 1
+    assert cells[0][4].startswith("20.00")  # 0.7 less the mean prompt's 0.5

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
+import dspy
 from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from .sizes import PAPER_CANDIDATES, usual_candidates
@@ -142,7 +143,7 @@ class OPROConfig(_Arguments):
     @field_validator("prompt_model", "task_model", mode="before")
     @classmethod
     def _model(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, str):
+        if not isinstance(value, (dspy.BaseLM, type(None))):
             name = info.field_name
             raise TypeError(f"{name} must be a dspy.LM, but is {value!r}. Write {name}=dspy.LM(...).")
         return value

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import dspy
@@ -13,6 +16,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
 from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter
 from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
@@ -20,12 +24,14 @@ from dspy_opro.proposers.opro import OPROProposer, PaperProposer
 from dspy_opro.proposers.reflective import adapt
 from dspy_opro.proposers.writer import InstructionWriter, initial_texts
 from dspy_opro.search.stoppers import Budget
-from dspy_opro.search.tasks import Plan, TaskResult
+from dspy_opro.search.tasks import Plan, ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.storage.fingerprint import fingerprint
 from dspy_opro.storage.run_storage import RunStorage, open_run
 
 from .arguments import OPROConfig, paper
+from .estimate import MOST_IN_A_RUN, NUM_EXAMPLES, Estimate, estimate
+from .plan import make_search
 from .preflight import Inputs
 from .readable import readable
 
@@ -70,7 +76,14 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         config.init_temperature,
         program,
         MetaPrompt(
-            program, train, config.k_best or 20, config.num_exemplars, config.seed, is_paper, guidance
+            program,
+            train,
+            config.k_best or 20,
+            config.num_exemplars,
+            config.seed,
+            is_paper,
+            guidance,
+            PredictorFeedback(program, inputs.metric, loop, config.task_model),
         ),
         rules,
         loop,
@@ -146,6 +159,61 @@ def make_storage(inputs: Inputs) -> RunStorage:
         config.callbacks,
         config.num_threads or dspy.settings.num_threads,
     )
+
+
+def make_estimate(
+    inputs: Inputs,
+    meta_prompt: MetaPrompt,
+    results: Sequence[TaskResult],
+    seconds: float,
+    most_examples: float = math.inf,
+) -> Estimate:
+    """The estimate of a run from the student's first results, each of which took so many seconds."""
+    config = inputs.config
+    # The scores are simulated, so nothing of the user's looks at them.
+    no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+    default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
+    return estimate(
+        config,
+        make_search(no_scores, inputs.program.candidate, inputs.sizes),
+        replace(meta_prompt, feedback=None),  # a metric's LM calls would cost something
+        model_name(inputs.prompt_model),
+        {model_name(predictor.lm or default) for predictor in predictors},
+        results,
+        seconds / (config.num_threads or dspy.settings.num_threads),
+        most_examples,
+    )
+
+
+class RunEstimate:
+    """The estimate that a run shows once the student's first examples are scored.
+
+    Worker threads add results, and one thread takes the estimate. Nothing is estimated unless `is_wanted`.
+    """
+
+    def __init__(self, inputs: Inputs, meta_prompt: MetaPrompt, plan: Plan, is_wanted: bool) -> None:
+        self._inputs = inputs
+        self._meta_prompt = meta_prompt
+        self._num_needed = min(NUM_EXAMPLES, plan.num_train)
+        self._first: list[
+            tuple[TaskResult, float]
+        ] = []  # the student's results, and the seconds that each took
+        # A pruner of the user's would see simulated scores.
+        self._is_due = is_wanted and inputs.config.pruner in (None, "auto")
+
+    def add(self, task: ScoringTask, result: TaskResult, seconds: float) -> None:
+        """Keep a result of the student."""
+        if self._is_due and result.error is None and task.candidate == self._inputs.program.candidate:
+            self._first.append((result, seconds))
+
+    def take(self) -> Estimate | None:
+        """The estimate, once: as soon as there are enough results."""
+        if not self._is_due or len(self._first) < self._num_needed:
+            return None
+        self._is_due = False
+        results, seconds = zip(*self._first[:NUM_EXAMPLES], strict=True)
+        found = make_estimate(self._inputs, self._meta_prompt, results, fmean(seconds), MOST_IN_A_RUN)
+        return None if found.expected is None else found
 
 
 def budget(config: OPROConfig, lost: Usage) -> Budget:

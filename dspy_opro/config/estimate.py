@@ -21,9 +21,11 @@ from .arguments import OPROConfig
 from .plan import most_work
 
 NUM_EXAMPLES = 5
-"""Examples that a dry run scores the student on, one after the other."""
+"""Examples of the student behind an estimate."""
 MOST_EXAMPLES = 100_000
 """Examples after which a simulated search without a limit in rounds or examples has no end."""
+MOST_IN_A_RUN = 20_000
+"""Examples that are simulated while a run goes on. It takes about two seconds."""
 MOST_MEASURED = 200
 """Proposals whose length is measured. Later ones are like these."""
 SPREAD = 0.1
@@ -85,6 +87,7 @@ def estimate(
     program_models: Collection[str],
     results: Sequence[TaskResult],
     seconds: float,
+    most_examples: float,
 ) -> Estimate:
     """The estimate for a search that has not begun.
 
@@ -96,6 +99,7 @@ def estimate(
         program_models: The names of the LMs that the program calls. Their price is known from the examples.
         results: The student's results on its first examples.
         seconds: Wall time that an example adds to a run.
+        most_examples: After so many examples the simulation stops, and nothing is known of what is expected.
     """
     notes = ["Proposals are estimated from the length of their prompts, 4 characters per token."]
     paid = [result for result in results if not result.usage.cached_calls] or list(results)
@@ -119,7 +123,7 @@ def estimate(
     work, max_waves, most = most_work(search), search.plan.max_waves, None
     run = _Run(search, meta_prompt, prompt_model, prices, paid, seconds)
     is_bounded = work is not None or config.patience is not None or budget != Budget()
-    limit = MOST_EXAMPLES if work is None else math.inf
+    limit = min(most_examples, MOST_EXAMPLES if work is None else math.inf)
     ends = is_bounded and run.play(budget, config.max_bootstrapped_demos or 0, limit)
     if work is not None:
         largest = max((result.usage for result in paid), key=lambda usage: (usage.cost, usage.tokens))
@@ -197,8 +201,9 @@ class _Run:
             sample, quality = self._random.choice(self.samples), self._qualities.get(task.candidate.id)
             if quality is None:
                 quality = self._qualities[task.candidate.id] = self._random.gauss(self._quality, SPREAD)
-            output = getattr(sample.content, "output", "")
-            result = TaskResult(Outcome(float(self._random.random() < quality), output), sample.usage)
+            score = float(self._random.random() < quality)
+            output, calls = (getattr(sample.content, name, None) for name in ("output", "calls"))
+            result = TaskResult(Outcome(score, output or "", calls=calls), sample.usage)
         elif task.is_for_demos:
             tries = [self._random.choice(self.samples).usage for _ in range(demo_calls)]
             no_demos = Proposal(dict.fromkeys(self.search.student.instructions, "[]"))

@@ -127,10 +127,6 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
 
 def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
     """The optimizer LM. Checks that every predictor has an LM, too."""
-    for name in ("prompt_model", "task_model"):
-        lm = getattr(config, name)
-        if lm is not None and not isinstance(lm, dspy.BaseLM):
-            raise TypeError(f"{name} must be a dspy.LM, but is {lm!r}. Write {name}=dspy.LM(...).")
     default = dspy.settings.lm
     if default is None and config.task_model is None:
         bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import Any
 
 import dspy
@@ -88,7 +87,7 @@ class OPROPromptOptimizer(BasePromptOptimizer):
         )
         result = program.opro_result
         if enable_tracking:
-            log_result(result)
+            log_result(result, mlflow.active_run())
         before, after = _scores(result)
         return PromptOptimizerOutput(
             optimized_prompts=program.assemble(),
@@ -160,9 +159,7 @@ class PromptProgram(dspy.Module):
 class ScoredPrediction(dspy.Prediction):
     """A response, and beside its fields what the scorers said about it."""
 
-    scores: Mapping[str, Any] = MappingProxyType(
-        {}
-    )  # a class attribute, so that DSPy does not take it for a field
+    scores: Mapping[str, Any] = {}  # a class attribute, so that DSPy does not take it for a field
 
 
 def score(found: EvaluationResultRecord) -> dict[str, Any]:

@@ -27,6 +27,9 @@ _COPIES_SHALLOWLY = _VERSION >= (3, 3)
 EMPTY_USAGE_MEANS_CACHED = _VERSION == (3, 0)
 """DSPy 3.0.0 marks a cached answer only by an empty dict as its usage. In 3.4 a server that sends none has one, too."""
 
+UNMARKED_RESPONSES: tuple[type, ...] = (dspy.lm15.Response, tuple) if hasattr(dspy, "lm15") else ()
+"""What DSPy 3.4's own engine answers: one response, or several. They don't say whether they come from the cache."""
+
 # -- instructions --------------------------------------------------------------------------------
 
 # Class in dspy.predict -> first words of the text that it appends to the user's, at the start of a line. Wording of

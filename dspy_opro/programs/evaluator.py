@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -18,6 +18,7 @@ from .errors import in_brief
 from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
+from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, plain_fields, read_trace
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -76,18 +77,22 @@ class Evaluator:
         example: Any,
         book: Callable[[Usage], None] = lambda usage: None,
         call_id: str | None = None,
+        keeps_calls: bool = False,
     ) -> tuple[TaskResult, Any]:
         """Score a candidate on an example. Returns the result and the prediction (None if the example failed).
 
         `book` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
-        callbacks see `call_id` as the parent of the calls.
+        callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome of a program with
+        several predictors has their calls.
 
         Raises:
             MetricError: The metric returned something that is not a score.
         """
         program, prediction, error = self.build(candidate), None, None
+        trace: list[Any] = []
+        num_calls = None  # of the program; a metric may call predictors of its own
         settings = {} if self.task_model is None else {"lm": self.task_model}
-        meters = metered("scorer", book, ONE_EXAMPLE, self.prices, trace=[], **settings)
+        meters = metered("scorer", book, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
             try:
                 inputs = dict(example.inputs().items())
@@ -95,6 +100,7 @@ class Evaluator:
                     prediction = self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
                 else:
                     prediction = program(**inputs)
+                num_calls = len(trace)
                 outcome = self._judge(example, prediction)
             except MetricError:
                 raise
@@ -103,7 +109,20 @@ class Evaluator:
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
+        if keeps_calls and len(self.program.names) > 1:
+            calls = self._calls(program, trace[:num_calls], error, prediction)
+            outcome = replace(outcome, calls=calls)
         return TaskResult(outcome, meter.usage, error=error), prediction
+
+    def _calls(
+        self, program: dspy.Module, trace: Sequence[Any], error: Any, prediction: Any
+    ) -> Mapping[str, Any]:
+        is_asked = self.metric.takes_predictor
+        limit = FIELD_CHARS_FOR_METRIC if is_asked else FIELD_CHARS
+        calls = read_trace(self.program.names, program.predictors(), trace, error, limit)
+        if is_asked and error is None and callable(getattr(prediction, "items", None)):
+            calls[PROGRAM] = {"outputs": plain_fields(prediction, limit)}
+        return calls
 
     def _judge(self, example: Any, prediction: Any) -> Outcome:
         try:

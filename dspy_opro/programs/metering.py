@@ -14,7 +14,7 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspy_opro.search.trajectory import Usage
 
-from .compat import EMPTY_USAGE_MEANS_CACHED
+from .compat import EMPTY_USAGE_MEANS_CACHED, UNMARKED_RESPONSES
 
 NOTHING = Usage()
 
@@ -83,41 +83,65 @@ class Meter:
         self.book(spent)
 
 
-class _History(list[Any]):
-    """Replaces a module's `history`. DSPy appends an entry for every LM call below that module."""
-
-    def __init__(self, meter: Meter) -> None:
-        super().__init__()
-        self._meter = meter
-
-    def append(self, entry: Any) -> None:
-        response, usage = entry.get("response"), entry.get("usage")
-        # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache: DSPy 3.0 to
-        # 3.3 set `cache_hit`, in 3.4 the cached response still has the usage that its entry does not have. Where the
-        # server sent none, 3.4 shows no difference: the answer counts as paid.
-        own = getattr(response, "usage", None)
-        is_cached = getattr(response, "cache_hit", False) or getattr(own, "total_tokens", None)
-        is_cached = is_cached or (EMPTY_USAGE_MEANS_CACHED and own == {})
-        paid = usage or (None if is_cached else {"prompt_tokens": 0})
-        self._meter.add(str(entry.get("model")), paid, entry.get("cost"))
-
-
 class _Tracker(UsageTracker):
-    """Counts calls when the history is switched off. A tracker sees neither costs nor cached answers."""
+    """Hears of every answer that does not come from the cache, right before its history entry.
 
-    def __init__(self, meter: Meter, parent: Any) -> None:
+    It hears neither of costs nor of cached answers. Where the history is switched off it books the calls.
+    """
+
+    def __init__(self, meter: Meter | None, parent: UsageTracker | None) -> None:
         super().__init__()
         self._meter = meter
         self._parent = parent
+        self._heard = threading.local()
+        if parent is not None:
+            self.usage_data = parent.usage_data  # `dspy.track_usage` within the program adds to it
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        super().add_usage(lm, usage_entry)
-        self._meter.add(lm, usage_entry or {"prompt_tokens": 0}, None)
-        if self._parent is not None:
+        self._heard.usage = usage_entry
+        if self._meter is not None:
+            self._meter.add(lm, usage_entry or {"prompt_tokens": 0}, None)
+        if self._parent is None:
+            super().add_usage(lm, usage_entry)
+        else:
             self._parent.add_usage(lm, usage_entry)
+
+    def has_just_heard(self, usage: Any) -> bool:
+        """Whether this very object was the last usage in this thread."""
+        return getattr(self._heard, "usage", None) is usage
 
     def __deepcopy__(self, memo: Any) -> _Tracker:
         return self  # dspy.Parallel copies the tracker for each of its threads
+
+
+class _History(list[Any]):
+    """Replaces a module's `history`. DSPy appends an entry for every LM call below that module."""
+
+    def __init__(self, meter: Meter, tracker: _Tracker | None) -> None:
+        super().__init__()
+        self._meter = meter
+        self._tracker = tracker
+
+    def append(self, entry: Any) -> None:
+        usage = entry.get("usage")
+        # Many servers send no usage. An answer without usage is paid for, unless it comes from the cache.
+        paid = usage or (None if self._is_cached(entry.get("response"), usage) else {"prompt_tokens": 0})
+        self._meter.add(str(entry.get("model")), paid, entry.get("cost"))
+
+    def _is_cached(self, response: Any, usage: Any) -> bool:
+        """Whether an answer without usage comes from the cache.
+
+        DSPy 3.0 to 3.3 set `cache_hit`. In 3.4 a response of its own engine has no mark, but only a paid one is told to
+        the tracker. Where the program has put another tracker in its place, a response that has the usage that its
+        entry lacks is cached; where the server sent none it counts as paid.
+        """
+        tracker, own = self._tracker, getattr(response, "usage", None)
+        if tracker is not None and tracker is not dspy.settings.usage_tracker:
+            tracker = None
+        if tracker is not None and isinstance(response, UNMARKED_RESPONSES):
+            return not tracker.has_just_heard(usage)
+        is_cached = getattr(response, "cache_hit", False) or getattr(own, "total_tokens", None)
+        return bool(is_cached or (EMPTY_USAGE_MEANS_CACHED and own == {}))
 
 
 @contextmanager
@@ -132,11 +156,13 @@ def metered(
 
     It uses `settings.caller_modules` (DSPy 3.0 to 3.4: `record_history` appends each entry to the `history` of every
     module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every task of
-    `dspy.Parallel` return None.
+    `dspy.Parallel` return None. With `track_usage` modules give their predictions a usage only where no tracker is set.
     """
-    meter = Meter(caller, book, entry, prices or {})
+    meter, parent, tracker = Meter(caller, book, entry, prices or {}), dspy.settings.usage_tracker, None
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:
-        settings["usage_tracker"] = _Tracker(meter, dspy.settings.usage_tracker)
-    callers = [SimpleNamespace(history=_History(meter)), *(dspy.settings.caller_modules or [])]
+        settings["usage_tracker"] = _Tracker(meter, parent)
+    elif UNMARKED_RESPONSES and not (dspy.settings.track_usage and parent is None):
+        settings["usage_tracker"] = tracker = _Tracker(None, parent)
+    callers = [SimpleNamespace(history=_History(meter, tracker)), *(dspy.settings.caller_modules or [])]
     with dspy.context(caller_modules=callers, **settings):
         yield meter

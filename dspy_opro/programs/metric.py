@@ -46,6 +46,8 @@ class Metric:
         num_required = _num_required(function)
         self._num_extra = max(0, num_required - 2)
         self._takes_trace = num_required > 2 or _takes_three(function)
+        self.takes_predictor = num_required == 5 or _names_predictor(function)
+        """Whether it gives feedback on single predictors."""
 
     def __call__(self, example: Any, prediction: Any) -> Any:
         """The unchanged return value of the metric; an awaitable if the metric is async."""
@@ -57,6 +59,10 @@ class Metric:
             return self(example, prediction)
         return self._call(example, prediction, trace, *[None] * (self._num_extra - 1))
 
+    def for_predictor(self, example: Any, prediction: Any, trace: Any, name: str, own_trace: Any) -> Any:
+        """Call a metric with `takes_predictor`, as dspy.GEPA does for its feedback on the predictor `name`."""
+        return self._call(example, prediction, trace, name, own_trace)
+
 
 def _takes_three(function: Callable[..., Any]) -> bool:
     try:
@@ -64,6 +70,13 @@ def _takes_three(function: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):  # ValueError: a builtin without a signature
         return False
     return True
+
+
+def _names_predictor(function: Callable[..., Any]) -> bool:
+    try:
+        return {"pred_name", "pred_trace"} <= set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return False
 
 
 def _num_required(function: Callable[..., Any]) -> int:

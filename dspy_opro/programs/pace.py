@@ -143,10 +143,10 @@ class Lane:
             pause = max(pause, self._later[0][0] - now) if self._later else math.inf
         return pause if pause > 0 else math.inf
 
-    def settled(self, task: Task) -> Usage:
-        """A task is over. Returns what its earlier calls cost."""
+    def settled(self, task: Task, spent: Usage) -> Usage:
+        """A task is over. Returns what all its calls cost; the last one cost `spent`."""
         retry = self._retries.pop(task_key(task), None)
-        return Usage() if retry is None else retry.spent
+        return spent if retry is None else spent + retry.spent
 
     def put_off(self, task: Task, result: TaskResult, verdict: Verdict, started: float, now: float) -> bool:
         """Try a task again later, whose call met a transient error.

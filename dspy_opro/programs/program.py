@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
@@ -14,7 +15,6 @@ import dspy
 from dspy_opro.search.trajectory import Candidate
 
 from .compat import defines, task_text
-from .copying import copy_module, uncopyable
 from .values import as_json, fields, shown, storable
 
 
@@ -93,6 +93,50 @@ class Program:
                 predictor.signature = predictor.signature.with_instructions(own.instructions(text))
         program._compiled = getattr(self.student, "_compiled", False)
         return program
+
+
+def uncopyable(module: dspy.Module) -> list[Any]:
+    """The values in a module and its submodules that can't be copied.
+
+    For such a module `dspy.Module.deepcopy` (DSPy 3.0 to 3.4) copies one attribute after the other: it does not copy a
+    list with a predictor and a lock in it, and it copies a predictor in two attributes twice.
+    """
+    if type(module).deepcopy is not dspy.Module.deepcopy:  # the module knows how to copy itself
+        return []
+    found: list[Any] = []
+    seen: set[int] = set()
+
+    def look(value: Any) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            inner = _members(value)
+            if inner is None:
+                found.append(value)
+            for member in inner or ():
+                look(member)
+
+    look(module)
+    return found
+
+
+def _members(value: Any) -> Iterable[Any] | None:
+    """The members of a module or a container; None for anything else."""
+    if isinstance(value, dspy.Module):
+        value = vars(value)
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple, set)) else None
+
+
+def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
+    """A copy of a module that shares what `uncopyable` found."""
+    if not shared:
+        return module.deepcopy()
+    return copy.deepcopy(module, {id(value): value for value in shared})
 
 
 def is_async_only(module: object) -> bool:

@@ -19,7 +19,7 @@ _KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\
 
 def fields(example: Any) -> dict[str, Any]:
     """An example's own fields, without the random `dspy_uuid` that DSPy's datasets add."""
-    return {name: value for name, value in example.items() if not name.startswith("dspy_")}
+    return dict(example.items())
 
 
 def shown(value: Any) -> str:
@@ -34,7 +34,7 @@ def shown(value: Any) -> str:
 
 def storable(text: str) -> str:
     """The text without half a surrogate pair, which UTF-8 and most databases can't hold and no provider takes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain(value: Any) -> Any:

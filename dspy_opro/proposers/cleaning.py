@@ -93,8 +93,9 @@ class InstructionRules:
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
         inputs: Counter[int] = Counter()  # short input -> examples that have it
         for example in trainset:
-            shared.update(set(ngrams((shown(v)[:2000] for v in fields(example).values()), cls.ngram)))
-            inputs.update(_items(shown(v)[:2000] for v in fields(example.inputs()).values()))
+            texts = {name: shown(value)[:2000] for name, value in fields(example).items()}
+            shared.update(set(ngrams(texts.values(), cls.ngram)))
+            inputs.update(_items(texts[name] for name in fields(example.inputs())))
         # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
         limit = max(1, len(trainset) // 2)
         instructions = [own.text for own in program.texts.values()]

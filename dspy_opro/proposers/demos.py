@@ -15,12 +15,11 @@ import dspy
 from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 
 from dspy_opro.programs.compat import predictor_state
-from dspy_opro.programs.copying import copy_module, uncopyable
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE
 from dspy_opro.programs.metering import Prices, metered
 from dspy_opro.programs.metric import Metric, to_score
-from dspy_opro.programs.program import Program, is_async_only
+from dspy_opro.programs.program import Program, copy_module, is_async_only, uncopyable
 from dspy_opro.programs.values import plain
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, rng
 from dspy_opro.search.trajectory import Usage

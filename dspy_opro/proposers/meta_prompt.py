@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dspy_opro.programs.program import Fields, Program, describe
+from dspy_opro.programs.tracing import Call, PredictorFeedback
 from dspy_opro.programs.values import fields, shown
 from dspy_opro.search.tasks import ProposalTask, View, rng
 from dspy_opro.search.trajectory import Outcome, Trajectory, percent
@@ -30,6 +31,11 @@ class Exemplar:
     """Lowest and highest score seen, in the metric's own scale."""
     input_fields: Mapping[str, str] = field(default_factory=dict)
     """Input field -> its whole value, as text."""
+    calls: Mapping[str, Call] = field(default_factory=dict)
+    """Predictor of the request -> its call, empty if the program did not call it. A program with one
+    predictor has no entries, nor has an example that was not run yet."""
+    feedback: Mapping[str, str] = field(default_factory=dict)
+    """Predictor of the request -> the metric's feedback on it, from a metric that takes `pred_name`."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,14 @@ class MetaPrompt:
     is_paper: bool
     """Whether to follow the paper: one style, random exemplars."""
     guidance: str = ""
+    feedback: PredictorFeedback | None = None
+    """Asks the metric for feedback on single predictors. None asks for none."""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
         """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
         view = task.view
         styles = STYLES[:1] if self.is_paper else STYLES if len(task.predictors) == 1 else STYLES[:2]
         style = styles[(task.round + task.slot + task.wave) % len(styles)]
-        score_range = view.trajectory.score_range
         count = self.k_best if style == "explore" else min(3, self.k_best)
         # The paper draws the exemplars once per step. Here every proposal sees other exemplars.
         generator = rng(self.seed, "exemplars", task.round, 0 if self.is_paper else task.slot)
@@ -88,7 +95,7 @@ class MetaPrompt:
             predictors=task.predictors,
             current={name: view.base.instructions[name] for name in task.predictors},
             scored_instructions={name: _scored(task, name, count) for name in task.predictors},
-            exemplars=[self._exemplar(view.outcomes[p], p, score_range) for p in positions],
+            exemplars=[self._exemplar(task, p) for p in positions],
             role="\n".join(self.program.texts[name].role for name in task.predictors),
             fields={name: self.program.texts[name].fields for name in task.predictors},
             style=style,
@@ -99,16 +106,25 @@ class MetaPrompt:
             guidance=self.guidance,
         )
 
-    def _exemplar(self, outcome: Outcome | None, position: int, score_range: tuple[float, float]) -> Exemplar:
-        example = self.trainset[position]
+    def _exemplar(self, task: ProposalTask, position: int) -> Exemplar:
+        example, outcome = self.trainset[position], task.view.outcomes[position]
         inputs = fields(example.inputs())
+        calls = outcome.calls if outcome is not None and outcome.calls and not self.is_paper else {}
+        names = task.predictors if calls else ()
+        said = {
+            name: self.feedback.of((task.view.base.id, position, name), example, calls)
+            for name in names
+            if self.feedback is not None
+        }
         return Exemplar(
             inputs=describe(inputs),
             expected=describe(fields(example.labels())),
             input_fields={name: shown(value) for name, value in inputs.items()},
             prediction="" if outcome is None else outcome.output,
             outcome=outcome,
-            score_range=score_range,
+            score_range=task.view.trajectory.score_range,
+            calls={name: calls.get(name, {}) for name in names},
+            feedback={name: text for name, text in said.items() if text},
         )
 
 

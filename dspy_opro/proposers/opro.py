@@ -11,6 +11,8 @@ from typing import Any
 
 import dspy
 
+from dspy_opro.programs.program import describe
+
 from .cleaning import clean
 from .meta_prompt import Exemplar, ProposalRequest, verdict
 
@@ -115,11 +117,20 @@ def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str
 
 
 def exemplar_text(exemplar: Exemplar) -> str:
-    """One exemplar as `input`, `output`, `expected`, `result` and `feedback`, without the empty ones."""
-    outcome = exemplar.outcome
-    parts = {"input": exemplar.inputs, "output": exemplar.prediction, "expected": exemplar.expected}
+    """One exemplar as `input`, `output`, `expected`, `result` and `feedback`, without the empty ones.
+
+    In a program with several predictors the inputs and outputs of the request's own predictors follow the input.
+    """
+    outcome, parts = exemplar.outcome, {"input": exemplar.inputs}
+    for name, call in exemplar.calls.items():
+        unparsed = f"could not be parsed: {call['unparsed']}" if "unparsed" in call else "not called"
+        parts[f"input of step {name}"] = describe(call.get("inputs", {}))
+        parts[f"output of step {name}"] = describe(call["outputs"]) if "outputs" in call else unparsed
+    parts |= {"output": exemplar.prediction, "expected": exemplar.expected}
     if outcome is not None:
-        parts |= {"result": verdict(outcome, *exemplar.score_range), "feedback": outcome.feedback}
+        parts["result"] = verdict(outcome, *exemplar.score_range)
+        parts |= {f"feedback on step {name}": text for name, text in exemplar.feedback.items()}
+        parts |= {} if exemplar.feedback else {"feedback": outcome.feedback}
     return "\n".join(f"{name}:\n{text}" for name, text in parts.items() if text or name == "input")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dspy_opro.programs.values import shown
+
 from .meta_prompt import Exemplar, ProposalRequest
 
 ARGUMENTS = ("candidate", "reflective_dataset", "components_to_update")
@@ -31,23 +33,32 @@ class ReflectiveProposer:
     and Feedback) and `components_to_update` (names). Returns name -> new text."""
 
     def __call__(self, request: ProposalRequest) -> dict[str, str]:
-        examples = [_example(exemplar, request.guidance) for exemplar in request.exemplars]
         new = self.function(
             candidate=dict(request.current),
-            reflective_dataset={name: list(examples) for name in request.predictors},
+            reflective_dataset={
+                name: [_example(exemplar, name, request.guidance) for exemplar in request.exemplars]
+                for name in request.predictors
+            },
             components_to_update=list(request.predictors),
         )
         return {name: text for name, text in new.items() if name in request.predictors}
 
 
-def _example(exemplar: Exemplar, guidance: str) -> dict[str, Any]:
-    outcome = exemplar.outcome
-    said = "" if outcome is None else outcome.error or outcome.feedback
+def _example(exemplar: Exemplar, name: str, guidance: str) -> dict[str, Any]:
+    """What GEPA shows of an example: the call of the predictor `name`, or that of a program with one predictor."""
+    outcome, call = exemplar.outcome, exemplar.calls.get(name)
+    inputs: Mapping[str, str] = exemplar.input_fields
+    outputs: Any = exemplar.prediction
+    if call:
+        inputs = {field: shown(value) for field, value in call.get("inputs", {}).items()}
+        given = {field: shown(value) for field, value in call.get("outputs", {}).items()}
+        outputs = given or f"could not be parsed: {call['unparsed']}"
+    said = "" if outcome is None else outcome.error or exemplar.feedback.get(name) or outcome.feedback
     feedback = [said, f"Score: {outcome.score:g}" if outcome else "", f"Expected: {exemplar.expected}"]
     if guidance:
         feedback.append(f"Rules for every instruction: {guidance}")
     return {
-        "Inputs": dict(exemplar.input_fields),
-        "Generated Outputs": exemplar.prediction,
+        "Inputs": dict(inputs),
+        "Generated Outputs": outputs,
         "Feedback": "\n".join(line for line in feedback if line),
     }

@@ -116,7 +116,11 @@ class InstructionWriter:
         """
         if task.initial is not None:
             return TaskResult(Proposal(self.initial[task.initial]))
-        request, error = self.meta_prompt.request(task), None
+        with metered(
+            "scorer", book, prices=self.prices, trace=[]
+        ) as asked:  # a metric may call an LM for its feedback
+            request = self.meta_prompt.request(task)
+        error = None
         lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
         with metered("proposer", book, prices=self.prices, trace=[]) as meter:
             try:
@@ -129,7 +133,7 @@ class InstructionWriter:
                 self._first_error = self._first_error or caught
                 self._warn(caught)
                 proposal = Proposal({}, error=in_brief(caught))
-        return TaskResult(proposal, meter.usage, error=error)
+        return TaskResult(proposal, asked.usage + meter.usage, error=error)
 
     def _answer(self, request: ProposalRequest, lm: Any) -> Any:
         """Ask the proposer. If the LM refuses the temperature, all further requests go without one."""
@@ -144,7 +148,7 @@ class InstructionWriter:
                 if not (has_one and refuses_temperature(caught)):
                     raise
                 logger.warning(
-                    "%s refuses the temperature and is asked without: %s", lm.model, in_brief(caught)
+                    "%s refuses the temperature. Later requests leave it out: %s", lm.model, in_brief(caught)
                 )
         self._takes_no_temperature = True
         return self._answer(request, lm)

@@ -66,7 +66,7 @@ def attach(
     _bare(program, taken)
     for name, value in values.items():
         if name in taken:
-            logger.warning("program.%s is the program's own; see program.opro_result instead.", name)
+            logger.warning("The program keeps its own attribute %s. See program.opro_result instead.", name)
         else:
             setattr(program, name, value)
 

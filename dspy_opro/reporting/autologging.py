@@ -10,23 +10,18 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from .report import page
 from .result import OPROResult
 
 logger = logging.getLogger("dspy_opro")
 
 
 def name_run(metric_key: str, name: str) -> None:
-    """Name the run that MLflow has just started for an evaluation.
-
-    Args:
-        metric_key: With what MLflow's own name begins. The run of somebody else keeps its name.
-        name: The new name.
-    """
+    """Name the run that MLflow has just started for an evaluation. MLflow's own name begins with `metric_key`."""
     run = _active_run("log_evals")
     if run is not None and run.info.run_name.startswith(metric_key):
         sys.modules["mlflow"].set_tag("mlflow.runName", name)
@@ -37,14 +32,15 @@ def completes_run(arguments: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]
     """The active run gets the result of a `compile`, also if an error ends it.
 
     Args:
-        arguments: Those of the call. Once it has returned, MLflow logs those that are plain.
+        arguments: Those of the call. Once it has returned, MLflow logs the plain ones and accepts no other value.
 
     Yields:
         What takes the compiled program, and gives it back.
     """
-    plain = [name for name, value in arguments.items() if isinstance(value, (bool, int, float, str))]
     try:
-        yield partial(_complete, plain)
+        yield partial(
+            _complete, [n for n, value in arguments.items() if isinstance(value, (int, float, str))]
+        )
     except Exception as error:
         _complete((), getattr(error, "program", None))
         raise
@@ -53,8 +49,8 @@ def completes_run(arguments: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]
 def _complete(left_out: Collection[str], program: Any) -> Any:
     result = getattr(program, "opro_result", None)
     try:
-        if result is not None and _active_run("log_compiles") is not None:
-            log_result(result, left_out)
+        if result is not None and (run := _active_run("log_compiles")) is not None:
+            log_result(result, run, left_out)
     except Exception as error:  # as with a callback, the program is worth more than its record
         logger.warning("The run in MLflow is not complete: %s: %s", type(error).__name__, error)
     return program
@@ -68,30 +64,17 @@ def _active_run(option: str) -> Any:
     return sys.modules["mlflow"].active_run() if utils.get_autologging_config("dspy", option) else None
 
 
-def log_result(result: OPROResult, left_out: Collection[str] = ()) -> None:
-    """Log settings, spending, stop reason, gain and report to MLflow's active run.
-
-    Args:
-        result: Of a run.
-        left_out: Settings that are not logged.
-    """
+def log_result(result: OPROResult, run: Any, left_out: Collection[str] = ()) -> None:
+    """Log settings, except those that are left out, spending, stop reason, gain and report to MLflow's active run."""
     import mlflow
 
-    active = mlflow.active_run()
-    assert active is not None
-    known = (
-        mlflow.MlflowClient().get_run(active.info.run_id).data.params
-    )  # MLflow refuses another value for a known one
+    known = {
+        *left_out,
+        *mlflow.get_run(run.info.run_id).data.params,
+    }  # MLflow refuses another value for a known one
     settings = {name: str(value)[:500] for name, value in result.config.items()}  # MLflow refuses long values
-    mlflow.log_params({n: value for n, value in settings.items() if n not in known and n not in left_out})
-    usage = result.usage
-    metrics = {
-        "metric_calls": usage.metric_calls,
-        "scorer_calls": usage.scorer_calls,
-        "proposer_calls": usage.proposer_calls,
-        "tokens": usage.tokens,
-        "cost": usage.cost,
-    }
+    mlflow.log_params({name: value for name, value in settings.items() if name not in known})
+    metrics = {**asdict(result.usage), "tokens": result.usage.tokens}
     if result.gain is not None:
         interval = result.gain.interval
         metrics |= {"gain": interval.estimate, "gain_low": interval.low, "gain_high": interval.high}
@@ -100,7 +83,4 @@ def log_result(result: OPROResult, left_out: Collection[str] = ()) -> None:
     mlflow.log_metrics(metrics)
     mlflow.set_tag("stop_reason", result.stop_reason)
     mlflow.log_text(result.summary(), "opro_summary.txt")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "opro_report.html"
-        result.save_report(path)
-        mlflow.log_artifact(str(path))
+    mlflow.log_text(page(result).encode(errors="replace").decode(), "opro_report.html")

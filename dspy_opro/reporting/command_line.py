@@ -1,6 +1,7 @@
-"""`dspy-opro`: looks at runs on record. It needs neither the program, nor the data, nor an LM.
+"""`dspy-opro`: shows and exports runs. It needs neither the program, nor the data, nor an LM.
 
-Exit codes: 0 success; 1 no such run, or it can't do that; 2 wrong usage; 3 the watched run ended with an error.
+Exit codes: 0 success; 1 no such run, or the command does not work with it; 2 wrong usage; 3 the watched run ended
+with an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dspy-opro")
 def main() -> None:
-    """Look at runs of dspy_opro.
+    """Show, watch, export and stop runs of dspy_opro.
 
     TARGET is the log directory of a run or the URL of an Optuna storage, e.g. runs/qa or sqlite:///runs.db.
     """
@@ -60,9 +61,7 @@ def show(target: str, study: str | None, trial: int | None, as_json: bool) -> No
     result = run.result()
     trials = result.trajectory.trials
     if trial is not None and not 0 <= trial < len(trials):
-        raise click.ClickException(
-            f"trial {trial} is not there: the run has the trials 0 to {len(trials) - 1}."
-        )
+        raise click.ClickException(f"The run has no trial {trial}, only the trials 0 to {len(trials) - 1}.")
     shown = trials[trial] if trial is not None else result.best if result.curve else None
     texts = {} if shown is None else dict(shown.candidate.instructions)
     if as_json:
@@ -99,7 +98,7 @@ def report(target: str, study: str | None, output: Path, as_json: bool) -> None:
 @click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
 @as_json
 def watch(target: str, study: str | None, interval: float, as_json: bool) -> None:
-    """Print a line whenever a run has got further, until it ends."""
+    """Print a line whenever a run makes progress, until it ends."""
     before: dict[str, Any] = {}
     while True:
         run = _run(target, study)
@@ -129,7 +128,7 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
 def export(
     target: str, what: str, study: str | None, output: Path | None, format_: str, as_json: bool
 ) -> None:
-    """Export the best program, its prompts as text, or the trials as a table.
+    """Export the best program, the prompts or the trials.
 
     With --json and no --output it prints the program, the prompts by predictor, or the trials as JSON. With --json
     and --output it writes the file as without --json, and prints its name as JSON.
@@ -140,7 +139,7 @@ def export(
     if what == "program":
         best = run.best_program
         if best is None:
-            raise click.ClickException("the best program is in a log directory only: give the directory.")
+            raise click.ClickException("Only a log directory has the best program. Give the directory.")
         _write(output, best.read_text("utf-8"))
     elif what == "prompts":
         texts = _try(lambda: result.instructions)
@@ -166,7 +165,7 @@ def export(
 @study
 @as_json
 def stop(target: str, study: str | None, as_json: bool) -> None:
-    """Ask the process of a run to end. The calls in flight are finished."""
+    """Ask the process of a run to end. It finishes its running calls."""
     run = _run(target, study)
     _try(run.request_stop)
     if as_json:
@@ -216,7 +215,7 @@ def _try(function: Callable[[], Any]) -> Any:
         return function()
     except SQLAlchemyError as error:
         cause = without_password(str(error).partition("\n")[0])
-        raise click.ClickException(f"the database can't be read: {cause}") from error
+        raise click.ClickException(f"The database can't be read: {cause}") from error
     except (ValueError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 

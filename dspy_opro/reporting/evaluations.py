@@ -10,6 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -35,11 +36,8 @@ _EMPTY_INPUTS: Mapping[str, Any] = dict.fromkeys(
 class EvaluationCallbacks:
     """Reports candidates to the callbacks in `dspy.settings` that listen to evaluations.
 
-    Args:
-        metric: The user's.
-        build: Makes a candidate's program.
-        splits: The examples, in the order of the scores.
-        loop: The caller's event loop, whose thread calls the callbacks. Without one they are called at once.
+    `build` makes a candidate's program, `splits` has the examples in the order of the scores. `loop` is the caller's
+    event loop, whose thread calls the callbacks. Without one they are called at once.
     """
 
     def __init__(
@@ -49,14 +47,10 @@ class EvaluationCallbacks:
         splits: Mapping[str, Sequence[Any]],
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
-        self._metric = metric
-        self._build = build
-        self._splits = splits
-        self._loop = loop
+        self._metric, self._build, self._splits, self._loop = metric, build, splits, loop
         self._listeners = [cb for cb in dspy.settings.callbacks or () if _listens(cb)]
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
-        # (candidate id, split) -> position -> (prediction, score)
-        self._answers: dict[tuple[str, str], dict[int, tuple[Any, float]]] = {}
+        self._predictions: dict[tuple[str, str], dict[int, Any]] = {}  # (candidate id, split) -> by position
         self._numbers: dict[str, int] = {}  # candidate id -> its number, as in the report and in Optuna
 
     def call_id(self, candidate: Candidate) -> str | None:
@@ -66,8 +60,7 @@ class EvaluationCallbacks:
     def keep(self, task: ScoringTask, prediction: Any, result: TaskResult) -> None:
         """Keep a prediction until the report of its candidate."""
         if self._listeners and isinstance(result.content, Outcome) and result.content.error is None:
-            predictions = self._answers.setdefault((task.candidate.id, task.split), {})
-            predictions[task.position] = (prediction, result.content.score)
+            self._predictions.setdefault((task.candidate.id, task.split), {})[task.position] = prediction
 
     def show(self, event: Event | None) -> None:
         """Report a candidate whose race has ended, once for each split with a score."""
@@ -85,26 +78,22 @@ class EvaluationCallbacks:
             ("train", key, trial.scores),
             ("val", "eval_valset", trial.valset_scores),
         ):
-            answers = self._answers.pop((trial.id, split), {})
-            if not scores:
-                continue
-            # A resumed run has scores without predictions.
-            results = [
-                (self._splits[split][i], *answers.get(i, (dspy.Prediction(), score)))
-                for i, score in enumerate(scores)
+            predictions = self._predictions.pop((trial.id, split), {})
+            results = [  # a resumed run has scores without predictions
+                (example, predictions.get(i, dspy.Prediction()), score)
+                for i, (example, score) in enumerate(zip(self._splits[split], scores, strict=False))
             ]
-            outputs = EvaluationResult(score=round(100 * fmean(scores), 2), results=results)
-            call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
+            if not results:
+                continue
             name = f"candidate {self._numbers[trial.id]}, {counted(len(results), f'{split} example')}"
+            call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
             program, metadata = self._build(trial.candidate), {"metric_key": metric_key, "candidate": name}
+            outputs = EvaluationResult(score=round(100 * fmean(scores), 2), results=results)
+            report = partial(self._report, call_id, program, metadata, outputs)
             if self._loop is None:
-                self._report(call_id, program, metadata, outputs)
+                report()
             else:
-                report = self._report_on_loop(call_id, program, metadata, outputs)
-                asyncio.run_coroutine_threadsafe(report, self._loop).result()
-
-    async def _report_on_loop(self, *evaluation: Any) -> None:
-        self._report(*evaluation)
+                asyncio.run_coroutine_threadsafe(_call_on_loop(report), self._loop).result()
 
     def _report(
         self, call_id: str, program: Any, metadata: dict[str, str], outputs: EvaluationResult
@@ -117,6 +106,10 @@ class EvaluationCallbacks:
         _call(name_run, metric_key=metadata["metric_key"], name=metadata["candidate"])
         for callback in self._listeners:
             _call(callback.on_evaluate_end, call_id=call_id, outputs=outputs, exception=None)
+
+
+async def _call_on_loop(function: Callable[[], None]) -> None:
+    function()
 
 
 def _listens(callback: Any) -> bool:

@@ -75,7 +75,7 @@ def heat_maps(result: OPROResult, order: Sequence[int]) -> list[HeatMap]:
 
 
 def compared(result: OPROResult) -> Trial:
-    """The trial that is compared with the student: the returned one, or the best one where that is the student."""
+    """The trial that is compared with the student: the returned trial, or the best trial if the student is returned."""
     return result.trajectory.best if result.best.id == result.baseline.id else result.best
 
 

@@ -12,7 +12,7 @@ from dspy_opro.search.trajectory import Candidate, Usage
 
 from .report import write_report
 from .result import OPROResult
-from .run_directory import RunDirectory
+from .run_directory import REPORT, RunDirectory
 
 PAUSE_SECONDS = 3.0
 """The least time between two writes."""
@@ -120,10 +120,10 @@ class LivePage:
         ]
         runners.sort(key=lambda runner: -math.inf if runner.score is None else runner.score, reverse=True)
         live = Live(self._round, self.num_examples, runners, limits)
-        self.directory.write_report(lambda path: write_report(result, path, live))
+        self.directory.write(REPORT, lambda path: write_report(result, path, live))
         self._written, self._is_new = self.clock(), False
         self._took = self._written - started
 
     def close(self, result: OPROResult) -> None:
         """Write the page of a run that has ended."""
-        self.directory.write_report(lambda path: write_report(result, path))
+        self.directory.write(REPORT, lambda path: write_report(result, path))

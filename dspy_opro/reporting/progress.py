@@ -196,7 +196,7 @@ class Progress:
 
 
 def outcome(trial: Trial, trajectory: Trajectory) -> str:
-    """How a race ended for a candidate. What a dropped one would reach is an estimate."""
+    """How a race ended for a candidate. The score of a dropped candidate is an estimate."""
     reward, examples = score(reward_within(trial, trajectory)), counted(trial.num_scored, "example")
     if trial.state == "complete":
         return f"complete {reward} on {examples} ({trial.reason})"

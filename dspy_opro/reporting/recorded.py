@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import Failure
+from dspy_opro.search.tasks import Failure, scored_example
 from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
@@ -21,7 +21,7 @@ from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.trials import STATES
 
 from .examples import Examples, ExampleText
-from .result import OPROResult
+from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
 LOG_SUFFIX = "/log"
@@ -64,7 +64,7 @@ class Run:
             ValueError: There is no log directory, or no process runs it.
         """
         if self.directory is None:
-            raise ValueError("A run can be stopped in its log directory only: give the directory.")
+            raise ValueError("Only a run with a log directory can be stopped. Give the directory.")
         if not self.is_running:
             raise ValueError(f"No process runs {self.directory}.")
         (self.directory / STOP).touch()
@@ -90,7 +90,7 @@ class Run:
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
-            stop_reason=self.study.user_attrs["stop_reason"] if has_end else "not ended",
+            stop_reason=self.study.user_attrs["stop_reason"] if has_end else NOT_ENDED,
             usage=sum((Usage(**r["usage"]) for r in records if "usage" in r), Usage()),
             seconds=max((r.get("seconds", 0.0) for r in records), default=0.0),
             failures=tuple(failures[:1000]),
@@ -99,7 +99,7 @@ class Run:
             config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
             study_name=self.name,
             returned=returned if has_end else "",
-            gain=_gain(trajectory, outcomes),
+            gain=_gain(trajectory, outcomes, returned),
             data=_examples(trajectory, outcomes, returned),
         )
 
@@ -115,7 +115,7 @@ def find_runs(target: str) -> list[Run]:
     if "://" not in target:
         directory = Path(target)
         if not directory.is_dir():
-            raise ValueError(f"{target} is no directory. Give a log directory or the URL of a storage.")
+            raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
         storage = _storage_of(directory)
     elif target.startswith("sqlite:///") and not Path(target.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"There is no database {target}.")
@@ -169,8 +169,8 @@ def _outcomes(records: Sequence[Record]) -> Outcomes:
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if "outcome" in record:
-            _, id_, split, position = record["key"].split("/")
-            found.setdefault((id_, split), {})[int(position)] = record["outcome"]
+            id_, split, position = scored_example(record["key"])
+            found.setdefault((id_, split), {})[position] = record["outcome"] | {"calls": None}  # not shown
     return {
         key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
         for key, by_position in found.items()
@@ -206,16 +206,19 @@ def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
     )
 
 
-def _gain(trajectory: Trajectory, outcomes: Outcomes) -> Gain | None:
+def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | None:
     """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
     if not any(trial.state == "complete" for trial in trajectory.trials):
         return None
-    student, best = trajectory.trials[0], trajectory.best
+    student, *others = trajectory.trials
+    # The one that was compared with the student need not be the one with the best score.
+    compared = [t for t in others if (t.id, "unseen") in outcomes]
+    best = [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
     same = len(student.scores) == len(best.scores) > 0 and (
         best.valset_score is None or len(student.valset_scores) == len(best.valset_scores) > 0
     )
     unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, best))
-    return measured_gain(trajectory, *unseen) if same else None
+    return measured_gain(trajectory, best, *unseen) if same else None
 
 
 def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Examples:

@@ -24,7 +24,7 @@ from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Trial
 
 from .heat_map import compared, heat_maps, rectangles
-from .result import OPROResult, counted
+from .result import NOT_ENDED, OPROResult, counted
 
 if TYPE_CHECKING:
     from .live import Live
@@ -136,7 +136,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Who came from whom: a column for each round, the best candidate on top, and curves from parents to children."""
+    """A column of candidates for each round, the best on top, and curves from parents to children."""
 
     rows: Sequence[Row]
     height: float
@@ -284,7 +284,12 @@ TEMPLATES = Environment(
 TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration, "counted": counted}
 TEMPLATES.globals |= {"score_axes": score_axes, "effort_axes": effort_axes, "effort_bars": effort_bars}
 TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes, "compared": compared}
-TEMPLATES.globals |= {"lineage": lineage, "ancestry": ancestry, "rectangles": rectangles}
+TEMPLATES.globals |= {
+    "NOT_ENDED": NOT_ENDED,
+    "lineage": lineage,
+    "ancestry": ancestry,
+    "rectangles": rectangles,
+}
 
 
 def page(result: OPROResult, live: Live | None = None) -> str:

@@ -25,7 +25,7 @@ from .examples import Examples, ExampleText, as_texts
 from .live import LivePage
 from .progress import Progress, announce
 from .result import OPROResult, cost
-from .run_directory import RunDirectory
+from .run_directory import BEST, RESULT, RunDirectory
 
 logger = logging.getLogger("dspy_opro")
 
@@ -55,6 +55,7 @@ class Reporter:
     def __post_init__(self) -> None:
         num_train = self.search.plan.num_train
         self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
+        self._saved = ""  # id of the candidate in `best.json`
         self._earlier_usage = sum((result.usage for _, result in self.storage.results()), Usage())
 
     def announce_resume(self) -> None:
@@ -81,9 +82,8 @@ class Reporter:
     def show(self, event: Event | None, trouble: str) -> None:
         """Show an event (or None), and what holds calls back at the moment."""
         self.progress.show(event, self.ledger.usage, trouble)
-        if self.directory is not None:
-            if isinstance(event, RoundDecided):
-                self.directory.log("round %d decided, best score %.4f", event.round, event.best_score)
+        if self.directory is not None and isinstance(event, RoundDecided):
+            self.directory.log("round %d decided, best score %.4f", event.round, event.best_score)
             self._save_best(self.directory)
         if self._page is not None and self._page.is_due(event):
             result = self.result()
@@ -93,23 +93,26 @@ class Reporter:
         """Show the end of the run, and write the rest of its files."""
         self.progress.close()
         if self.directory is not None:
-            self._save_best(self.directory, wait=True)
+            self._save_best(self.directory)
             if self._page is not None:
                 self._page.close(self.result())
-            self.directory.write_result(lambda path: self._finished()[1].save(path))
+            self.directory.write(RESULT, lambda path: self._finished()[1].save(path))
             self.directory.log("ended: %s", self.search.stop_reason or "error")
             self.directory.close()
 
-    def _save_best(self, directory: RunDirectory, wait: bool = False) -> None:
-        if len(self.search.trajectory):
-            best = self.search.returned.candidate
+    def _save_best(self, directory: RunDirectory) -> None:
+        """Write `best.json`, unless it has the best program already."""
+        if not len(self.search.trajectory):
+            return
+        best = self.search.returned.candidate
 
-            def save(path: Path) -> None:
-                program = self.program.build(best)
-                forget_secrets(program)
-                program.save(path)
+        def save(path: Path) -> None:
+            program = self.program.build(best)
+            forget_secrets(program)
+            program.save(path)
 
-            directory.write_best(best.id, save, wait)
+        if best.id != self._saved and directory.write(BEST, save):
+            self._saved = best.id
 
     def best_program(self) -> Any:
         """The best program so far, with its result attached."""
@@ -150,9 +153,9 @@ class Reporter:
         if not len(search.trajectory):
             return Examples()
         trajectory = search.trajectory
-        shown = {t.id: t.candidate for t in (trajectory.trials[0], trajectory.best, search.returned)}
+        shown = (trajectory.trials[0], trajectory.best, search.chosen, search.returned)
         return Examples(
-            self._texts, {id_: {s: search.outcomes(c, s) for s in SPLITS} for id_, c in shown.items()}
+            self._texts, {t.id: {s: search.outcomes(t.candidate, s) for s in SPLITS} for t in shown}
         )
 
     @cached_property

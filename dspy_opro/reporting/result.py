@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
+NOT_ENDED = "not ended"
+"""The stop reason on record of a run that still runs or was killed."""
+
+
 @dataclass(frozen=True, repr=False)
 class OPROResult:
     """The outcome of one `compile`. The returned program has it as `program.opro_result`."""
@@ -50,13 +54,13 @@ class OPROResult:
     problems: Sequence[str] = ()
     """The reason for each proposal that was not used (the first 1,000)."""
     returned: str = ""
-    """Id of the candidate that the run returned. Empty stands for the best candidate."""
+    """Id of the candidate that the run returned. If it is empty, the run returned the best candidate."""
     gain: Gain | None = None
-    """How certain the best candidate's gain over the student is. None if the student is the best candidate."""
+    """How certain the best candidate's gain over the student is. None if no candidate is better than the student."""
     earlier_usage: Usage = field(default=Usage())
     """What earlier processes of the run spent, as far as they recorded it."""
     data: Examples = field(default=Examples())
-    """The examples as text, with what the student and the best candidate gave on each."""
+    """The examples as text, with the predictions of the student and of the best candidate."""
     messages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Predictor name -> the returned program's prompt. `prompts()` shows it."""
 
@@ -118,8 +122,36 @@ class OPROResult:
             return self.messages
         return {name: "\n\n".join(map(_text, messages)) for name, messages in self.messages.items()}
 
+    def pareto(self, by: str = "length") -> Sequence[Trial]:
+        """The trials that no other one beats in two numbers: the score on the deciding data, and another one.
+
+        Args:
+            by: "length" is the prompt's, in characters, where less is better. Any other text names a subscore of the
+                metric, where more is better.
+
+        Returns:
+            The trials, the best score first. Only those with a full score are compared.
+
+        Raises:
+            ValueError: No trial has such a subscore.
+        """
+        known = {name for _, trial in self.scored() for name in trial.subscores}
+        if by != "length" and by not in known:
+            raise ValueError(
+                f'by must be "length" or a subscore, but got {by!r}. Subscores: {sorted(known) or "none"}.'
+            )
+
+        def other(trial: Trial) -> float:
+            return -trial.candidate.length if by == "length" else trial.subscores.get(by, -math.inf)
+
+        front: list[Trial] = []
+        for _, trial in sorted(self.scored(), key=lambda pair: (pair[0], other(pair[1])), reverse=True):
+            if not front or other(trial) > other(front[-1]):
+                front.append(trial)
+        return front
+
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One flat dict per trial: number, round, state, reward, valset score, instructions, reason of its end.
+        """One flat dict per trial: number, round, state, reward, valset score, instructions, why its race ended.
 
         The reward of a dropped candidate is an estimate from `num_scored` examples, and `is_estimate` says so.
         """
@@ -140,11 +172,12 @@ class OPROResult:
     def examples(self) -> list[dict[str, Any]]:
         """One flat dict per scored example and trial; `pandas.DataFrame(result.examples())` makes a table of them.
 
-        `split` is "train", "val" or "unseen", `example` the index into the data as it was given (that of unseen
-        examples is one into the valset where there is one, else into the trainset), `trial` the number in `trials`.
-        `score` and the example's own fields (`inputs.…`, `expected.…`) are always there. `prediction`, `feedback`,
-        `error` and `subscores.…` are kept of the student and the best candidate alone, as text of limited length. Of a
-        run that was read from a storage the fields are missing, and `example` is the position in the race.
+        `split` is "train", "val" or "unseen". `example` is the index in the trainset or valset as it was given; unseen
+        examples come from the valset if there is one, otherwise from the trainset. `trial` is the number in `trials`.
+        Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student, of the
+        best candidate and of the returned one have `prediction`, `feedback`, `error` and `subscores.…`, as text of
+        limited length. If the result was read from a storage, the example's own fields are missing, and `example` is
+        the position in the race.
         """
         rows = []
         for number, trial in enumerate(self.trials):
@@ -173,7 +206,7 @@ class OPROResult:
         return [None if outcome is None else outcome.score for outcome in outcomes]
 
     def reward_of(self, trial: Trial) -> float:
-        """A trial's reward. An estimate is cut to the range of the scores in the run."""
+        """A trial's reward. An estimate stays within the range of the scores in the run."""
         return reward_within(trial, self.trajectory)
 
     @property
@@ -239,10 +272,11 @@ class OPROResult:
         trials = self.trajectory.trials
         pruned = sum(t.state == "pruned" for t in trials)
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
+        end = self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
         lines = [
             *self._confirmed(),
-            f"score on {self.deciding_data}: {self._scores()} ({self.stop_reason})",
+            f"score on {self.deciding_data}: {self._scores()} ({end})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
             f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
@@ -274,7 +308,7 @@ class OPROResult:
 
     @property
     def best_idx(self) -> int:
-        """The returned one's index among `candidates`."""
+        """The index of the returned program in `candidates`."""
         return [trial.id for _, trial in self.scored()].index(self.best.id)
 
     @property
@@ -313,14 +347,16 @@ class OPROResult:
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
-        """The gain and its certainty, in up to two sentences."""
+        """The gain with its interval, in up to two sentences."""
         if self.gain is None:
             return []
         lines = [str(self.gain)]
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         elif self.best.id != self.trajectory.best.id:
-            lines.append("No new instruction was reliably better. The program on record is returned.")
+            shorter = "A shorter prompt is as good as the best one, and is returned."
+            kept = "No new instruction was reliably better. The program on record is returned."
+            lines.append(shorter if self.gain.is_proven else kept)
         return lines
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:
@@ -338,6 +374,7 @@ class OPROResult:
             "parent": (trial.candidate.parent or "")[:12],
             "rewritten": ", ".join(trial.candidate.rewritten),
             "demo_set": trial.candidate.demo_set,
+            "length": trial.candidate.length,
         }
         row |= {f"subscores.{name}": value for name, value in trial.subscores.items()}
         return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}
@@ -373,7 +410,7 @@ def cost(usage: Usage, digits: int = 4) -> str:
 
 
 def known_cost(usage: Usage) -> float | None:
-    """Dollars. None where paid calls cost nothing: no price is known then."""
+    """Dollars, or None if paid calls have no cost, because then no price is known."""
     is_known = math.isfinite(usage.cost) and (usage.cost or not usage.scorer_calls + usage.proposer_calls)
     return usage.cost if is_known else None
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +21,6 @@ logger = logging.getLogger("dspy_opro")
 
 BEST, CONFIG, LOG, STOP, LOCK = "best.json", "config.json", "run.log", "stop", "lock"
 REPORT, RESULT = "report.html", "result.json"
-
-SAVE_SECONDS = 30.0
-"""How long the end of a run waits for `best.json`."""
 
 
 class RunDirectory:
@@ -49,8 +45,6 @@ class RunDirectory:
             "process %d started, dspy_opro %s, dspy %s", os.getpid(), version("dspy_opro"), version("dspy")
         )
         self._complaints: set[str] = set()
-        self._best = ""  # the program in `best.json`
-        self._saving: threading.Thread | None = None
 
     def _take_lock(self) -> FileLock:
         path = self.path / LOCK
@@ -72,45 +66,22 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             (self.path / RESULT).unlink()
         text = json.dumps(config, indent=2, default=repr) + "\n"
-        self._replace(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        self.write(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_best(self, name: str, save: Callable[[Path], object], wait: bool = False) -> None:
-        """Write `best.json` in the background, unless it has this program already or a write is under way.
-
-        `name` identifies the program, and `save` writes it to a path. With `wait` the call returns after the write.
-        """
-        if wait and self._saving is not None:
-            self._saving.join(SAVE_SECONDS)
-        if name == self._best or (self._saving is not None and self._saving.is_alive()):
-            return
-        self._best = name
-        self._saving = threading.Thread(
-            target=self._replace, args=(BEST, save), name="dspy_opro best", daemon=True
-        )
-        self._saving.start()
-        if wait:
-            self._saving.join(SAVE_SECONDS)
-
-    def write_report(self, write: Callable[[Path], object]) -> None:
-        """`report.html`: `write` writes the page to a path."""
-        self._replace(REPORT, write)
-
-    def write_result(self, save: Callable[[Path], object]) -> None:
-        """`result.json`, once the run has ended: `save` writes it to a path."""
-        self._replace(RESULT, save)
-
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
+    def write(self, name: str, save: Callable[[Path], object]) -> bool:
+        """Write a file of the directory whole: `save` writes it to a path. Whether that worked."""
         part = self.path / f".{os.getpid()}.{name}"
         try:
-            write(part)
+            save(part)
             part.replace(self.path / name)
         except Exception as error:
             part.unlink(missing_ok=True)
-            self._best = "" if name == BEST else self._best  # so that the next call tries again
             if name not in self._complaints:
                 self._complaints.add(name)
                 words = f"{type(error).__name__}: {error}"
                 logger.warning("%s cannot be written; the run goes on: %s", self.path / name, words)
+            return False
+        return True
 
     def take_stop(self) -> bool:
         """Whether there is a file `stop`. It is removed, so that the next process does not stop."""

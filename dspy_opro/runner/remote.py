@@ -111,7 +111,8 @@ def score_example(
             _payloads[name] = pickle.loads(pickled)
         evaluator, examples, settings = _payloads[name]
     with dspy.context(**settings):
-        result, _ = evaluator.evaluate(candidate, examples[split][position])
+        example = examples[split][position]
+        result, _ = evaluator.evaluate(candidate, example, keeps_calls=split == "train")
     if result.error is None:
         return result
     text = str(getattr(result.content, "error", None))

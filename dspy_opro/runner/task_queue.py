@@ -234,7 +234,7 @@ class TaskQueue:
         return self.search.done
 
     def _spent(self) -> str | None:
-        """The budget of which nothing is left but the share that confirms the result."""
+        """The budget that is used up, except for the share that confirms the result."""
         if not self.search.is_confirmed_later:
             return None
         return self._budget.exhausted(self._ledger.usage, self._seconds_here(), 1 - SHARE)
@@ -257,7 +257,7 @@ class TaskQueue:
         return call
 
     def _settle(self, call: _Call, result: TaskResult, verdict: Verdict) -> None:
-        """A call is over: its result counts, or its task is tried again later."""
+        """A call has ended: its result counts, or the run tries its task again later."""
         task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
         if verdict.kind == "account" and self._first is None and result.error is not None:
             raise result.error
@@ -272,7 +272,7 @@ class TaskQueue:
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
-        self._accept(task, replace(result, usage=result.usage + lane.settled(task), seconds=self._seconds()))
+        self._accept(task, replace(result, usage=lane.settled(task, result.usage), seconds=self._seconds()))
 
     def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
         """End the run if a provider is down for too long."""
@@ -284,7 +284,7 @@ class TaskQueue:
             self._stop("max_outage_seconds")
 
     def _accept(self, task: Task, result: TaskResult) -> None:
-        """A result has come in. Those of a new run are kept only once an example has passed."""
+        """Take a result. A new run keeps results only after the first example has succeeded."""
         if self._first is None:
             self._tell(task, result)
             return
@@ -356,7 +356,7 @@ class TaskQueue:
                 self._left_behind.add(key)
                 self.num_replaced += 1
                 if self.num_replaced == 1 or self.num_replaced % 10 == 0:
-                    rule = "took twice example_timeout_seconds; another worker takes the place"
+                    rule = "took twice example_timeout_seconds. Another worker replaces its worker"
                     logger.warning(
                         "A call %s (%d so far, %d hang).", rule, self.num_replaced, len(self._left_behind)
                     )

@@ -1,6 +1,6 @@
 """How sure a gain is: intervals of paired differences, and whether a candidate is better than the student.
 
-`judge` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
+`compare` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
 difference is the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the
 search chose a candidate by flatters it; examples that the search never used do not.
 docs/decisions/0014-honest-scores.md has the figures.
@@ -15,34 +15,39 @@ from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 from .reserve import FEWEST_FRESH
-from .trajectory import Outcome, Trajectory, mean
+from .trajectory import Outcome, Trajectory, Trial, mean
 
 Basis = Literal["fresh", "selected"]
 
 PROOF = 0.80
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
-"""The same where there are none."""
+"""The same without fresh examples."""
+ADDED = 0.6
+"""How much of a pair `standard_error` adds."""
+
+TIE = 0.25
+"""Standard errors of the mean paired difference up to which two candidates are as good as each other."""
 
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A candidate's gain over the student, and the range that holds the true one with a probability of `level`."""
+    """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
     low: float
     high: float
     level: float
     num_examples: int
-    """Pairs behind it."""
+    """The examples on which both were scored."""
     basis: Basis
-    """"fresh": on examples that the search never used. "selected": on those that it chose by, which is allowed for."""
+    """"fresh": on examples that the search never used. "selected": on the search's own examples, corrected for that."""
 
 
-class Verdict(NamedTuple):
-    """What `judge` says of a candidate: whether it is returned, what to expect beyond the student, its interval."""
+class Comparison(NamedTuple):
+    """What `compare` says of a candidate: whether it is returned, what to expect beyond the student, its interval."""
 
     is_better: bool
     gain: float
@@ -51,38 +56,43 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What is known at the end of a run of the best candidate's gain over the student."""
+    """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """What to expect of the returned program beyond the student: 0 where that is the student itself."""
+    """The expected gain of the returned program over the student: 0 if the run returned the student."""
     interval: Interval
-    """Of the candidate, returned or not."""
+    """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
     """The student's mean score on the examples behind the interval."""
     candidate_score: float
-    """The candidate's."""
+    """The candidate's mean score on the same examples."""
 
     def __str__(self) -> str:
         i = self.interval
-        gain = f"gain {i.estimate:+.3f} ({i.low:+.3f} to {i.high:+.3f}, {i.num_examples} examples)"
+        bounds = f"{i.level:.0%} interval {i.low:+.3f} to {i.high:+.3f}"
+        gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
         return f"no unseen examples; corrected for having chosen the best of many: {gain}"
 
 
 def measured_gain(
-    trajectory: Trajectory, student: Sequence[Outcome | None], candidate: Sequence[Outcome | None]
+    trajectory: Trajectory,
+    best: Trial,
+    student: Sequence[Outcome | None],
+    candidate: Sequence[Outcome | None],
 ) -> Gain | None:
-    """The gain of the best trial over the student; None where the student is the best.
+    """The gain of a trial over the student; None if the trial is the student's.
 
     Args:
         trajectory: The student's trial is the first.
+        best: The trial that `shortest_tied` found.
         student: The student's outcomes on unseen examples, by position.
-        candidate: The best trial's.
+        candidate: Those of the chosen trial.
     """
-    first, best, tried = trajectory.trials[0], trajectory.best, trajectory.trials[1:]
+    first, tried = trajectory.trials[0], trajectory.trials[1:]
     if best.id == first.id:
         return None
     on_valset = best.valset_score is not None
@@ -95,21 +105,21 @@ def measured_gain(
     is_fresh = len(pairs) >= FEWEST_FRESH
     rows: Sequence[Sequence[float]] = list(zip(*pairs, strict=True)) if is_fresh else searched
     low, high = trajectory.score_range
-    verdict = judge(
+    compared = compare(
         _differences(*searched),
         len(tried),
         _differences(*rows) if is_fresh else (),
         share=share,
         scale=max(high - low, 1e-9),
     )
-    return Gain(*verdict, mean(rows[0]), mean(rows[1]))
+    return Gain(*compared, mean(rows[0]), mean(rows[1]))
 
 
 def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:
     return [c - s for s, c in zip(student, candidate, strict=True)]
 
 
-def judge(
+def compare(
     search: Sequence[float],
     num_tried: int,
     fresh: Sequence[float] = (),
@@ -117,7 +127,7 @@ def judge(
     share: float = 1.0,
     level: float = 0.95,
     scale: float = 1.0,
-) -> Verdict:
+) -> Comparison:
     """Decide whether the best candidate is returned or the student.
 
     Two estimates are averaged by their precision: the mean of the fresh differences, and the mean of the search's
@@ -155,8 +165,30 @@ def judge(
         proof = PROOF_WITHOUT_FRESH
     above = average / error - _NORMAL.inv_cdf(proof)
     if above <= 0 or told <= 0:
-        return Verdict(False, 0.0, interval)
-    return Verdict(True, max(0.0, told - error * _NORMAL.pdf(above) / _NORMAL.cdf(above)), interval)
+        return Comparison(False, 0.0, interval)
+    return Comparison(True, max(0.0, told - error * _NORMAL.pdf(above) / _NORMAL.cdf(above)), interval)
+
+
+def shortest_tied(trajectory: Trajectory) -> Trial:
+    """The best trial, or of the candidates that are as good the one with the shortest prompt.
+
+    A candidate is as good if the best one's mean is at most `TIE` standard errors above its own, over the examples that
+    decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `compare`
+    compares it with what is found here.
+    """
+    best = trajectory.best
+    if best.id == trajectory.trials[0].id:
+        return best
+    tied, (low, high) = [best], trajectory.score_range
+    for trial in trajectory.trials[1:]:
+        on_valset = trial.valset_score is not None
+        if trial.state != "complete" or on_valset != (best.valset_score is not None):
+            continue
+        pairs = zip(*((t.valset_scores if on_valset else t.scores) for t in (best, trial)), strict=True)
+        behind = [b - s for b, s in pairs]
+        if mean(behind) <= TIE * standard_error(behind, max(high - low, 1e-9)):
+            tied.append(trial)
+    return min(tied, key=lambda trial: trial.candidate.length)
 
 
 def luck(num_tried: int, share: float = 1.0) -> float:
@@ -182,8 +214,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95, scale: fl
     """The interval of a mean paired difference on examples that nothing was chosen by.
 
     The mean plus and minus Student's t (one degree of freedom less than pairs) times `standard_error`. Of differences
-    of -1, 0 and 1 it covers 92 to 100% (n from 8 to 60, exactly computed), and more than 95% where nearly all are 0 and
-    n is small: there a method that covers at least 95% for each true gain has no choice.
+    of -1, 0 and 1 it covers 93 to 97% if 6 or more pairs can be expected to differ (n up to 45, exactly computed). If
+    fewer differ it covers 83 to 100%: few outcomes are possible then, and the steps between them are coarse.
 
     Args:
         differences: At least one.
@@ -196,9 +228,7 @@ def paired_interval(differences: Sequence[float], level: float = 0.95, scale: fl
     _check(level)
     error, count = standard_error(differences, scale), len(differences)
     reach = t_quantile((1 + level) / 2, count - 1) * error if count > 1 else math.inf
-    return _cut(
-        differences, mean(differences), (reach, reach), scale, Interval(0.0, 0.0, 0.0, level, count, "fresh")
-    )
+    return _interval("fresh", differences, mean(differences), (reach, reach), level, scale)
 
 
 def selected_interval(
@@ -232,17 +262,16 @@ def selected_interval(
     lucky = luck(num_tried, share) * error
     below = _NORMAL.inv_cdf(math.pow(side, 1 / num_tried)) * error
     reach = (below - lucky, _NORMAL.inv_cdf(side) * error + lucky)
-    empty = Interval(0.0, 0.0, 0.0, level, len(differences), "selected")
-    return _cut(differences, mean(differences) - lucky, reach, scale, empty)
+    return _interval("selected", differences, mean(differences) - lucky, reach, level, scale)
 
 
 def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
     """The standard error of a mean paired difference, above 0 for any data.
 
-    One more pair is counted half as a gain and half as a loss, of the size of the differences that are not 0 (their
-    root mean square), or of `scale` where all are 0. For differences of -1, 0 and 1 that is the variance of Agresti and
-    Min, "Simple improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24, 2005);
-    for others it is hardly more than the usual one.
+    0.6 of a pair is added, one half of it as a gain and one half as a loss, of the size of the differences that are not
+    0 (their root mean square), or of `scale` if all are 0. Agresti and Min, "Simple improved confidence intervals for
+    comparing matched proportions" (Statistics in Medicine 24, 2005), add whole pairs, which makes intervals too wide
+    here. For graded scores the result is hardly more than the usual standard error.
 
     Args:
         differences: At least one.
@@ -258,7 +287,8 @@ def standard_error(differences: Sequence[float], scale: float = 1.0) -> float:
     count, squares = len(differences), math.fsum(d * d for d in differences)
     num_unequal = sum(d != 0 for d in differences)
     size = squares / num_unequal if squares else scale**2
-    variance = (squares + size) / (count + 1) - (math.fsum(differences) / (count + 1)) ** 2
+    weight = count + ADDED
+    variance = (squares + ADDED * size) / weight - (math.fsum(differences) / weight) ** 2
     return math.sqrt(variance / count)
 
 
@@ -322,10 +352,15 @@ def _check(level: float) -> None:
         raise ValueError(f"level must lie between 0 and 1, but got {level!r}.")
 
 
-def _cut(
-    differences: Sequence[float], estimate: float, reach: tuple[float, float], scale: float, empty: Interval
+def _interval(
+    basis: Basis,
+    differences: Sequence[float],
+    estimate: float,
+    reach: tuple[float, float],
+    level: float,
+    scale: float,
 ) -> Interval:
     """The interval from `reach` below the estimate to `reach` above it, within what differences can be."""
     most = scale if all(abs(d) <= scale for d in differences) else math.inf
     low, high = max(-most, estimate - reach[0]), min(most, estimate + reach[1])
-    return Interval(estimate, low, high, empty.level, empty.num_examples, empty.basis)
+    return Interval(estimate, low, high, level, len(differences), basis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .shared import Rules, Tried, Worklist
@@ -106,12 +106,9 @@ class ProposalSlots:
         self._tried.ids.update(fresh)
         return list(fresh.values())
 
-    def make_do(self, is_measured: Callable[[Candidate], bool]) -> list[Candidate]:
-        """The round's candidates after the run has ended: those that are measured already."""
-        early = (candidate for _, candidate in sorted(self._early.items()) if candidate is not None)
-        fresh = {c.id: c for c in early if c.id not in self._tried.ids and is_measured(c)}
-        self._tried.ids.update(fresh)
-        return list(fresh.values())
+    def early(self) -> list[Candidate]:
+        """The candidates whose first examples were handed out before all candidates are known."""
+        return [c for _, c in sorted(self._early.items()) if c is not None and c.id not in self._tried.ids]
 
     def _sift(self) -> tuple[dict[str, Candidate], list[int]]:
         """Id -> candidate that is new, and the slots without one, which are empty again."""

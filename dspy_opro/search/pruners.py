@@ -1,4 +1,4 @@
-"""Pruners: they say at which checkpoints a race compares its candidates, and which of them leave it there."""
+"""Pruners: they decide at which checkpoints a race compares its candidates, and which of them it drops there."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Race:
 
 
 class Pruner(Protocol):
-    """Decides at fixed checkpoints who leaves the race. Own ones: see `Halving` for an example.
+    """Decides at fixed checkpoints which candidates leave the race. `Halving` is an example.
 
-    One that has `independent = True` decides by the race it is given alone; then rounds race at the same time.
+    With `independent = True` its decisions depend only on the race that it gets. Rounds then race at the same time.
     """
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
-        """Numbers of examples after which `drop` is asked, ascending, the last one `num_examples`."""
+        """Numbers of examples after which the race calls `drop`, ascending. The last one is `num_examples`."""
 
     def drop(self, race: Race) -> Mapping[str, str]:
         """Candidate id -> the reason why it leaves now."""

@@ -80,8 +80,8 @@ class Round:
 
     def make_do(self) -> None:
         """After the end: go without the candidates that are not known or not measured."""
-        self.candidates = self.proposals.make_do(self.is_measured)
-        self.alive = {c.id: c for c in self.candidates}
+        self.alive = {c.id: c for c in self.proposals.early() if self.is_measured(c)}
+        self.candidates = list(self.alive.values())
 
     def is_measured(self, candidate: Candidate) -> bool:
         """Whether nothing is missing that a decision on the candidate would read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .confidence import Gain, measured_gain
+from .confidence import Gain, measured_gain, shortest_tied
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
 from .reserve import num_pairs
@@ -67,7 +67,11 @@ class Search:
         self.failures: list[Failure] = []
         """Failed examples, by position in the race's order; in the order in which they were told."""
         self.gain: Gain | None = None
-        """How sure the gain over the student is; None while that is not known, and where the best is the student."""
+        """How certain the gain over the student is. None while that is not known, and if the student is the best."""
+        self.chosen: Trial
+        """The best trial; where the plan confirms the result, one with a shorter prompt that is as good.
+
+        It is set once the student is scored."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
         self._num_pairs = 0
         self._stoppers = stoppers
@@ -150,7 +154,7 @@ class Search:
             trials = self.trajectory.trials
             before = (t for t in trials if t.id == self._returned_before and t.state == "complete")
             return next(before, trials[0])
-        return self.trajectory.best
+        return self.chosen
 
     @property
     def gain_so_far(self) -> Gain | None:
@@ -158,8 +162,9 @@ class Search:
         return self.gain or self._measured_gain()
 
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
-        """A candidate's outcomes by position: those of student, best and returned candidate, none of most others."""
-        return tuple(self._worklist.outcomes(candidate, split))
+        """A candidate's outcomes without calls: of student, best and returned candidate, none of most others."""
+        found = self._worklist.outcomes(candidate, split)
+        return tuple(outcome and replace(outcome, calls=None) for outcome in found)
 
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
@@ -195,6 +200,7 @@ class Search:
         for current in self._rounds:
             if current.candidates is None:
                 current.make_do()
+                self._tried.ids.update(current.alive)
             completed = [c for c in current.alive.values() if current.is_measured(c)]
             if current.number == 0 and len(completed) < len(current.alive):
                 break  # without the first scores nothing can be compared
@@ -270,12 +276,16 @@ class Search:
     def _close(self, current: Round) -> None:
         """A round's end: predictions of the student, the incumbent and the best are shown again, others forgotten."""
         self._add(current, current.alive.values())
-        kept = {self.student.id, self._returned_before, self._raced.incumbent.id, self.trajectory.best.id}
+        kept = {self.student.id, self._returned_before, self._raced.incumbent.id}
+        kept |= {self.trajectory.best.id, self.chosen.id}
         self._in_full += current.alive.values()
         for candidate in self._in_full:
             if candidate.id not in kept:
                 self._worklist.forget(candidate)
         self._in_full = [candidate for candidate in self._in_full if candidate.id in kept]
+        for candidate in self._in_full:
+            if candidate.id != self._raced.incumbent.id:
+                self._worklist.forget_calls(candidate)
         self._events.append(RoundDecided(current.number, self.trajectory.best, self.best_scores[-1]))
         self._go_on(current)
 
@@ -298,6 +308,7 @@ class Search:
         """Put a round's trials into the trajectory."""
         self.trajectory = self.trajectory.add(*current.complete(completed))
         self.best_scores.append(self.trajectory.best.score)
+        self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -311,7 +322,7 @@ class Search:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
         self._rounds.clear()
         self._worklist.clear()
-        if plan.num_held_back and self.trajectory.best.id != self.student.id:
+        if plan.num_held_back and self.chosen.id != self.student.id:
             self._num_pairs = num_pairs(plan.num_held_back, plan.num_unseen, left)
         if not self._num_pairs:
             self._finish(reason)
@@ -326,15 +337,14 @@ class Search:
         self.stop_reason = reason
 
     def _compared(self) -> tuple[Candidate, Candidate]:
-        return self.student, self.trajectory.best.candidate
+        return self.student, self.chosen.candidate
 
     def _measured_gain(self) -> Gain | None:
         """The best candidate's gain over the student."""
         if not len(self.trajectory):
             return None
-        return measured_gain(
-            self.trajectory, *(self._worklist.outcomes(c, "unseen") for c in self._compared())
-        )
+        unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
+        return measured_gain(self.trajectory, self.chosen, *unseen)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .pruners import Pruner
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
@@ -152,6 +152,11 @@ class Worklist:
             for name, value in ((outcome and outcome.subscores) or {}).items():
                 values.setdefault(name, []).append(value)
         return {name: mean(numbers) for name, numbers in values.items()}
+
+    def forget_calls(self, candidate: Candidate) -> None:
+        """The predictors' calls are shown of the incumbent alone."""
+        known = self._outcomes[candidate.id, "train"]
+        known[:] = [o if o is None or o.calls is None else replace(o, calls=None) for o in known]
 
     def forget(self, candidate: Candidate) -> None:
         for split in SPLITS:

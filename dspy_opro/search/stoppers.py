@@ -16,7 +16,7 @@ class RunState:
     """The last round that was decided; 0 is the student's own score."""
     trajectory: Trajectory
     best_scores: Sequence[float]
-    """Best score after each round so far, from round 0: on the valset where there is one."""
+    """Best score after each round so far, from round 0. With a valset these are valset scores."""
     usage: Usage
     seconds: float
     """Wall time of this run so far."""
@@ -27,12 +27,12 @@ class RunState:
 
 
 Stopper = Callable[[RunState], "str | None"]
-"""Answers with the reason to stop (shown as `stop_reason`), or None to go on."""
+"""Returns the reason to stop, which becomes `stop_reason`, or None to go on."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Ends after `patience` rounds in a row that did not lift the best score by more than `min_delta`."""
+    """Ends the run after `patience` rounds in a row that did not raise the best score by more than `min_delta`."""
 
     patience: int
     min_delta: float = 0.0
@@ -54,7 +54,7 @@ class StopAtScore:
 
 
 def first_reason(stoppers: Sequence[Stopper], state: RunState) -> str | None:
-    """The first stopper's reason, in their order; TypeError where one answers with anything else."""
+    """The reason of the first stopper that has one. Another answer is a TypeError."""
     for stopper in stoppers:
         answer: object = stopper(state)
         if answer is None or answer is False:
@@ -76,7 +76,7 @@ class Budget:
     timeout_seconds: float | None = None
 
     def exhausted(self, usage: Usage, seconds: float, share: float = 1.0) -> str | None:
-        """The limit of which this share is spent, as a stop reason."""
+        """The stop reason if this share of a limit is spent."""
         if self.max_tokens is not None and usage.tokens >= share * self.max_tokens:
             return "max_tokens"
         if self.max_cost is not None and usage.cost >= share * self.max_cost:

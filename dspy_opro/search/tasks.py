@@ -93,8 +93,20 @@ def task_key(task: Task) -> str:
     """The name of a task. Equal tasks have equal names, in this process and in every other."""
     if isinstance(task, ScoringTask):
         return f"score/{task.candidate.id}/{task.split}/{task.position}"
-    what = "/demos" if task.is_for_demos else ",".join(task.predictors)
-    return f"propose/{task.round}/{task.slot}/{task.wave}/{what}"
+    if task.is_for_demos:
+        return demo_set_key(task.slot)
+    return f"propose/{task.round}/{task.slot}/{task.wave}/{','.join(task.predictors)}"
+
+
+def scored_example(key: str) -> tuple[str, str, int]:
+    """The candidate's id, the split and the position that the key of a `ScoringTask` names."""
+    _, candidate, split, position = key.split("/")
+    return candidate, split, int(position)
+
+
+def demo_set_key(slot: int) -> str:
+    """The name of the task that makes the demo set of a slot. Only the first round makes demo sets."""
+    return f"propose/1/{slot}/0//demos"
 
 
 def urgency(task: Task) -> tuple[bool, int]:

@@ -57,9 +57,12 @@ class Outcome:
     feedback: str = ""
     """What the metric said beside the score."""
     error: str | None = None
-    """The cause, where program or metric failed and `score` is the failure score."""
+    """The cause, if the program or the metric failed. `score` is then the failure score."""
     subscores: Mapping[str, float] | None = None
     """Further numbers that the metric returned, name -> value."""
+    calls: Mapping[str, Mapping[str, Any]] | None = None
+    """Predictor name -> its call, see `programs/tracing.py`. Only train examples of programs with several predictors
+    have calls."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,14 @@ class Candidate:
         content: object = canonical if self.demo_set is None else [canonical, self.demo_set]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def length(self) -> int:
+        """Characters of its instructions and of the demos that it has besides the student's own."""
+        return sum(map(len, (*self.instructions.values(), *(self.demos or {}).values())))
+
 
 def normalise(text: str) -> str:
-    """Text with runs of white space folded: two proposals that differ in nothing else are one."""
+    """The text with single spaces. Two proposals that differ only in white space are the same candidate."""
     return " ".join(text.split())
 
 
@@ -98,7 +106,7 @@ class Trial:
 
     candidate: Candidate
     reward: float
-    """Mean train score, or where the race ended early the incumbent's mean plus the mean paired difference."""
+    """Mean train score. If the race ended early, an estimate: the incumbent's mean plus the mean paired difference."""
     num_scored: int
     """Train examples behind `reward`."""
     state: State = "complete"
@@ -109,7 +117,7 @@ class Trial:
     scores: Sequence[float] = field(default=(), repr=False)
     """Train scores by position in the race's order, the first `num_scored`."""
     valset_scores: Sequence[float] = field(default=(), repr=False)
-    """Validation scores by position; none where it was not validated."""
+    """Validation scores by position; empty without a validation."""
     subscores: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Name -> mean over the train examples that have it."""
     usage: Usage = field(default=Usage(), repr=False, compare=False)
@@ -121,7 +129,7 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """On the valset where it was validated, otherwise the reward."""
+        """The score on the valset, or the reward without a validation."""
         return self.reward if self.valset_score is None else self.valset_score
 
 
@@ -131,9 +139,9 @@ class Trajectory:
 
     trials: tuple[Trial, ...] = ()
     score_range: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest score of any example, and at least [0, 1] where all scores lie within it."""
+    """Lowest and highest score of any example. [0, 1] if all scores are between 0 and 1."""
     known_leaders: tuple[Trial | None, Trial | None] | None = field(default=None, repr=False, compare=False)
-    """The best fully scored trial on the trainset and the best one on the valset, where they are known already."""
+    """The best fully scored trial on the trainset and the best one on the valset, if they are known already."""
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -154,7 +162,7 @@ class Trajectory:
 
     @property
     def incumbent(self) -> Trial:
-        """The best fully scored trial on the trainset; among equals the first."""
+        """The best fully scored trial on the trainset. Of equal trials it is the first."""
         incumbent, _ = self._leaders
         if incumbent is None:
             raise ValueError("No trial is scored in full.")
@@ -162,12 +170,12 @@ class Trajectory:
 
     @property
     def best(self) -> Trial:
-        """What a run returns: best on the valset where there is one, else the incumbent."""
+        """The best trial on the valset, or without a valset the incumbent."""
         return self._leaders[1] or self.incumbent
 
     @cached_property
     def ranked(self) -> Sequence[Trial]:
-        """The trials in ascending order of reward; among equals the later one last."""
+        """The trials in ascending order of reward. Of equal trials the later one comes last."""
         return sorted(self.trials, key=lambda t: t.reward)
 
     def top(self, k: int) -> Sequence[Trial]:
@@ -175,7 +183,7 @@ class Trajectory:
         return self.ranked[-k:]
 
     def top_texts(self, predictor: str, k: int) -> list[tuple[str, float]]:
-        """The `k` best texts of one predictor, ascending; a text in several trials has its best reward."""
+        """The `k` best texts of one predictor, ascending. A text of several trials has its best reward."""
         rewards: dict[str, float] = {}  # text -> reward
         for trial in reversed(self.ranked):
             rewards.setdefault(trial.candidate.instructions[predictor], trial.reward)

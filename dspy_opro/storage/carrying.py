@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from dspy_opro.search.tasks import demo_set_key
 from dspy_opro.search.trajectory import Candidate
 
 from .result_log import Record
@@ -54,15 +55,13 @@ def choose(study: optuna.Study, student: Candidate) -> Record:
 
 def decode(record: Record, student: Candidate, log: Sequence[Record]) -> Carried:
     """The candidates of a record. Their demos are in the log, in the proposals of the first round."""
-    demos = {
-        r["key"]: r["proposal"].get("texts") for r in log if "proposal" in r and r["key"].endswith("/demos")
-    }
+    texts_of = {r["key"]: r["proposal"].get("texts") for r in log if "proposal" in r}
     candidates = []
     for texts, number in record["candidates"]:
         rewritten = tuple(name for name, text in student.instructions.items() if texts[name] != text)
-        demo_set = demos.get(f"propose/1/{number}/0//demos")
+        demos = None if number is None else texts_of.get(demo_set_key(number))
         instructions = {**student.instructions, **texts}  # in the order of the program
-        candidates.append(Candidate(instructions, 0, student.id, rewritten, number, demo_set))
+        candidates.append(Candidate(instructions, 0, student.id, rewritten, number, demos))
     return Carried(candidates, record["returned"])
 
 

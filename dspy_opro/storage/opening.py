@@ -119,7 +119,7 @@ def opened(storage: str | BaseStorage | None) -> BaseStorage:
         cause = "" if "@" in str(error) else str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
             f"storage {shown!r} can't be opened: {cause or type(error).__name__}. Write e.g. sqlite:///qa.db, in a "
-            "folder that is there, or postgresql://... or mysql+pymysql://..., with the driver that "
+            "folder that exists, or postgresql://... or mysql+pymysql://..., with the driver that "
             "'dspy-opro[postgresql]' or 'dspy-opro[mysql]' installs; or pass an Optuna storage."
         ) from error
 

@@ -43,7 +43,7 @@ class Outage:
         if self._since is not None:
             with self._lock:
                 self._since = None
-            logger.warning("The storage is back; nothing is missing.")
+            logger.warning("The storage works again. No result was lost.")
 
     def lose(self, error: BaseException) -> None:
         """The last attempt has failed."""
@@ -51,7 +51,7 @@ class Outage:
             was_lost, self.is_lost = self.is_lost, True
         if not was_lost:
             words = _in_words(error)
-            logger.error("The storage is lost. What was measured since it failed is not kept: %s", words)
+            logger.error("The storage is lost. Results since its failure are not kept: %s", words)
 
 
 def _in_words(error: BaseException) -> str:

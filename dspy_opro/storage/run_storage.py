@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from dspy_opro.search.tasks import Proposal, TaskResult
-from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 
 from . import outage
 from .carrying import NOTHING, Carried, choose, decode, goes_on
@@ -81,7 +81,7 @@ class RunStorage:
 
     def lost_usage(self) -> Usage:
         """What killed processes may have paid for and not recorded, at most: the mean of a recorded example, times."""
-        spent = [result.usage for key, result in self.results() if key.startswith("score/")]
+        spent = [result.usage for _, result in self.results() if isinstance(result.content, Outcome)]
         if not spent:
             return Usage()
         total, calls = sum(spent, Usage()), self.num_lost_calls
@@ -192,7 +192,7 @@ def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
         if not is_locked:
             logger.warning(
                 "Process %s opened study %r at %s and has not closed it. If it still runs, end one of the two: they "
-                "pay for the same examples. If it was killed, all is well.",
+                "pay for the same examples. If it was killed, ignore this warning.",
                 *(opened_by["process"], study.study_name, opened_by["time"]),
             )
     me = f"{os.getpid()} on {socket.gethostname()}"

@@ -107,6 +107,23 @@ def test_demos_show_values_as_adapters_do() -> None:
     assert {demo["color"] for demos in sets for demo in demos} == {"r"}
 
 
+def test_a_demo_that_fails_does_not_log_the_data(capfd: pytest.CaptureFixture[str]) -> None:
+    def strict(example: Any, prediction: Any, trace: Any = None) -> float:
+        if trace is not None:
+            raise RuntimeError("no demo passes")
+        return metric(example, prediction)
+
+    data = [dspy.Example(question=f"Q{n}", answer="42", note="private " * 99) for n in range(6)]
+    teleprompter(metric=strict, **DEMOS).compile(
+        dspy.Predict(QA), trainset=[example.with_inputs("question") for example in data]
+    )
+    logged = capfd.readouterr().err
+    assert "no demo passes" in logged
+    for line in logged.splitlines():
+        if "no demo passes" in line:  # DSPy names the example that failed, and no other
+            assert line.count("private " * 99) <= 1
+
+
 def test_the_teacher_bootstraps(lm: ScriptedLM) -> None:
     class Teacher(dspy.Predict):  # type: ignore[misc]
         calls = 0

@@ -68,7 +68,8 @@ def test_list_names_the_runs_with_their_scores(runs: tuple[Path, str, Any]) -> N
 def test_show_prints_the_result_and_the_instructions(runs: tuple[Path, str, Any]) -> None:
     directory, url, result = runs
     text = run("show", directory)
-    assert f"score on the valset: {result.curve[0]:.3f} -> {result.best_score:.3f} (num_rounds)" in text
+    scores = f"{result.curve[0]:.3f} -> {result.best_score:.3f}"
+    assert f"score on the valset: {scores} (stop reason: num_rounds)" in text
     assert text.rstrip().endswith(result.instructions["self"])
     shown = json.loads(run("show", url, "--study", "first", "--json"))
     assert shown["instructions"] == dict(result.instructions)
@@ -195,20 +196,20 @@ def test_a_cost_that_is_not_known_is_null(runs: tuple[Path, str, Any]) -> None:
         (
             ("show", "no/such/folder"),
             1,
-            "Error: no/such/folder is no directory. Give a log directory or the URL",
+            "Error: no/such/folder is not a directory. Give a log directory or the URL",
         ),
         (("list", "sqlite:///no/such.db"), 1, "Error: There is no database sqlite:///no/such.db."),
         (("list", "nonsense://x"), 1, "Error: storage 'nonsense://x' can't be opened"),
-        (("list", "sqlite:///{directory}/best.json"), 1, "Error: the database can't be read: "),
+        (("list", "sqlite:///{directory}/best.json"), 1, "Error: The database can't be read: "),
         (("list", "{folder}"), 1, "has no run of dspy_opro."),
         (("show", "{url}"), 1, "has several runs: first, second. Choose one with --study."),
         (("show", "{url}", "--study", "third"), 1, "has no run 'third', but first, second."),
-        (("show", "{directory}", "--trial", "999"), 1, "trial 999 is not there: the run has the trials 0 to"),
-        (("export", "{url}", "program", "--study", "first"), 1, "is in a log directory only"),
+        (("show", "{directory}", "--trial", "999"), 1, "The run has no trial 999, only the trials 0 to"),
+        (("export", "{url}", "program", "--study", "first"), 1, "Only a log directory has the best program."),
         (("export", "{directory}", "trials", "--format", "parquet"), 2, "--format parquet needs --output."),
         (("export", "{directory}", "nothing"), 2, "'nothing' is not one of"),
         (("stop", "{directory}"), 1, "Error: No process runs"),
-        (("stop", "{url}", "--study", "first"), 1, "in its log directory only"),
+        (("stop", "{url}", "--study", "first"), 1, "Only a run with a log directory can be stopped."),
         (("frobnicate",), 2, "No such command 'frobnicate'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

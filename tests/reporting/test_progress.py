@@ -215,7 +215,7 @@ from dspy_opro.reporting.progress import Progress
 from dspy_opro.search.trajectory import Usage
 
 {prepare}
-progress = Progress(True, False, 3)
+progress = Progress(True, False, {{"rounds": 3}})
 for _ in range(2):
     progress.show(None, Usage())
     logging.getLogger("{name}").warning("the answer is cut off")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from dspy_opro.reporting.live import PAUSE_SECONDS, PULSE_SECONDS, Limit, Live, LivePage, Runner
 from dspy_opro.reporting.report import page
+from dspy_opro.reporting.result import NOT_ENDED
 from dspy_opro.reporting.run_directory import RunDirectory
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished, TrialReported
 from tests.results import empty, result
@@ -58,7 +60,7 @@ def test_the_page_is_written_after_a_round_but_not_too_often(live: LivePage, clo
 def test_a_slow_write_makes_the_next_one_wait(live: LivePage, clock: Clock, tmp_path: Path) -> None:
     @dataclass
     class Slow:
-        def write_report(self, write: Any) -> None:
+        def write(self, name: str, save: Any) -> None:
             clock.now += 2.0
 
     LivePage.write(slow := LivePage(Slow(), 4, {}, clock), result(), 75.0)  # type: ignore[arg-type]
@@ -102,7 +104,16 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(
 def test_before_the_students_score_the_page_says_so() -> None:
     text = page(empty(), Live(-1, 4, (), ()))
     assert "The run is scoring the student." in text
+    assert "The race begins with the first new instructions." in text
     assert "ended" not in text.partition("<script>")[0]
+
+
+def test_while_the_run_goes_on_nothing_is_called_returned() -> None:
+    ended = page(result())
+    for unended in (page(result(), Live(1, 4, (), ())), page(result(stop_reason=NOT_ENDED))):
+        assert ">best so far<" in unended
+        assert re.findall(r">returned<|[Rr]eturned (?:candidate|program)|run returned", unended) == []
+    assert ">returned<" in ended and ">best so far<" not in ended
 
 
 def test_a_budget_that_is_not_used_yet_has_no_time_left() -> None:
@@ -118,7 +129,9 @@ def test_a_text_in_the_race_stays_text() -> None:
     assert "<b>badly</b>" not in text
 
 
-def test_a_run_keeps_a_page_from_its_start_to_its_end(tmp_path: Path) -> None:
+def test_a_run_keeps_a_page_from_its_start_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[str] = []
 
     def watch(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -127,7 +140,8 @@ def test_a_run_keeps_a_page_from_its_start_to_its_end(tmp_path: Path) -> None:
         return float(metric(example, prediction))
 
     with serve() as server:
-        program = optimize(server, metric=watch, log_dir=tmp_path, num_rounds=4)
+        program = optimize(server, metric=watch, log_dir=tmp_path, num_rounds=4, display_progress=True)
+    assert f"Open {tmp_path / 'report.html'} in a browser" in capsys.readouterr().out
     assert seen and all("data-live" in text and text.endswith("</html>") for text in seen)
     end = (tmp_path / "report.html").read_text("utf-8")
     assert "data-live" not in end

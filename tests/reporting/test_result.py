@@ -67,6 +67,41 @@ def test_the_rows_say_what_happened_to_each_trial() -> None:
     assert empty().to_dicts() == []
 
 
+def test_the_front_has_the_trials_that_no_other_beats_in_score_and_length() -> None:
+    found = result()
+    best, better, student = found.trials[3], found.trials[2], found.trials[0]
+    assert found.pareto() == [best, better, student]
+    longer = trial("Answer as well, in more words.", [1, 0, 1, 0], 2)
+    assert found.pareto("length") == result(trajectory=found.trajectory.add(longer)).pareto("length")
+
+
+def test_the_front_of_a_subscore() -> None:
+    known = {"fast": (0.9, 0.5, 0.7, 0.8), "safe": (0.1, 0.9, 0.2, 0.3)}
+    trials = result().trials
+    measured = [
+        replace(t, subscores={name: values[n] for name, values in known.items() if t.state == "complete"})
+        for n, t in enumerate(trials)
+    ]
+    found = result(trajectory=Trajectory().add(*measured))
+    assert [t.id for t in found.pareto("fast")] == [trials[3].id, trials[0].id]
+    assert [t.id for t in found.pareto("safe")] == [trials[3].id]
+    with pytest.raises(
+        ValueError,
+        match=r"by must be \"length\" or a subscore, but got 'slow'. Subscores: \['fast', 'safe'\]",
+    ):
+        found.pareto("slow")
+    with pytest.raises(ValueError, match="Subscores: none"):
+        result().pareto("fast")
+
+
+def test_on_a_valset_its_score_counts_for_the_front() -> None:
+    """A trial without a validation score is not compared."""
+    trials = result().trials
+    measured = [replace(t, valset_score=s) for t, s in zip(trials, (0.5, None, None, 0.2), strict=True)]
+    found = result(trajectory=Trajectory().add(*measured), selected_on="valset")
+    assert [t.id for t in found.pareto()] == [trials[0].id]
+
+
 def test_the_table_has_a_row_a_trial() -> None:
     pandas = pytest.importorskip("pandas")
     frame = result().to_dataframe()
@@ -84,7 +119,7 @@ def test_without_pandas_the_table_says_what_to_install(monkeypatch: pytest.Monke
 
 def test_the_summary_has_the_figures_of_the_run() -> None:
     lines = result().summary().splitlines()
-    assert lines[0] == "score on the trainset: 0.250 -> 0.750 (patience)"
+    assert lines[0] == "score on the trainset: 0.250 -> 0.750 (stop reason: patience)"
     assert lines[1] == "3 candidates in 3 rounds, 1 dropped early"
     for words in (
         "14 examples scored (this call took 75.0 s)",
@@ -98,7 +133,7 @@ def test_the_summary_has_the_figures_of_the_run() -> None:
 
 
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:
-    assert "none, the run ended before the student was scored (interrupted)" in empty().summary()
+    assert "none, the run ended before the student was scored (stop reason: interrupted)" in empty().summary()
 
 
 @pytest.mark.parametrize("name", ["best", "best_score", "baseline", "instructions"])
@@ -260,7 +295,7 @@ def test_names_of_the_program_stay_the_programs(caplog: pytest.LogCaptureFixture
     assert program.trial_logs == ["mine"]
     assert program.opro_result.best_score == 0.75
     assert isinstance(program.candidate_programs[0]["program"].score, dspy.Predict)
-    assert "program.score is the program's own; see program.opro_result instead." in caplog.messages
+    assert "The program keeps its own attribute score. See program.opro_result instead." in caplog.messages
 
 
 def test_a_second_run_replaces_the_first_ones_results_everywhere() -> None:

@@ -35,7 +35,7 @@ def overshot() -> OPROResult:
 
 def test_the_repr_is_the_summary() -> None:
     lines = repr(result()).splitlines()
-    assert lines[:2] == ["OPROResult:", "  score on the trainset: 0.250 -> 0.750 (patience)"]
+    assert lines[:2] == ["OPROResult:", "  score on the trainset: 0.250 -> 0.750 (stop reason: patience)"]
     assert len(lines) < 12 and max(map(len, lines)) < 120
     assert "interrupted" in repr(empty())
 

@@ -185,17 +185,48 @@ def test_a_budget_that_cannot_be_measured_is_an_error_after_one_call(server: Sim
         assert silent.stats().requests == 1
 
 
-def test_answers_without_usage_are_paid_and_cache_hits_are_not() -> None:
+ENGINES = ("auto", "litellm") if "engine" in inspect.signature(dspy.LM).parameters else (None,)
+
+
+@pytest.mark.parametrize("settings", [{}, {"disable_history": True}])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("n", [1, 2])
+def test_answers_without_usage_are_paid_and_cache_hits_are_not(
+    engine: str | None, n: int, settings: dict[str, Any]
+) -> None:
     """The trainset has each item twice, and one thread, so every second call is a hit."""
     twice = [example for example in TRAINSET[:6] for _ in (0, 1)]
-    with serve(scorer=SimulatedModel(TASK.scorer, sends_usage=False)) as server:
-        # DSPy 3.4's own engine gives a cached answer without usage no mark: it counts as paid.
-        engine = {"engine": "litellm"} if "engine" in inspect.signature(dspy.LM).parameters else {}
-        lm = server.lm("scorer", cache=True, **engine)
+    options: dict[str, Any] = {"engine": engine} if engine else {}
+    if n > 1:
+        options |= {"n": n, "temperature": 0.9}
+    with serve(scorer=SimulatedModel(TASK.scorer, sends_usage=False)) as server, dspy.context(**settings):
+        lm = server.lm("scorer", cache=True, **options)
         usage = optimize(server, trainset=twice, valset=None, num_threads=1, task_model=lm).opro_result.usage
         stats = server.stats()
-    assert usage.scorer_calls == stats["scorer"].completions
-    assert usage.cached_calls == usage.metric_calls - usage.scorer_calls > 6
+    # DSPy 3.4's own engine sends a request for each of n answers.
+    assert usage.scorer_calls == stats["scorer"].requests // (n if engine == "auto" else 1)
+    if not settings:  # without a history DSPy says nothing of cached answers
+        assert usage.cached_calls == usage.metric_calls - usage.scorer_calls > 6
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_the_usage_that_dspy_tracks_for_the_user_is_the_same_within_a_run(
+    server: SimulatedServer, is_on: bool
+) -> None:
+    """With `track_usage` predictions have their usage; a tracker around the run has that of all its paid calls."""
+    seen = []
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        seen.append(bool(prediction.get_lm_usage()))
+        return TASK.metric(example, prediction)
+
+    with dspy.context(track_usage=is_on):
+        optimize(server, metric=metric, num_rounds=1)
+        assert set(seen) == {is_on}
+        with dspy.track_usage() as tracker:
+            usage = optimize(server, num_rounds=1).opro_result.usage
+    total = sum(tokens["prompt_tokens"] for tokens in tracker.get_total_tokens().values())
+    assert total == usage.prompt_tokens > 0
 
 
 @pytest.mark.parametrize("budget", [20, 57, 120])

@@ -743,7 +743,7 @@ def test_workers_that_are_replaced_are_logged_once(caplog: pytest.LogCaptureFixt
     hanging.end.set()
     said = [message for message in caplog.messages if "takes the place" in message]
     assert said == [
-        "A call took twice example_timeout_seconds; another worker takes the place (1 so far, 1 hang)."
+        "A call took twice example_timeout_seconds. Another worker replaces its worker (1 so far, 1 hang)."
     ]
 
 

@@ -6,21 +6,25 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy import stats
 
 from dspy_opro.search.confidence import (
     Interval,
+    compare,
     expected_best,
-    judge,
     luck,
     paired_interval,
     selected_interval,
+    shortest_tied,
     standard_error,
     t_quantile,
 )
 from dspy_opro.search.reserve import held_back, num_pairs
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial, mean
 
 
 def pairs(gains: int, losses: int, count: int) -> list[float]:
@@ -55,10 +59,10 @@ def test_there_is_no_best_of_none() -> None:
 
 
 @pytest.mark.parametrize(("gains", "losses", "count"), [(3, 1, 20), (10, 0, 10), (0, 2, 45), (12, 12, 30)])
-def test_the_standard_error_of_wins_and_losses_is_agrestis_and_mins(
+def test_the_standard_error_of_wins_and_losses_has_a_little_more_of_each(
     gains: int, losses: int, count: int
 ) -> None:
-    won, lost = (gains + 0.5) / (count + 1), (losses + 0.5) / (count + 1)
+    won, lost = (gains + 0.3) / (count + 0.6), (losses + 0.3) / (count + 0.6)
     variance = won + lost - (won - lost) ** 2
     assert standard_error(pairs(gains, losses, count)) == pytest.approx(math.sqrt(variance / count))
 
@@ -89,7 +93,7 @@ def test_an_interval_is_cut_at_what_is_possible_but_not_where_scores_have_anothe
 
 def test_a_known_interval() -> None:
     interval = paired_interval(pairs(6, 1, 40))
-    reach = stats.t.ppf(0.975, 39) * math.sqrt((8 / 41 - (5 / 41) ** 2) / 40)
+    reach = stats.t.ppf(0.975, 39) * math.sqrt((7.6 / 40.6 - (5 / 40.6) ** 2) / 40)
     assert (interval.estimate, interval.num_examples, interval.level) == (0.125, 40, 0.95)
     assert (interval.low, interval.high) == pytest.approx((0.125 - reach, 0.125 + reach))
     narrow = paired_interval(pairs(6, 1, 40), level=0.5)
@@ -102,7 +106,7 @@ def test_differences_must_be_there_and_finite(differences: list[float]) -> None:
         standard_error,
         paired_interval,
         lambda d: selected_interval(d, 3),
-        lambda d: judge(d, 3),
+        lambda d: compare(d, 3),
     ):
         with pytest.raises(ValueError, match="all finite"):
             function(differences)
@@ -131,7 +135,7 @@ def test_levels_and_scales_have_their_ranges() -> None:
         with pytest.raises(ValueError, match="scale must be above 0"):
             paired_interval([0.0, 1.0], scale=scale)
     with pytest.raises(ValueError, match="at least 1 draw"):
-        judge([0.0, 1.0], 0)
+        compare([0.0, 1.0], 0)
 
 
 @pytest.mark.parametrize("count", [8, 15, 20, 30, 45])
@@ -148,8 +152,8 @@ def test_wins_and_losses_are_covered(unequal: float, gain: float, count: int) ->
             interval = paired_interval(pairs(gains, losses, count))
             if interval.low - 1e-9 <= gain <= interval.high + 1e-9:
                 covered += law.pmf([gains, losses, count - gains - losses])
-    assert covered >= 0.919
-    assert covered <= 0.98 or unequal * count < 6
+    assert covered >= (0.919 if count > 8 else 0.915)
+    assert covered <= 0.97 or unequal * count < 6
 
 
 def coverage(draw: Sequence[Sequence[float]], truth: float) -> float:
@@ -191,45 +195,45 @@ def test_the_best_of_many_that_are_all_alike_is_covered() -> None:
 
 
 def test_a_large_gain_on_fresh_examples_is_told_as_it_is() -> None:
-    verdict = judge(pairs(20, 2, 40), 60, pairs(12, 1, 20))
-    assert verdict.is_better
-    assert verdict.gain == pytest.approx(0.55, abs=0.002)
-    assert verdict.interval == paired_interval(pairs(12, 1, 20))
+    compared = compare(pairs(20, 2, 40), 60, pairs(12, 1, 20))
+    assert compared.is_better
+    assert compared.gain == pytest.approx(0.55, abs=0.002)
+    assert compared.interval == paired_interval(pairs(12, 1, 20))
 
 
 def test_luck_alone_does_not_pass() -> None:
     lucky = pairs(7, 3, 40)
     for fresh in (pairs(1, 1, 20), pairs(0, 0, 20), pairs(0, 2, 20), []):
-        verdict = judge(lucky, 60, fresh, share=0.25)
-        assert (verdict.is_better, verdict.gain) == (False, 0.0)
-        assert verdict.interval.num_examples == (20 if fresh else 40)
-    assert judge(lucky, 60, pairs(3, 0, 20), share=0.25).is_better
+        compared = compare(lucky, 60, fresh, share=0.25)
+        assert (compared.is_better, compared.gain) == (False, 0.0)
+        assert compared.interval.num_examples == (20 if fresh else 40)
+    assert compare(lucky, 60, pairs(3, 0, 20), share=0.25).is_better
 
 
 def test_fresh_examples_that_show_no_gain_are_not_outvoted() -> None:
-    assert not judge(pairs(30, 0, 40), 60, pairs(1, 1, 8)).is_better
+    assert not compare(pairs(30, 0, 40), 60, pairs(1, 1, 8)).is_better
 
 
 def test_a_gain_that_just_passes_is_told_smaller() -> None:
-    verdict = judge(pairs(7, 2, 40), 60, pairs(3, 1, 20), share=0.25)
-    assert verdict.is_better
-    assert 0.0 < verdict.gain < 0.1 == verdict.interval.estimate
+    compared = compare(pairs(7, 2, 40), 60, pairs(3, 1, 20), share=0.25)
+    assert compared.is_better
+    assert 0.0 < compared.gain < 0.1 == compared.interval.estimate
 
 
 def test_without_fresh_examples_the_search_must_prove_it() -> None:
-    verdict = judge(pairs(20, 2, 40), 60, share=0.25)
-    assert verdict.is_better
-    assert verdict.interval.basis == "selected"
-    assert 0.2 < verdict.gain <= verdict.interval.estimate < 0.45
-    assert not judge(pairs(7, 1, 40), 60).is_better
+    compared = compare(pairs(20, 2, 40), 60, share=0.25)
+    assert compared.is_better
+    assert compared.interval.basis == "selected"
+    assert 0.2 < compared.gain <= compared.interval.estimate < 0.45
+    assert not compare(pairs(7, 1, 40), 60).is_better
 
 
-def test_percent_scores_give_the_same_verdict() -> None:
+def test_percent_scores_give_the_same_decision() -> None:
     search, fresh = pairs(12, 2, 40), pairs(4, 1, 20)
-    verdict = judge(search, 60, fresh)
-    percent = judge([100 * d for d in search], 60, [100 * d for d in fresh], scale=100.0)
-    assert percent.is_better == verdict.is_better
-    assert percent.gain == pytest.approx(100 * verdict.gain)
+    compared = compare(search, 60, fresh)
+    percent = compare([100 * d for d in search], 60, [100 * d for d in fresh], scale=100.0)
+    assert percent.is_better == compared.is_better
+    assert percent.gain == pytest.approx(100 * compared.gain)
 
 
 def draw(rng: random.Random, gain: float, count: int) -> list[float]:
@@ -244,9 +248,9 @@ def test_what_is_told_is_right_on_average(spread: float) -> None:
     for _ in range(600):
         gains = [rng.gauss(0.0, spread) for _ in range(20)]
         search, gain = max(((draw(rng, gain, 30), gain) for gain in gains), key=lambda pair: sum(pair[0]))
-        verdict = judge(search, 20, draw(rng, gain, 30))
-        told.append(verdict.gain)
-        true.append(gain if verdict.is_better else 0.0)
+        compared = compare(search, 20, draw(rng, gain, 30))
+        told.append(compared.gain)
+        true.append(gain if compared.is_better else 0.0)
         num_worse += true[-1] < 0
     assert statistics.fmean(told) == pytest.approx(statistics.fmean(true), abs=0.02)
     assert num_worse <= 0.05 * 600
@@ -281,3 +285,58 @@ def test_what_the_search_did_not_spend_makes_more_pairs() -> None:
     assert num_pairs(15, 44, 1) == 0
     assert num_pairs(15, 44, -3) == 0
     assert num_pairs(0, 44, 500) == 0
+
+
+# --- ties ------------------------------------------------------------------------------------------------
+
+
+def trial(text: str, *scores: float, **changes: Any) -> Trial:
+    values: dict[str, Any] = {"scores": scores, **changes}
+    return Trial(Candidate({"self": text}), mean(scores), len(scores), **values)
+
+
+STUDENT = trial("S", *[0.0] * 20)
+BEST = trial("the best one", *[1.0] * 16, *[0.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("other", "is_shorter_returned"),
+    [
+        (trial("as good", *[0.0] * 4, *[1.0] * 16), True),
+        (trial("as good, but longer", *[0.0] * 4, *[1.0] * 16), False),
+        (trial("worse", *[1.0] * 8, *[0.0] * 12), False),
+        (trial("a bit", *[0.0] * 4, *[1.0] * 15, 0.0), False),  # 1 of 20 behind, 0.5 standard errors
+        (trial("pruned", *[0.0] * 4, *[1.0] * 16, state="pruned"), False),
+    ],
+)
+def test_of_candidates_that_are_as_good_the_one_with_the_shortest_prompt_is_chosen(
+    other: Trial, is_shorter_returned: bool
+) -> None:
+    for order in ([STUDENT, BEST, other], [STUDENT, other, BEST]):
+        assert shortest_tied(Trajectory().add(*order)) is (other if is_shorter_returned else BEST)
+
+
+def test_the_student_does_not_win_a_tie_for_its_length() -> None:
+    student = trial("S", *[0.0] * 4, *[1.0] * 16)
+    found = Trajectory().add(student, trial("better", *[1.0] * 17, *[0.0] * 3))
+    assert shortest_tied(found).candidate.instructions == {"self": "better"}
+
+
+def test_a_student_that_is_best_stays() -> None:
+    student = trial("the student's own", *[1.0] * 4)
+    assert shortest_tied(Trajectory().add(student, trial("new", *[1.0] * 4))) is student
+
+
+def test_with_a_valset_its_scores_decide() -> None:
+    validated = replace(BEST, valset_score=0.5, valset_scores=[0.0, 1.0])
+    shorter = trial("short", *[1.0] * 2)  # as many as there are validation examples
+    assert shortest_tied(Trajectory().add(STUDENT, validated, shorter)) is validated
+    also = replace(trial("short", *[0.5] * 20), valset_score=0.5, valset_scores=[1.0, 0.0])
+    assert shortest_tied(Trajectory().add(STUDENT, validated, also)) is also
+
+
+def test_demos_are_part_of_the_length() -> None:
+    demos = Candidate({"self": "short"}, demo_set=0, demos={"self": "[a long demo]"})
+    with_demos = replace(trial("", *BEST.scores), candidate=demos)
+    assert demos.length == len("short[a long demo]")
+    assert shortest_tied(Trajectory().add(STUDENT, BEST, with_demos)) is BEST

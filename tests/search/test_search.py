@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import random
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -30,6 +32,7 @@ from dspy_opro.search.tasks import (
     TrialFinished,
     TrialReported,
     View,
+    scored_example,
     task_key,
     urgency,
 )
@@ -435,7 +438,9 @@ def test_a_task_is_handed_out_once() -> None:
 
 def test_keys_tell_all_tasks_apart_and_say_what_they_are() -> None:
     view = View(Trajectory(), student(), ())
-    assert task_key(ScoringTask(student(), 4, "val", 7)) == f"score/{student().id}/val/7"
+    scoring = task_key(ScoringTask(student(), 4, "val", 7))
+    assert scoring == f"score/{student().id}/val/7"
+    assert scored_example(scoring) == (student().id, "val", 7)
     assert task_key(ProposalTask(3, 1, 2, ("a", "b"), view)) == "propose/3/1/2/a,b"
     assert task_key(ProposalTask(1, 1, 0, ("a", "b"), view, is_for_demos=True)) == "propose/1/1/0//demos"
 
@@ -816,3 +821,53 @@ def test_without_the_first_scores_a_stopped_run_has_no_result() -> None:
     search.stop("interrupted")
     search.salvage()
     assert len(search.trajectory) == 0
+
+
+class Calls(dict[str, Any]):
+    """Calls of predictors that can be counted while they are in memory."""
+
+
+def test_calls_of_predictors_are_kept_of_the_incumbent_alone() -> None:
+    """Those of candidates that still race come on top, and those of the incumbents that the last rounds build on."""
+    known: list[tuple[str, weakref.ref[Calls]]] = []
+
+    class Traced(World):
+        def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+            if split != "train":
+                return super().outcome(candidate, split, position)
+            calls = Calls()
+            known.append((candidate.id, weakref.ref(calls)))
+            return replace(super().outcome(candidate, split, position), calls=calls)
+
+    record = run(Plan(30, num_val=4, num_rounds=20, lag=0), Traced(scores=lambda x: x), num_predictors=2)
+    record.proposals.clear()
+    gc.collect()
+    trials = record.trials
+    incumbents = {
+        max(trials[:n], key=lambda t: (t.state == "complete", t.reward)).id for n in range(1, len(trials))
+    }
+    alive = {id_ for id_, calls in known if calls() is not None}
+    assert record.search.trajectory.incumbent.id in alive
+    assert alive <= incumbents
+    assert len(alive) < len(incumbents)
+    assert record.search.student.id not in alive
+    assert not any(
+        o and o.calls for o in record.search.outcomes(record.search.trajectory.incumbent.candidate, "train")
+    )
+
+
+def test_the_search_returns_the_shorter_of_two_that_are_as_good_unless_it_confirms_nothing() -> None:
+    class Long(World):
+        """The later a proposal, the shorter its text; all are right on everything."""
+
+        def propose(self, task: ProposalTask) -> Proposal:
+            return Proposal({name: f"{name} {'long ' * (9 - task.slot)}" for name in task.predictors})
+
+        def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+            return Outcome(float("student" not in candidate.instructions["first"]))
+
+    for confirms, length in ((True, 2), (False, 9)):
+        plan = Plan(20, num_rounds=1, confirms=confirms)
+        search = run(plan, Long(), ScoreAll()).search
+        assert search.chosen.candidate.instructions["first"].count("long") == length
+        assert search.returned is search.chosen

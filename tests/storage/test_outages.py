@@ -58,7 +58,7 @@ def test_a_disk_that_is_full_for_a_while(server: SimulatedServer, expected: Any,
     assert found == whole
     log = (log_dir / "run.log").read_text()
     assert "The storage fails; the run goes on and tries again: OSError: [Errno 27] File too large" in log
-    assert "The storage is back; nothing is missing." in log
+    assert "The storage works again. No result was lost." in log
     server.reset()
     assert Worker(server, tmp_path, log_dir=str(log_dir)).result() == whole
     assert server.stats().requests == 0  # all of it was written after all

@@ -75,7 +75,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_650
+MOST_LINES = 12_660
 MOST_RUNNER_LINES = 600
 
 

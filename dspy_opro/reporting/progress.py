@@ -53,6 +53,7 @@ class Progress:
         self._trouble = ""
         self._first_usage: Usage | None = None  # what earlier processes of the run spent
         self._trajectory = Trajectory()
+        self._first_round = 0  # the last one that earlier processes of the run decided
         self._round, self._round_seconds = 0, 0.0  # the last decided round, and when it was decided
         self._student: Trial | None = None
         self._best: RoundDecided | None = None
@@ -75,6 +76,10 @@ class Progress:
         self._log_level = logging.INFO if verbose else logging.WARNING
         self._is_open = True
         _console.join(self._log_level)
+
+    def resume(self, round_: int) -> None:
+        """Begin after this round. Its events and earlier ones are still shown to `show`, and give no lines."""
+        self._first_round = round_
 
     def show(self, event: Event | None, usage: Usage, trouble: str = "") -> None:
         """Show an event (or None), the usage so far, and what slows the run down at the moment."""
@@ -112,7 +117,7 @@ class Progress:
                 *(data, score(student.score), changes(student.candidate, event.best.candidate)),
             )
         self._draw()
-        if self._is_plain and sys.stdout is not None:
+        if self._is_plain and sys.stdout is not None and event.round >= self._first_round:
             sys.stdout.write(f"{', '.join(self._parts())}\n")
             sys.stdout.flush()
 
@@ -161,7 +166,7 @@ class Progress:
         seconds = time.monotonic() - self._started
         now, then = (
             spending(self._round, self._usage, seconds),
-            spending(0, self._first_usage or self._usage, 0),
+            spending(self._first_round, self._first_usage or self._usage, 0),
         )
         known = []
         for name, most in self._limits.items():

@@ -66,15 +66,15 @@ class Reporter:
         if lost.metric_calls:
             logger.warning(
                 "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
-                "tokens and $%.4f. The budgets leave room for that.",
-                *(lost.metric_calls, lost.tokens, lost.cost),
+                "tokens, %s. The budgets leave room for that.",
+                *(lost.metric_calls, lost.tokens, f"${lost.cost:,.4f}" if lost.cost else "cost unknown"),
             )
+        num_rounds = max(0, len(self.search.best_scores) - 1)
+        self.progress.resume(num_rounds)
         if not (self.settings["display_progress"] or self.settings["verbose"]):
             return
         usage, most_rounds = self.ledger.usage, self.search.plan.num_rounds
-        rounds = (
-            f"{max(0, len(self.search.best_scores) - 1)}{'' if most_rounds is None else f' of {most_rounds}'}"
-        )
+        rounds = f"{num_rounds}{'' if most_rounds is None else f' of {most_rounds}'}"
         spent = cost(usage, 2).replace("$", "spent $")
         name = self.settings["log_dir"] or self.storage.study.study_name
         announce(f"Resuming {name}: {rounds} rounds, {usage.metric_calls:,} examples on record, {spent}.")

@@ -160,6 +160,21 @@ def test_the_time_left_is_that_until_the_first_limit(
     assert left in out.getvalue()
 
 
+def test_a_resumed_run_begins_after_the_rounds_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, False, {"rounds": 5})
+    shown.resume(2)
+    for number, seconds in ((0, 0.0), (1, 0.0), (2, 0.0), (3, 10.0)):
+        now = seconds
+        shown.show(RoundDecided(number, trial("Answer.", [0.5]), 0.5), Usage(metric_calls=20))
+    shown.close()
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("OPRO round 2/5, train 0.500, 00:00 so far")
+    assert second.startswith("OPRO round 3/5, train 0.500, 00:20 left")
+
+
 def test_an_unknown_figure_is_never_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
     shown = Progress(True, True, {"rounds": 2, "dollars": 1.0})

@@ -115,6 +115,7 @@ def test_a_resume_says_what_a_killed_process_may_have_paid(server: SimulatedServ
     Worker(server, tmp_path, log_dir=str(tmp_path / "run")).result()
     log = (tmp_path / "run" / "run.log").read_text()
     assert log.count("may have paid for up to 4 examples more than are on record: about ") == 1
+    assert " tokens, cost unknown. The budgets leave room for that." in log
 
 
 def test_the_summary_of_a_resumed_run_says_what_was_paid_now_and_in_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from enum import Enum
 from typing import Any
 
@@ -44,8 +45,8 @@ def exact(example: Any, prediction: Any, trace: Any = None) -> bool:
 
 def outcome(student: Any = None, answer: Any = echo, metric: Any = exact, example: Any = EXAMPLE) -> Outcome:
     program = Program(TwoSteps() if student is None else student)
-    with dspy.context(lm=ScriptedLM(answer)):
-        evaluator = Evaluator(program, Metric(metric), EventLoop())
+    with dspy.context(lm=ScriptedLM(answer)), closing(EventLoop()) as loop:
+        evaluator = Evaluator(program, Metric(metric), loop)
         result, _ = evaluator.evaluate(program.candidate, example, keeps_calls=True)
     assert isinstance(result.content, Outcome)
     return result.content
@@ -169,9 +170,10 @@ def typed(call: LMCall) -> Mapping[str, Any]:
 
 
 def asked(metric: Any, of: Outcome, student: Any, name: str) -> str:
-    feedback = PredictorFeedback(Program(student), Metric(metric), EventLoop())
     assert of.calls is not None
-    return feedback.of(("candidate", 0, name), EXAMPLE, of.calls)
+    with closing(EventLoop()) as loop:
+        feedback = PredictorFeedback(Program(student), Metric(metric), loop)
+        return feedback.of(("candidate", 0, name), EXAMPLE, of.calls)
 
 
 def test_the_metric_gets_what_it_gets_from_gepa_in_the_types_of_the_program() -> None:

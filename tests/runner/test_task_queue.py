@@ -394,7 +394,7 @@ def test_a_storage_that_fails_for_a_while_costs_nothing(caplog: pytest.LogCaptur
     keys = [key for key, _ in reopened(case).results()]
     assert sorted(keys) == sorted(map(task_key, case.world.tasks))
     assert "The storage fails" in caplog.text
-    assert "The storage is back" in caplog.text
+    assert "The storage works again" in caplog.text
 
 
 def test_a_storage_that_is_lost_ends_the_run_and_the_best_program_stays(
@@ -741,7 +741,7 @@ def test_workers_that_are_replaced_are_logged_once(caplog: pytest.LogCaptureFixt
     hanging = Hanging(case, 0, 1, 2)
     case()
     hanging.end.set()
-    said = [message for message in caplog.messages if "takes the place" in message]
+    said = [message for message in caplog.messages if "replaces its worker" in message]
     assert said == [
         "A call took twice example_timeout_seconds. Another worker replaces its worker (1 so far, 1 hang)."
     ]

@@ -100,7 +100,8 @@ class _Tracker(UsageTracker):
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         self._heard.usage = usage_entry
         if self._meter is not None:
-            self._meter.add(lm, usage_entry or {"prompt_tokens": 0}, None)
+            no_usage = None if EMPTY_USAGE_MEANS_CACHED else {"prompt_tokens": 0}
+            self._meter.add(lm, usage_entry or no_usage, None)
         if self._parent is None:
             super().add_usage(lm, usage_entry)
         else:

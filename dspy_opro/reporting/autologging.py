@@ -1,7 +1,7 @@
-"""What MLflow's autologging leaves out of its runs: whose evaluation a run is, and what a `compile` gave.
+"""Completes the runs of MLflow's autologging: names for evaluations, and the result of a `compile`.
 
-MLflow only numbers the evaluations, and logs of a `compile` nothing but the plain arguments of the call (read in 3.17
-and 3.18). Nothing here brings MLflow into a process that has not imported it.
+MLflow numbers the evaluations. Of a `compile` it logs the plain arguments of the call and nothing else (read in 3.17
+and 3.18). This module does not import MLflow unless the process has imported it already.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def completes_run(arguments: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]
         arguments: Those of the call. Once it has returned, MLflow logs the plain ones and accepts no other value.
 
     Yields:
-        What takes the compiled program, and gives it back.
+        A function that takes the compiled program and returns it.
     """
     try:
         yield partial(
@@ -68,10 +68,8 @@ def log_result(result: OPROResult, run: Any, left_out: Collection[str] = ()) -> 
     """Log settings, except those that are left out, spending, stop reason, gain and report to MLflow's active run."""
     import mlflow
 
-    known = {
-        *left_out,
-        *mlflow.get_run(run.info.run_id).data.params,
-    }  # MLflow refuses another value for a known one
+    # MLflow refuses another value for a known parameter.
+    known = {*left_out, *mlflow.get_run(run.info.run_id).data.params}
     settings = {name: str(value)[:500] for name, value in result.config.items()}  # MLflow refuses long values
     mlflow.log_params({name: value for name, value in settings.items() if name not in known})
     metrics = {**asdict(result.usage), "tokens": result.usage.tokens}

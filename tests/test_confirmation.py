@@ -41,9 +41,14 @@ def test_student_and_winner_are_scored_on_examples_that_the_search_never_used() 
     assert gain.interval.basis == "fresh"
     assert gain.is_proven
     assert result.best.id != result.baseline.id
-    last = seen.questions[-2 * gain.interval.num_examples :]
-    assert not set(last) & set(seen.questions[: -len(last)])
-    assert all(last.count(question) == 2 for question in last)
+    rows = result.examples()
+    by_split: dict[str, set[str]] = {}
+    for row in rows:
+        by_split.setdefault(row["split"], set()).add(row["inputs.question"])
+    assert not by_split["train"] & by_split["unseen"]
+    assert len(by_split["unseen"]) == gain.interval.num_examples
+    assert all(seen.questions.count(question) == 2 for question in by_split["unseen"])
+    assert len(seen.questions) == len(rows)
     assert result.usage.metric_calls <= 600
     assert result.summary().startswith("unseen examples: ")
     assert gain.interval.low <= gain.interval.estimate <= gain.interval.high

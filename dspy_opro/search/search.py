@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,9 @@ from .tasks import (
     View,
 )
 from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
+
+LAST = sys.maxsize
+"""The round of the examples that confirm the result: all others come first."""
 
 
 class Search:
@@ -309,6 +313,9 @@ class Search:
         self.trajectory = self.trajectory.add(*current.complete(completed))
         self.best_scores.append(self.trajectory.best.score)
         self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
+        if self.plan.num_held_back and self.chosen.id != self.student.id:
+            # The confirmation needs them in any case, so threads that have nothing else to do may score them now.
+            self._worklist.score(self.student, LAST, "unseen", self.plan.num_held_back)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -321,16 +328,16 @@ class Search:
         if plan.max_metric_calls is not None and not is_early:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
         self._rounds.clear()
-        self._worklist.clear()
         if plan.num_held_back and self.chosen.id != self.student.id:
             self._num_pairs = num_pairs(plan.num_held_back, plan.num_unseen, left)
+        self._worklist.clear(kept="unseen")
         if not self._num_pairs:
             self._finish(reason)
             return
         self._ending = reason
         for count in range(1, self._num_pairs + 1):  # pair by pair, as a limit may cut them off
             for candidate in self._compared():
-                self._worklist.score(candidate, self._overlap.num_opened, "unseen", count)
+                self._worklist.score(candidate, LAST, "unseen", count)
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()
@@ -408,10 +415,6 @@ class Overlap:
         self._decisions[decided.number] = Decision(view, num_calls, not decided.candidates)
         self._decisions.pop(decided.number - self._rules.plan.lag - 2, None)
         self._rounds.pop(decided.number - self._rules.plan.lag - 2, None)
-
-    @property
-    def num_opened(self) -> int:
-        return self._next
 
     @property
     def num_calls(self) -> int:

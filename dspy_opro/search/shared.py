@@ -93,8 +93,9 @@ class Worklist:
         tasks, self._new = self._new, []
         return tasks
 
-    def clear(self) -> None:
-        self._new.clear()
+    def clear(self, kept: Split | None = None) -> None:
+        """Drop the new tasks, except for those on the examples of one split."""
+        self._new = [task for task in self._new if isinstance(task, ScoringTask) and task.split == kept]
 
     def ask(self, task: ProposalTask) -> None:
         self._new.append(task)

@@ -732,6 +732,19 @@ def test_a_run_that_a_stopper_ends_confirms_with_what_is_held_back(order: int) -
     assert sum(task.split == "unseen" for task in record.examples) == 20
 
 
+@pytest.mark.parametrize("order", range(5))
+def test_threads_without_other_work_score_the_student_for_the_confirmation(order: int) -> None:
+    plan = Plan(16, num_rounds=6, num_candidates=4, num_held_back=10, num_unseen=10, lag=0)
+    one_by_one, idle = run(plan), run(plan, order=random.Random(order), capacity=64)
+    assert idle.decisions() == one_by_one.decisions()
+    for record, is_early in ((one_by_one, False), (idle, True)):
+        splits = [task.split for task in record.examples]
+        assert splits.count("unseen") == 20
+        last_train = max(number for number, split in enumerate(splits) if split == "train")
+        early = [task for task in record.examples[:last_train] if task.split == "unseen"]
+        assert {task.candidate.id for task in early} == ({student().id} if is_early else set())
+
+
 def test_a_candidate_that_only_fits_the_trainset_is_not_returned() -> None:
     class Overfit(World):
         def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:

@@ -128,9 +128,7 @@ def test_few_train_examples_are_warned_of(
     num_train: int, is_few: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiled(VocabularyTask(1), num_train, num_rounds=1)
-    told = [
-        text for text in caplog.messages if text.startswith(f"There are only {num_train} train examples.")
-    ]
+    told = [text for text in caplog.messages if text.startswith(f"Train examples: only {num_train}.")]
     assert len(told) == is_few
     assert all("at least 20 make a gain of 0.1 visible" in text for text in told)
 
@@ -153,3 +151,13 @@ def test_a_gain_within_noise_is_said_to_be_none() -> None:
     assert result.best == result.baseline
     assert program.signature.instructions == task.student().signature.instructions
     assert "No instruction was reliably better than yours. The student is returned." in result.summary()
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_one_example_gives_no_interval(confirm: bool) -> None:
+    program, _ = compiled(VocabularyTask(2), 1, num_rounds=4, num_candidates=16, confirm=confirm)
+    result = program.opro_result
+    assert result.baseline.score == 0.0
+    assert result.trajectory.best.score == 1.0
+    assert "interval" not in result.summary()
+    assert ("No instruction was reliably better" in result.summary()) is confirm

@@ -219,7 +219,7 @@ def warn_after_student(
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:
         logger.warning(
-            "There are only %d train examples. A score on so few is uncertain by %.2f or more; at least %d make a gain "
+            "Train examples: only %d. A score on so few is uncertain by %.2f or more; at least %d make a gain "
             "of 0.1 visible.",
             *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
         )

@@ -82,7 +82,10 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
-        """Without validations: few small rounds would have as many of them as winners, and wait for each."""
+        """How many rounds of so many candidates the run can have.
+
+        Validations are left out: counting them would give smaller rounds, and each round may wait for one.
+        """
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
         per_round = pruner.most_calls(num_train, num_candidates)

@@ -105,7 +105,7 @@ class Evaluator:
             except MetricError:
                 raise
             except BaseException as caught:
-                # E.g. SystemExit: the program has failed on this example, no more.
+                # E.g. SystemExit: only this example fails.
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)

@@ -28,7 +28,10 @@ def dollars(price: tuple[float, float], prompt_tokens: int, completion_tokens: i
 
 
 class Ledger:
-    """The one count of a run's spending. Any thread may add to it."""
+    """All that was paid, booked when each call ends; budgets read it. `Search.usage` has only results that were told.
+
+    Any thread may add to it.
+    """
 
     def __init__(self) -> None:
         self._usage = Usage()

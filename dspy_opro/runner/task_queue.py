@@ -59,7 +59,7 @@ class TaskQueue:
         ledger: Counts what is spent.
         budget: Limits that are checked before every call.
         failures: Ends the run when too much fails.
-        first: Passes the first result of a new run. None for a run that is resumed.
+        first: Checks the student's first results; all other tasks wait until one succeeds. None for a resumed run.
         num_threads: Calls in flight at most.
         time_limit: For each example.
         max_outage_seconds: How long a provider may be down before the run ends.
@@ -211,7 +211,7 @@ class TaskQueue:
             raise self._error
 
     def close(self, reason: str = "interrupted") -> None:
-        """Nobody waits for the workers any more. A run that is not over ends for this reason."""
+        """Results of workers are no longer used. A run that is not over ends for `reason`."""
         with self._changed:
             self._is_closed = True
             self.search.stop(reason)
@@ -374,7 +374,7 @@ class TaskQueue:
             scoring = (c for c in self._in_flight.values() if isinstance(c.task, ScoringTask))
             ends += [c.started + n * self._time_limit.seconds for c in scoring for n in (1, 2, 3)]
         now = time.monotonic()
-        # One that has just gone by may not have been seen.
+        # A deadline that has just passed may not have been handled yet.
         return max(0.01, min([TICK_SECONDS, *(end - now for end in ends if end > now - 0.05)]))
 
     def _is_over(self) -> bool:

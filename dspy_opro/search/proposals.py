@@ -142,7 +142,7 @@ class ProposalSlots:
         return Candidate(instructions, self._number, base.id, tuple(changed), demo_set, demos)
 
     def _demo_set(self, slot: int) -> int | None:
-        """The demos that a slot's new text is tried with: every other time not the base's, but any set's."""
+        """Even slots keep the base's demos. Odd slots draw one of the sets or the student's own."""
         demo_sets = self._tried.demo_sets
         if self._number == 1 or not demo_sets or slot % 2 == 0:
             return self._view.base.demo_set

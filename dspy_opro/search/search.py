@@ -273,7 +273,7 @@ class Search:
         return True
 
     def _show(self, current: Round) -> None:
-        """Tell of the candidates once their round is next to be decided: a run that ends before has none of them."""
+        """Publish a round's events once it is the oldest undecided round, or at the end if it has finished trials."""
         if problems := current.show(self._events):
             self.problems = [*self.problems, *problems][:1000]
 
@@ -322,7 +322,8 @@ class Search:
     def _end(self, reason: str, is_early: bool = False) -> None:
         """The rounds are over: confirm the result on unseen examples, where there are some.
 
-        Early, how far later rounds are depends on the order of arrival: then only what is held back is spent.
+        After an early end, what later rounds have used depends on the order of arrival. So only the held-back examples
+        are scored.
         """
         plan, left = self.plan, None
         if plan.max_metric_calls is not None and not is_early:
@@ -368,9 +369,9 @@ class Decision:
 class Overlap:
     """When the next round opens, how large it is, and what its proposals see.
 
-    A round builds on the decision `lag` rounds before its predecessor, and on what the rounds in between stood at
-    when each was one checkpoint further than the next. It never builds on what else happens to be known:
-    docs/decisions/0006-lag.md says why.
+    A round sees everything up to round `number - 1 - lag`. Of each round in between it sees the trials after a fixed
+    checkpoint, later for older rounds. It never builds on what else happens to be known: docs/decisions/0006-lag.md
+    says why.
     """
 
     def __init__(self, rules: Rules, before_any: View) -> None:
@@ -385,7 +386,7 @@ class Overlap:
         plan = self._rules.plan
         while plan.num_rounds is None or self._next <= plan.num_rounds:
             number = self._next
-            # Of many rounds the first need not wait for the student's score.
+            # With a lag above 1, round 1 asks before the student is scored.
             blind = number == 1 and plan.lag > 1
             self._as_of = max(self._as_of, number - 1 - plan.lag, -1 if blind else 0)
             between = range(self._as_of + 1, number)
@@ -402,7 +403,7 @@ class Overlap:
                 return Opening(number, view, size, most_calls)
             if not between:
                 return None
-            self._as_of += 1  # the next decision may give back funds, or have candidates
+            self._as_of += 1  # that round may score fewer examples than reserved, or have candidates
         return None
 
     def add(self, opened: Round) -> None:
@@ -426,8 +427,8 @@ class Overlap:
     def _num_passed(self, number: int) -> int:
         """The checkpoints of a round that the next one to open knows of.
 
-        With a lag of 1 proposals are asked for while the tail of the race before runs; with more while others are
-        still being written.
+        With a lag of 1 the round before must have passed its first checkpoint; with a larger lag it need not have
+        passed any.
         """
         return self._next - number - (self._rules.plan.lag > 1)
 
@@ -438,10 +439,10 @@ class Overlap:
             return wanted
         left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
         left -= self._rules.most_demo_calls(self._next)
-        if between:  # they hold funds that they may give back: a round smaller than half can wait for them
+        if between:  # they may score fewer examples than reserved: a round smaller than half can wait for them
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:
-            # The last funds that came back: a small round alone would wait for each of its stragglers.
+            # The rest pays for a small round at most, and that would wait for each of its slow calls.
             smallest = wanted
         else:
             smallest = 1

@@ -80,7 +80,10 @@ class RunStorage:
             yield key if counts and last[key] == number else "", result
 
     def lost_usage(self) -> Usage:
-        """What killed processes may have paid for and not recorded, at most: the mean of a recorded example, times."""
+        """What killed processes may have paid for and not recorded.
+
+        At most: the mean usage of a recorded example, times the lost calls.
+        """
         spent = [result.usage for _, result in self.results() if isinstance(result.content, Outcome)]
         if not spent:
             return Usage()
@@ -180,7 +183,7 @@ def open_run(
 
 
 def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
-    """Note this process in the study, until the run is closed. The calls that processes without an end may have lost.
+    """Note this process in the study, until the run is closed. Returns how many calls killed processes may have lost.
 
     Whether a process that has not closed the run still runs can be known only with a lock, that is with a `log_dir`.
     """

@@ -438,7 +438,7 @@ class Overlap:
             return wanted
         left = limit - ranking.num_examples - sum(self._rounds[number].reserved for number in between)
         left -= self._rules.most_demo_calls(self._next)
-        if between:  # they may score fewer examples than reserved: a round smaller than half can wait for them
+        if between:  # they may score fewer examples than reserved, and a small round can wait for that
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:
             # The rest pays for a small round at most, and that would wait for each of its slow calls.

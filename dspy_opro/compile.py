@@ -113,13 +113,13 @@ class Job:
             self._evaluations = EvaluationCallbacks(inputs.metric.function, build, inputs.splits, loop)
             # This search only says whether the plan differs from the one on record.
             search = make_search(config, inputs.program.candidate, inputs.sizes)
-            self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
             search = make_search(config, search.student, inputs.sizes, carried)
+            self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
             is_shown = config.display_progress or config.verbose

@@ -92,7 +92,7 @@ def estimate(
 
     Args:
         config: The resolved arguments.
-        search: A fresh search. It is used up.
+        search: A new search. It is used up.
         meta_prompt: Makes the requests, whose length counts.
         prompt_model: The name of the optimizer LM.
         program_models: The names of the LMs that the program calls. Their price is known from the examples.

@@ -252,7 +252,7 @@ class Work:
 
 
 def most_work(search: Search) -> Work | None:
-    """The most that a fresh search can do; None if neither rounds nor examples have a limit."""
+    """The most that a new search can do; None if neither rounds nor examples have a limit."""
     plan, size = search.plan, search.plan.num_candidates
     confirming = 2 * plan.num_held_back
     if plan.num_rounds is None:

@@ -13,12 +13,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import dspy
-
 from .config import assembly
 from .config.arguments import OPROConfig
 from .config.plan import forecast, make_search, plan_on_record, warn_after_student
-from .config.preflight import check
+from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.errors import clean_record
 from .programs.failures import FirstExamples, check_budget
@@ -46,7 +44,7 @@ def optimize(job: Job) -> Any:
     try:
         queue.replay()  # results of earlier processes are not paid for again
         job.reporter.announce_resume()
-        with interrupts(queue.stop), WorkerPool(queue, job.perform, job.num_threads) as workers:
+        with interrupts(queue.stop), WorkerPool(queue, job.perform, job.inputs.num_threads) as workers:
             for event in queue.events():  # waits; None at least twice a second
                 workers.refill()
                 job.report(event)
@@ -99,7 +97,7 @@ class Job:
         self, config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | None = None
     ) -> None:
         started = time.monotonic()
-        self.inputs = inputs = check(config, student)
+        self.inputs = inputs = check_inputs(config, student)
         self.config = config = inputs.config
         settings = assembly.settings(inputs)
         with ExitStack() as on_error:  # closes the parts if a later one can't be made
@@ -113,14 +111,15 @@ class Job:
             self.writer = assembly.make_writer(inputs, self._loop)
             build = self.evaluator.build
             self._evaluations = EvaluationCallbacks(inputs.metric.function, build, inputs.splits, loop)
+            # This search only says whether the plan differs from the one on record.
             search = make_search(config, inputs.program.candidate, inputs.sizes)
-            self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
             search = make_search(config, search.student, inputs.sizes, carried)
+            self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
             is_shown = config.display_progress or config.verbose
@@ -133,34 +132,35 @@ class Job:
             progress = Progress(config.display_progress, config.verbose, limits)
             on_error.callback(progress.close)
             self.reporter = Reporter(
-                started,
-                search,
-                self.storage,
-                self.ledger,
-                inputs.program,
-                inputs.splits,
-                inputs.orders,
-                settings,
-                progress,
-                self._directory,
-                limits,
+                started=started,
+                search=search,
+                storage=self.storage,
+                ledger=self.ledger,
+                program=inputs.program,
+                splits=inputs.splits,
+                orders=inputs.orders,
+                settings=settings,
+                progress=progress,
+                directory=self._directory,
+                limits=limits,
             )
             self._measured = assembly.measured_budget(config)
-            self.num_threads = config.num_threads or dspy.settings.num_threads
+            is_new = self.storage.has_no_results
             self.queue = TaskQueue(
-                search,
-                self.storage,
-                self.ledger,
-                budget,
-                assembly.failure_limit(config),
-                FirstExamples(search.plan.num_train, self._measured) if self.storage.is_fresh else None,
-                self.num_threads,
-                assembly.time_limit(config),
-                config.max_outage_seconds,
+                search=search,
+                storage=self.storage,
+                ledger=self.ledger,
+                budget=budget,
+                failures=assembly.failure_limit(config),
+                first=FirstExamples(search.plan.num_train, self._measured) if is_new else None,
+                num_threads=inputs.num_threads,
+                time_limit=assembly.time_limit(config),
+                max_outage_seconds=config.max_outage_seconds,
             )
-            self._tries_lm = self.storage.is_fresh and search.plan.lag < 2 and assembly.needs_a_try(inputs)
-            is_new = is_shown and self.storage.is_fresh
-            self._estimate = assembly.RunEstimate(inputs, self.writer.meta_prompt, search.plan, is_new)
+            # With a larger lag round 1 asks without waiting for the student's score, so a broken LM shows early.
+            self._tries_lm = is_new and search.plan.lag < 2 and assembly.needs_a_try(inputs)
+            is_wanted = is_new and is_shown
+            self._estimate = assembly.RunEstimate(inputs, self.writer.meta_prompt, search.plan, is_wanted)
             on_error.pop_all()
 
     def perform(self, task: Task) -> TaskResult:
@@ -192,9 +192,9 @@ class Job:
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""
         if event is not None:
-            self.storage.trials.show(event)
+            self.storage.trial_writer.show(event)
         elif self.storage.outage.is_under_way:
-            self.storage.trials.write()
+            self.storage.trial_writer.write()
         self._evaluations.show(event)
         if isinstance(event, TrialFinished):
             self.evaluator.forget(event.trial.candidate)

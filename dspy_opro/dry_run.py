@@ -9,7 +9,7 @@ from typing import Any
 from .config.arguments import OPROConfig
 from .config.assembly import make_estimate, make_evaluator, make_writer, measured_budget
 from .config.estimate import NUM_EXAMPLES
-from .config.preflight import check
+from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.failures import FirstExamples
 from .reporting.progress import announce
@@ -21,7 +21,7 @@ def dry_run(config: OPROConfig, student: Any, loop: asyncio.AbstractEventLoop | 
     Raises:
         ValueError, TypeError, MetricError, TooManyErrors: As at the start of a run.
     """
-    inputs = check(config, student)
+    inputs = check_inputs(config, student)
     config, program, train = inputs.config, inputs.program, inputs.splits["train"][:NUM_EXAMPLES]
     events = EventLoop(loop)
     try:

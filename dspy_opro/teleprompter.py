@@ -136,14 +136,14 @@ class OPROTeleprompter(Teleprompter):
         if positional:
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
         values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
+        # A default is not given: `get_params` has all of them, and given values override the preset.
         changed = {n: value for n, value in values.items() if n not in FIELDS or value != FIELDS[n].default}
         self.config = configure(changed, type(self).__name__)
 
     def __getattr__(self, name: str) -> Any:
         """An argument's value."""
-        if (
-            name not in FIELDS or name == "callbacks"
-        ):  # DSPy takes an object's `callbacks` for callbacks of its own
+        # DSPy takes an object's `callbacks` for callbacks of its own.
+        if name not in FIELDS or name == "callbacks":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.config, name)
 
@@ -206,10 +206,10 @@ class OPROTeleprompter(Teleprompter):
         from .reporting.autologging import completes_run
 
         config = self._config_for({**data, **arguments})
-        with completes_run(arguments) as complete:
+        with completes_run(arguments) as complete:  # `complete` returns its argument
             return complete(dry_run(config, student) if config.dry_run else optimize(Job(config, student)))
 
-    @with_compile_callbacks
+    @with_compile_callbacks  # DSPy wraps `compile` itself
     async def acompile(
         self,
         student: Any,

@@ -62,7 +62,6 @@ OUTSIDE = {
     "reporting.report": {"jinja2"},
     "reporting.plots": {"plotly"},
     "reporting.result": {"optuna", "pandas", "plotly", "pydantic"},
-    "compile": {"dspy"},
     "teleprompter": {"dspy"},
     "integrations.mlflow": {"dspy", "mlflow"},
     "local.engine": {"dspy"},

@@ -16,7 +16,11 @@ import pytest
 
 from dspy_opro import OPRO
 from dspy_opro.programs.compat import forget_secrets
+from dspy_opro.programs.prompts import prompts
 from dspy_opro.programs.secrets import is_secret, without_password, without_secrets
+from dspy_opro.reporting import autologging
+from dspy_opro.reporting.run_directory import RunDirectory
+from dspy_opro.storage.outage import Outage
 from dspy_opro.testing import SimulatedServer
 from tests.runs import TASK, TRAINSET, metric, serve
 
@@ -173,6 +177,40 @@ def test_errors_and_an_executor_hold_no_secret(
     assert "no route to" in caplog.text
     assert [path.name for path in written if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in caplog.text
+
+
+class Unreachable(dspy.ChatAdapter):  # type: ignore[misc]
+    def format(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError(f"failed to connect to user:{SECRET}-50@host")
+
+
+def test_the_log_of_what_cannot_be_written_holds_no_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        cause = OSError(f"the server refuses user:{SECRET}-51@host")
+        raise ConnectionError(f"failed to connect to user:{SECRET}-52@host") from cause
+
+    outage = Outage()
+    for report in (outage.failed, outage.lose):
+        try:
+            fail()
+        except ConnectionError as error:
+            report(error)
+    directory = RunDirectory(tmp_path)
+    directory.write("best.json", fail)
+    directory.close()
+    program = dspy.Predict("question -> answer")
+    with dspy.context(adapter=Unreachable()):
+        assert prompts(program, ["self"]) == {}
+    monkeypatch.setattr(autologging, "_active_run", fail)
+    program.opro_result = object()
+    with autologging.completes_run({}) as complete:
+        complete(program)
+    said = ("storage fails", "storage is lost", "best.json cannot be written", "lacks self", "MLflow is not")
+    assert [len([m for m in caplog.messages if words in m]) for words in said] == [1] * len(said)
+    assert all("user:***@host" in message for message in caplog.messages)
+    assert SECRET not in caplog.text + (tmp_path / "run.log").read_text()
 
 
 def test_a_config_holds_no_secret_of_a_language_model() -> None:

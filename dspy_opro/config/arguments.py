@@ -231,19 +231,19 @@ class OPROConfig(_Arguments):
         if self.auto is None and not self.bounds:
             raise ValueError(f"auto=None needs at least one bound: {', '.join(BOUNDS)} or stoppers.")
         values = {name: getattr(self, name) for name in FIELDS}
-        given = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
+        preset = {"k_best": 20, **PRESETS.get(self.auto or "", {})}
         if any(getattr(self, name) is not None for name in BUDGETS):  # the preset then sets only sizes
             for name in ("num_rounds", "patience"):
-                given.pop(name, None)
+                preset.pop(name, None)
         if (self.max_metric_calls or self.max_full_evals) and not paper(self):
-            given.pop("num_candidates", None)  # a larger budget has larger rounds
+            preset.pop("num_candidates", None)  # a larger budget has larger rounds
         if self.num_trials is not None:
             if not paper(self):
-                given["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)
-            rounds = math.ceil(self.num_trials / (self.num_candidates or given["num_candidates"]))
-            given["num_rounds"] = rounds
+                preset["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)
+            rounds = math.ceil(self.num_trials / (self.num_candidates or preset["num_candidates"]))
+            preset["num_rounds"] = rounds
             values["num_rounds"] = min(rounds, self.num_rounds or rounds)
-        for name, value in given.items():
+        for name, value in preset.items():
             if name not in self.model_fields_set or (values[name] is None and name != "pruner"):
                 values[name] = value
         resolved: OPROConfig = OPROConfig.model_construct(_fields_set=self.model_fields_set, **values)

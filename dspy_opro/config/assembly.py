@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,7 @@ from dspy_opro.programs.compat import defines, model_name
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
+from dspy_opro.programs.metering import Budget
 from dspy_opro.programs.program import is_async_only
 from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
@@ -23,7 +24,6 @@ from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
 from dspy_opro.proposers.opro import OPROProposer, PaperProposer
 from dspy_opro.proposers.reflective import adapt
 from dspy_opro.proposers.writer import InstructionWriter, initial_texts
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Plan, ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.storage.fingerprint import fingerprint
@@ -66,19 +66,19 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     """What asks the proposer for instructions."""
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
-    proposer: Callable[..., Any] = PaperProposer() if is_paper else OPROProposer()
+    own: Any = PaperProposer() if is_paper else OPROProposer()
     max_chars, must_keep = config.max_instruction_chars, config.must_keep
     rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
     guidance = guidance_text(config.guidance, max_chars, must_keep)
     return InstructionWriter(
-        proposer if config.proposer is None else adapt(config.proposer),
+        own if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
         config.init_temperature,
         program,
         MetaPrompt(
             program,
             train,
-            config.k_best or 20,
+            config.k_best,
             config.num_exemplars,
             config.seed,
             is_paper,
@@ -157,7 +157,7 @@ def make_storage(inputs: Inputs) -> RunStorage:
             seed=config.seed,
         ),
         config.callbacks,
-        config.num_threads or dspy.settings.num_threads,
+        inputs.num_threads,
     )
 
 
@@ -180,7 +180,7 @@ def make_estimate(
         model_name(inputs.prompt_model),
         {model_name(predictor.lm or default) for predictor in predictors},
         results,
-        seconds / (config.num_threads or dspy.settings.num_threads),
+        seconds / inputs.num_threads,
         most_examples,
     )
 
@@ -195,9 +195,7 @@ class RunEstimate:
         self._inputs = inputs
         self._meta_prompt = meta_prompt
         self._num_needed = min(NUM_EXAMPLES, plan.num_train)
-        self._first: list[
-            tuple[TaskResult, float]
-        ] = []  # the student's results, and the seconds that each took
+        self._first: list[tuple[TaskResult, float]] = []  # the student's results with their seconds
         # A pruner of the user's would see simulated scores.
         self._is_due = is_wanted and inputs.config.pruner in (None, "auto")
 

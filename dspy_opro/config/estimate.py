@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
-from dspy_opro.programs.metering import Prices, dollars
+from dspy_opro.programs.metering import Budget, Prices, dollars
 from dspy_opro.programs.pace import WaitingTasks
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import prompt_fields
 from dspy_opro.search import Search
 from dspy_opro.search.reserve import SHARE
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Proposal, ProposalTask, Task, TaskResult, rng
 from dspy_opro.search.trajectory import Outcome, Usage, mean
 
@@ -93,7 +92,7 @@ def estimate(
 
     Args:
         config: The resolved arguments.
-        search: A fresh search. It is used up.
+        search: A new search. It is used up.
         meta_prompt: Makes the requests, whose length counts.
         prompt_model: The name of the optimizer LM.
         program_models: The names of the LMs that the program calls. Their price is known from the examples.

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dspy_opro.programs.metering import Budget
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
 from dspy_opro.search.reserve import held_back
-from dspy_opro.search.stoppers import Budget, Patience, StopAtScore, Stopper
+from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
 from dspy_opro.storage.carrying import NOTHING, Carried
@@ -82,7 +83,10 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
-        """Without validations: few small rounds would have as many of them as winners, and wait for each."""
+        """How many rounds of so many candidates the run can have.
+
+        Validations are left out: counting them would give smaller rounds, and each round may wait for one.
+        """
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
         per_round = pruner.most_calls(num_train, num_candidates)
@@ -92,8 +96,8 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
     num_candidates = config.num_candidates
     if num_candidates is None:
         # With `num_rounds`, larger rounds would leave fewer rounds than the user chose.
-        rounds = most_rounds(PAPER_CANDIDATES) if config.num_rounds is None else 0
-        num_candidates = usual_candidates(rounds)
+        is_chosen = config.num_rounds is not None
+        num_candidates = PAPER_CANDIDATES if is_chosen else usual_candidates(most_rounds(PAPER_CANDIDATES))
     num_demo_sets = _num_demo_sets(config, num_candidates)
     plan = Plan(
         num_train=num_train,
@@ -248,7 +252,7 @@ class Work:
 
 
 def most_work(search: Search) -> Work | None:
-    """The most that a fresh search can do; None if neither rounds nor examples have a limit."""
+    """The most that a new search can do; None if neither rounds nor examples have a limit."""
     plan, size = search.plan, search.plan.num_candidates
     confirming = 2 * plan.num_held_back
     if plan.num_rounds is None:

@@ -37,8 +37,13 @@ class Inputs:
     """Split -> index into the user's dataset, by position in the race. Unseen examples come from the valset, if any."""
     sizes: Sizes
 
+    @property
+    def num_threads(self) -> int:
+        """The most LM calls at the same time."""
+        return int(self.config.num_threads or dspy.settings.num_threads)
 
-def check(config: OPROConfig, student: Any) -> Inputs:
+
+def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     """Check every input of a `compile` call.
 
     Raises:
@@ -57,10 +62,10 @@ def check(config: OPROConfig, student: Any) -> Inputs:
     program = Program(student)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     trainset, valset = list(trainset), list(config.valset or ())
-    train, val = (_shuffled(config.seed, name, data) for name, data in (("order", trainset), ("val", valset)))
-    sizes = data_sizes(config, len(train), len(val))
-    unseen = (val or train)[::-1][: sizes.num_unseen]
-    orders = {"train": train[: config.max_train_examples], "val": val, "unseen": unseen}
+    train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
+    sizes = data_sizes(config, len(trainset), len(valset))
+    unseen = (val_order or train_order)[::-1][: sizes.num_unseen]
+    orders = {"train": train_order[: config.max_train_examples], "val": val_order, "unseen": unseen}
     data = {"train": trainset, "val": valset, "unseen": valset or trainset}
     splits = {split: [data[split][index] for index in order] for split, order in orders.items()}
     return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders, sizes)

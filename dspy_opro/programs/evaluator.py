@@ -75,13 +75,13 @@ class Evaluator:
         self,
         candidate: Candidate,
         example: Any,
-        book: Callable[[Usage], None] = lambda usage: None,
+        on_usage: Callable[[Usage], None] = lambda usage: None,
         call_id: str | None = None,
         keeps_calls: bool = False,
     ) -> tuple[TaskResult, Any]:
         """Score a candidate on an example. Returns the result and the prediction (None if the example failed).
 
-        `book` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
+        `on_usage` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
         callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome of a program with
         several predictors has their calls.
 
@@ -92,7 +92,7 @@ class Evaluator:
         trace: list[Any] = []
         num_calls = None  # of the program; a metric may call predictors of its own
         settings = {} if self.task_model is None else {"lm": self.task_model}
-        meters = metered("scorer", book, ONE_EXAMPLE, self.prices, trace=trace, **settings)
+        meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
             try:
                 inputs = dict(example.inputs().items())
@@ -105,7 +105,7 @@ class Evaluator:
             except MetricError:
                 raise
             except BaseException as caught:
-                # E.g. SystemExit: the program has failed on this example, no more.
+                # E.g. SystemExit: only this example fails.
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)

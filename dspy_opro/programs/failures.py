@@ -7,12 +7,12 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass
 
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
 from dspy_opro.search.trajectory import Outcome, Trial, Usage
 
 from .errors import in_brief
 from .evaluator import MetricRaised
+from .metering import Budget
 from .metric import MetricError
 from .provider import judge
 

@@ -28,7 +28,10 @@ def dollars(price: tuple[float, float], prompt_tokens: int, completion_tokens: i
 
 
 class Ledger:
-    """The one count of a run's spending. Any thread may add to it."""
+    """All that was paid, booked when each call ends; budgets read it. `Search.usage` has only results that were told.
+
+    Any thread may add to it.
+    """
 
     def __init__(self) -> None:
         self._usage = Usage()
@@ -43,13 +46,32 @@ class Ledger:
             self._usage = self._usage + usage
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Limits in tokens, dollars and seconds: no call is started once one of them is reached."""
+
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    timeout_seconds: float | None = None
+
+    def exhausted(self, usage: Usage, seconds: float, share: float = 1.0) -> str | None:
+        """The stop reason if this share of a limit is spent."""
+        if self.max_tokens is not None and usage.tokens >= share * self.max_tokens:
+            return "max_tokens"
+        if self.max_cost is not None and usage.cost >= share * self.max_cost:
+            return "max_cost"
+        if self.timeout_seconds is not None and seconds >= share * self.timeout_seconds:
+            return "timeout_seconds"
+        return None
+
+
 @dataclass
 class Meter:
     """Counts LM calls, tokens and dollars. It keeps no prompts and no answers."""
 
     caller: Literal["scorer", "proposer"]
     """The side that makes the calls."""
-    book: Callable[[Usage], None]
+    on_usage: Callable[[Usage], None]
     """Gets the usage of every call when the call ends. An abandoned call costs money, too."""
     usage: Usage
     """The usage so far, from the start with that of the work itself."""
@@ -58,7 +80,7 @@ class Meter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self.book(self.usage)
+        self.on_usage(self.usage)
 
     def add(self, model: str, usage: Any, cost: Any) -> None:
         """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call."""
@@ -80,7 +102,7 @@ class Meter:
     def spend(self, spent: Usage) -> None:
         with self._lock:
             self.usage += spent
-        self.book(spent)
+        self.on_usage(spent)
 
 
 class _Tracker(UsageTracker):
@@ -148,7 +170,7 @@ class _History(list[Any]):
 @contextmanager
 def metered(
     caller: Literal["scorer", "proposer"],
-    book: Callable[[Usage], None],
+    on_usage: Callable[[Usage], None],
     entry: Usage = NOTHING,
     prices: Prices | None = None,
     **settings: Any,
@@ -159,7 +181,7 @@ def metered(
     module in it). A usage tracker alone would miss costs, and in the context of DSPy 3.0 it makes every task of
     `dspy.Parallel` return None. With `track_usage` modules give their predictions a usage only where no tracker is set.
     """
-    meter, parent, tracker = Meter(caller, book, entry, prices or {}), dspy.settings.usage_tracker, None
+    meter, parent, tracker = Meter(caller, on_usage, entry, prices or {}), dspy.settings.usage_tracker, None
     if dspy.settings.disable_history or dspy.settings.max_history_size == 0:
         settings["usage_tracker"] = _Tracker(meter, parent)
     elif UNMARKED_RESPONSES and not (dspy.settings.track_usage and parent is None):

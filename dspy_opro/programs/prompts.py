@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 
+from .errors import in_brief
 from .values import plain
 
 logger = logging.getLogger("dspy_opro")
@@ -37,7 +38,6 @@ def prompts(program: dspy.Module, names: Sequence[str]) -> dict[str, Sequence[Me
             messages = adapter.format(signature, list(predictor.demos), {n: f"{{{n}}}" for n in fields})
             made[name] = plain(messages)
         except Exception as error:  # a custom adapter; the run is at its end and must not fail here
-            logger.warning(
-                "result.prompts() lacks %s: %s can't write it: %s", name, type(adapter).__name__, error
-            )
+            words = "result.prompts() lacks %s: %s can't write it: %s"
+            logger.warning(words, name, type(adapter).__name__, in_brief(error))
     return made

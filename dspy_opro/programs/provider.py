@@ -24,7 +24,7 @@ class Verdict:
 
 
 class ErrorElsewhere(RuntimeError):
-    """An error of another process: its text and what it means. The error itself may not travel."""
+    """An error of another process: its text and what it means. The error itself may not be picklable."""
 
     def __init__(self, text: str, verdict: Verdict) -> None:
         super().__init__(text, verdict)
@@ -34,7 +34,7 @@ class ErrorElsewhere(RuntimeError):
         return str(self.args[0])
 
 
-# Names tell, because DSPy 3.0 to 3.2 raise LiteLLM's errors, later versions their own, and tools those of any library.
+# Errors are recognised by class name: DSPy 3.0 to 3.2 raise LiteLLM's, later versions their own, tools any library's.
 _TRANSIENT = frozenset({
     *("ConnectionError", "TimeoutError", "Timeout", "TimeoutException", "NetworkError", "RemoteProtocolError"),
     *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),

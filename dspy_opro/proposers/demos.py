@@ -49,10 +49,10 @@ class DemoWriter:
     prices: Prices | None = None
     """The user's own prices of LMs."""
 
-    def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
-        """The demo set of the task's slot. `book` gets the usage of every LM call when the call ends."""
+    def write(self, task: ProposalTask, on_usage: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
+        """The demo set of the task's slot. `on_usage` gets the usage of every LM call when the call ends."""
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
-        with metered("scorer", book, prices=self.prices, trace=[], **settings) as meter:
+        with metered("scorer", on_usage, prices=self.prices, trace=[], **settings) as meter:
             try:
                 proposal = Proposal(self.demo_set(task.slot, meter.spend))
             except Exception as caught:

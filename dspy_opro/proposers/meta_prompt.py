@@ -187,10 +187,8 @@ def _variance(values: Sequence[float]) -> float:  # statistics.pvariance is 20 t
     return sum((v - average) ** 2 for v in values) / len(values)
 
 
-def verdict(outcome: Outcome | None, low: float, high: float) -> str:
+def verdict(outcome: Outcome, low: float, high: float) -> str:
     """An outcome's score in words for the meta-prompt."""
-    if outcome is None:
-        return "not scored yet"
     if outcome.error is not None:
         return f"failed: {outcome.error}"
     if high > low and outcome.score >= high:

@@ -94,9 +94,8 @@ def prompt_fields(request: ProposalRequest) -> dict[str, str]:
 
 def _guided(text: str, request: ProposalRequest) -> str:
     """A text for the optimizer LM, with the user's constraints at its end."""
-    return (
-        f"{text}\n\nThese rules hold for every instruction:\n{request.guidance}" if request.guidance else text
-    )
+    rules = f"\n\nThese rules hold for every instruction:\n{request.guidance}" if request.guidance else ""
+    return text + rules
 
 
 def _extended(request: ProposalRequest, prediction: Any) -> Any:

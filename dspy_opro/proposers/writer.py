@@ -64,7 +64,7 @@ class InstructionWriter:
         self._first_error: Exception | None = None
         self._has_answer = False
 
-    def try_out(self, book: Callable[[Usage], None]) -> Usage:
+    def try_out(self, on_usage: Callable[[Usage], None]) -> Usage:
         """Send the optimizer LM a small request, before more is spent. Returns what it cost.
 
         Raises:
@@ -75,7 +75,7 @@ class InstructionWriter:
 
         def ask() -> None:
             try:
-                with metered("proposer", book, prices=self.prices, trace=[]) as meter:
+                with metered("proposer", on_usage, prices=self.prices, trace=[]) as meter:
                     meters.append(meter)
                     lm = copy_lm(self.prompt_model)
                     lm.num_retries = 0  # LiteLLM repeats refused requests, too
@@ -107,8 +107,8 @@ class InstructionWriter:
             f"The optimizer LM {name} can't be called. Check prompt_model: {in_brief(error)}"
         )
 
-    def write(self, task: ProposalTask, book: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
-        """New texts for the task's predictors. `book` gets the usage of every LM call when the call ends.
+    def write(self, task: ProposalTask, on_usage: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
+        """New texts for the task's predictors. `on_usage` gets the usage of every LM call when the call ends.
 
         Raises:
             ProposerFailed: The LM can't be called, and no earlier call of this process worked. Another try may work
@@ -116,13 +116,12 @@ class InstructionWriter:
         """
         if task.initial is not None:
             return TaskResult(Proposal(self.initial[task.initial]))
-        with metered(
-            "scorer", book, prices=self.prices, trace=[]
-        ) as asked:  # a metric may call an LM for its feedback
+        # A metric may call an LM for its feedback.
+        with metered("scorer", on_usage, prices=self.prices, trace=[]) as asked:
             request = self.meta_prompt.request(task)
         error = None
         lm = sampling_lm(self.prompt_model, self.temperature, request.seed)
-        with metered("proposer", book, prices=self.prices, trace=[]) as meter:
+        with metered("proposer", on_usage, prices=self.prices, trace=[]) as meter:
             try:
                 proposal = self._read(task, self._answer(request, lm))
                 self._has_answer = True

@@ -75,13 +75,13 @@ def _taken(program: dspy.Module) -> set[str]:
     """The names that the program itself uses."""
     attributes = vars(program)
     # Else the other attributes come from an earlier run of ours, or of MIPROv2 and others.
-    is_fresh = "opro_result" not in attributes and "candidate_programs" not in attributes
+    is_unmarked = "opro_result" not in attributes and "candidate_programs" not in attributes
     return {
         name
         for name in NAMES
         if hasattr(type(program), name)
         or isinstance(attributes.get(name), (dspy.Module, Parameter))
-        or (name in attributes and is_fresh)
+        or (name in attributes and is_unmarked)
     }
 
 

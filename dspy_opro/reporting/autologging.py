@@ -14,6 +14,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from dspy_opro.programs.errors import in_brief
+
 from .report import page
 from .result import OPROResult
 
@@ -52,7 +54,7 @@ def _complete(left_out: Collection[str], program: Any) -> Any:
         if result is not None and (run := _active_run("log_compiles")) is not None:
             log_result(result, run, left_out)
     except Exception as error:  # as with a callback, the program is worth more than its record
-        logger.warning("The run in MLflow is not complete: %s: %s", type(error).__name__, error)
+        logger.warning("The run in MLflow is not complete: %s", in_brief(error))
     return program
 
 

@@ -116,19 +116,14 @@ def _group(score: float | None, best_score: float | None, most: float, middle: f
         return "fixed" if best_score > score else "broke"
     if most < middle or most == 0:
         return "never solved"
-    return (
-        "solved by both"
-        if max(s for s in (score, best_score) if s is not None) >= middle
-        else "solved by others"
-    )
+    higher = max(s for s in (score, best_score) if s is not None)
+    return "solved by both" if higher >= middle else "solved by others"
 
 
 def _level(score: float | None, low: float, high: float) -> int | None:
-    return (
-        None
-        if score is None
-        else max(0, min(LEVELS - 1, round((LEVELS - 1) * (score - low) / (high - low or 1))))
-    )
+    if score is None:
+        return None
+    return max(0, min(LEVELS - 1, round((LEVELS - 1) * (score - low) / (high - low or 1))))
 
 
 def rectangles(

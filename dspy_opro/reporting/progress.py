@@ -78,7 +78,7 @@ class Progress:
         _console.join(self._log_level)
 
     def resume(self, round_: int) -> None:
-        """Begin after this round. Its events and earlier ones are still shown to `show`, and give no lines."""
+        """Begin after this round. `show` still gets the events up to this round, but prints no lines for them."""
         self._first_round = round_
 
     def show(self, event: Event | None, usage: Usage, trouble: str = "") -> None:

@@ -18,13 +18,13 @@ from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, U
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
+from dspy_opro.storage.run_storage import LOG_SUFFIX
 from dspy_opro.storage.trials import STATES
 
 from .examples import Examples, ExampleText
 from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
 
-LOG_SUFFIX = "/log"
 NAMES = {state: name for name, state in STATES.items()}
 """State of an Optuna trial -> that of ours."""
 

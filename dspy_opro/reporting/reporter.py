@@ -60,7 +60,7 @@ class Reporter:
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
-        if self.storage.is_fresh:
+        if self.storage.has_no_results:
             return
         lost = self.storage.lost_usage()
         if lost.metric_calls:

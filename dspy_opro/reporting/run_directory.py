@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dspy_opro.programs.errors import in_brief
 from dspy_opro.storage.lock import IS_AVAILABLE, FileLock
 
 logger = logging.getLogger("dspy_opro")
@@ -78,8 +79,8 @@ class RunDirectory:
             part.unlink(missing_ok=True)
             if name not in self._complaints:
                 self._complaints.add(name)
-                words = f"{type(error).__name__}: {error}"
-                logger.warning("%s cannot be written; the run goes on: %s", self.path / name, words)
+                path = self.path / name
+                logger.warning("%s cannot be written; the run goes on: %s", path, in_brief(error))
             return False
         return True
 

@@ -64,18 +64,18 @@ class RemoteEvaluator:
         self._payload = cloudpickle.dumps(payload)
         self._name = hashlib.sha256(self._payload).hexdigest()
 
-    def evaluate(self, task: ScoringTask, book: Callable[[Usage], None]) -> TaskResult:
-        """Score an example in a worker process; `book` is told what it cost.
+    def evaluate(self, task: ScoringTask, on_usage: Callable[[Usage], None]) -> TaskResult:
+        """Score an example in a worker process; `on_usage` is told what it cost.
 
         Raises:
             MetricError: The metric returned something that is not a score.
         """
         work = (task.candidate, task.split, task.position)
-        book(ONE_EXAMPLE)  # also where no result ever comes back
+        on_usage(ONE_EXAMPLE)  # also where no result ever comes back
         result: TaskResult | None = self._executor.submit(score_example, self._name, None, *work).result()
         while result is None:  # a worker process that has not seen the payload yet
             result = self._executor.submit(score_example, self._name, self._payload, *work).result()
-        book(result.usage - ONE_EXAMPLE)
+        on_usage(result.usage - ONE_EXAMPLE)
         return result
 
 

@@ -18,19 +18,12 @@ from typing import TYPE_CHECKING
 from dspy_opro.programs.awaiting import as_exception
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.failures import FailureLimit, FirstExamples, TimeLimit, TooManyErrors
-from dspy_opro.programs.metering import Ledger
+from dspy_opro.programs.metering import Budget, Ledger
 from dspy_opro.programs.pace import Lane, WaitingTasks
 from dspy_opro.programs.provider import Verdict, judge
 from dspy_opro.search import Search
 from dspy_opro.search.reserve import SHARE
-from dspy_opro.search.stoppers import Budget
-from dspy_opro.search.tasks import (
-    Event,
-    ScoringTask,
-    Task,
-    TaskResult,
-    task_key,
-)
+from dspy_opro.search.tasks import Event, ScoringTask, Task, TaskResult, task_key
 from dspy_opro.search.trajectory import Usage
 
 if TYPE_CHECKING:
@@ -42,7 +35,7 @@ TICK_SECONDS = 0.5
 
 
 @dataclass
-class _Call:
+class _InFlight:
     """A task in flight."""
 
     task: Task
@@ -59,7 +52,7 @@ class TaskQueue:
         ledger: Counts what is spent.
         budget: Limits that are checked before every call.
         failures: Ends the run when too much fails.
-        first: Passes the first result of a new run. None for a run that is resumed.
+        first: Checks the student's first results; all other tasks wait until one succeeds. None for a resumed run.
         num_threads: Calls in flight at most.
         time_limit: For each example.
         max_outage_seconds: How long a provider may be down before the run ends.
@@ -88,12 +81,10 @@ class TaskQueue:
         self._max_outage_seconds = max_outage_seconds
         self._changed = threading.Condition()
         self.waiting = WaitingTasks(num_threads, max_outage_seconds)
-        self._in_flight: dict[str, _Call] = {}  # task key -> its call
+        self._in_flight: dict[str, _InFlight] = {}  # task key -> its call
         self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
-        self._known: dict[
-            str, TaskResult
-        ] = {}  # task key -> recorded result of a task that is not handed out yet
+        self._known: dict[str, TaskResult] = {}  # task key -> recorded result of a task not handed out yet
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
         self._wish: str | None = None  # why somebody wants the run to end
         self._error: Exception | None = None
@@ -109,7 +100,7 @@ class TaskQueue:
         """Tell the search what earlier processes recorded, in the order of the log: it decides as it did then."""
         with self._changed:
             opened = {task_key(task): task for task in self._unanswered()}
-            for key, result in self._storage.answers():
+            for key, result in self._storage.results_to_replay():
                 self._ledger.add(result.usage)
                 task = opened.pop(key, None)
                 if task is None:
@@ -127,13 +118,13 @@ class TaskQueue:
     def take(self) -> Task | None:
         """The most urgent task. Waits for one; None once the run is over."""
         with self._changed:
-            while not self._may_not_start():
+            while not self._apply_limits():
                 now, pause = time.monotonic(), None
                 is_first = self._first is not None  # the student's first examples come one after the other
                 if not (self._spent() or (is_first and self._num_running())):
                     task = self.waiting.pop(now, only_examples=is_first)
                     if task is not None and self.search.wants(task):
-                        self._in_flight[task_key(task)] = _Call(task, now)
+                        self._in_flight[task_key(task)] = _InFlight(task, now)
                         return task
                     if task is not None:
                         self.waiting.landed(task)
@@ -211,7 +202,7 @@ class TaskQueue:
             raise self._error
 
     def close(self, reason: str = "interrupted") -> None:
-        """Nobody waits for the workers any more. A run that is not over ends for this reason."""
+        """Results of workers are no longer used. A run that is not over ends for `reason`."""
         with self._changed:
             self._is_closed = True
             self.search.stop(reason)
@@ -220,8 +211,8 @@ class TaskQueue:
 
     # -- under the lock --------------------------------------------------------------------------
 
-    def _may_not_start(self) -> bool:
-        """Whether no call may be started any more."""
+    def _apply_limits(self) -> bool:
+        """End what must end. Whether the run is over."""
         if not self.search.done:
             reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
             if reason is not None:
@@ -249,14 +240,14 @@ class TaskQueue:
             self._error = error
             self._stop("error")
 
-    def _land(self, key: str) -> _Call | None:
+    def _land(self, key: str) -> _InFlight | None:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
             self.waiting.landed(call.task)
         return call
 
-    def _settle(self, call: _Call, result: TaskResult, verdict: Verdict) -> None:
+    def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:
         """A call has ended: its result counts, or the run tries its task again later."""
         task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
         if verdict.kind == "account" and self._first is None and result.error is not None:
@@ -337,7 +328,7 @@ class TaskQueue:
     def _look_at_the_clock(self) -> None:
         if self._storage.outage.is_lost:
             self._wish = self._wish or "storage_lost"
-        self._may_not_start()
+        self._apply_limits()
         if self._time_limit is None:
             return
         now = time.monotonic()
@@ -374,7 +365,7 @@ class TaskQueue:
             scoring = (c for c in self._in_flight.values() if isinstance(c.task, ScoringTask))
             ends += [c.started + n * self._time_limit.seconds for c in scoring for n in (1, 2, 3)]
         now = time.monotonic()
-        # One that has just gone by may not have been seen.
+        # A deadline that has just passed may not have been handled yet.
         return max(0.01, min([TICK_SECONDS, *(end - now for end in ends if end > now - 0.05)]))
 
     def _is_over(self) -> bool:

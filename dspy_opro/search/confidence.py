@@ -134,7 +134,7 @@ def compare(
     less `luck(num_tried, share)` of its standard errors. The candidate is returned where a gain is at least `PROOF`
     probable and the fresh mean is above 0.
 
-    A fresh mean that must be high to be told at all is told too high on average. The gain is less by what the mean of
+    The fresh mean is reported only when it is high, so on average it is too high. The gain is less by what the mean of
     a normal distribution that is cut off at the bar lies above that of the whole one: the average's standard error
     times pdf(x) / cdf(x), x being how far the average lies above the bar in standard errors. (The average's covariance
     with the fresh mean is its own variance, so that no further factor is needed.)

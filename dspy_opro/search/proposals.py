@@ -95,16 +95,16 @@ class ProposalSlots:
         """The round's candidates; None while answers are missing, those to one more wave included."""
         if self._num_waiting:
             return None
-        fresh, unused = self._sift()
+        new, unused = self._sift()
         self._wave += 1
         if unused and self._wave < self._rules.plan.max_waves:
             self.ask(unused)
             return None
-        mixed = self._recombined(len(fresh))
+        mixed = self._recombined(len(new))
         if mixed is not None and mixed.id not in self._tried.ids:
-            fresh.setdefault(mixed.id, mixed)
-        self._tried.ids.update(fresh)
-        return list(fresh.values())
+            new.setdefault(mixed.id, mixed)
+        self._tried.ids.update(new)
+        return list(new.values())
 
     def early(self) -> list[Candidate]:
         """The candidates whose first examples were handed out before all candidates are known."""
@@ -112,19 +112,19 @@ class ProposalSlots:
 
     def _sift(self) -> tuple[dict[str, Candidate], list[int]]:
         """Id -> candidate that is new, and the slots without one, which are empty again."""
-        fresh: dict[str, Candidate] = {}
+        new: dict[str, Candidate] = {}
         unused = []
         for slot in range(self._num_slots):
             candidate = self._demonstrated(slot) if slot in self._demos else self._rewritten(slot)
-            if candidate is not None and candidate.id not in self._tried.ids and candidate.id not in fresh:
-                fresh[candidate.id] = candidate
+            if candidate is not None and candidate.id not in self._tried.ids and candidate.id not in new:
+                new[candidate.id] = candidate
                 continue
             unused.append(slot)
             if self._texts.get(slot):
                 self._problems.append((slot, "duplicate"))
             for content in (self._texts, self._early, self._demos):
                 content.pop(slot, None)
-        return fresh, unused
+        return new, unused
 
     def _rewritten(self, slot: int) -> Candidate | None:
         return self._rewrite(self._texts.get(slot, {}), self._demo_set(slot))
@@ -142,7 +142,7 @@ class ProposalSlots:
         return Candidate(instructions, self._number, base.id, tuple(changed), demo_set, demos)
 
     def _demo_set(self, slot: int) -> int | None:
-        """The demos that a slot's new text is tried with: every other time not the base's, but any set's."""
+        """Even slots keep the base's demos. Odd slots draw one of the sets or the student's own."""
         demo_sets = self._tried.demo_sets
         if self._number == 1 or not demo_sets or slot % 2 == 0:
             return self._view.base.demo_set
@@ -157,13 +157,13 @@ class ProposalSlots:
         demo_sets[slot] = demos
         return Candidate(base.instructions, self._number, base.id, (), slot, demos)
 
-    def _recombined(self, num_fresh: int) -> Candidate | None:
+    def _recombined(self, num_new: int) -> Candidate | None:
         """One more candidate, out of what is known, where another trial may be made."""
         plan, recombine = self._rules.plan, self._rules.recombine
         has_room = True
         if plan.num_trials is not None:
             num_later = max(0, plan.num_trials - self._number * plan.num_candidates)
-            has_room = len(self._tried.ids) - 1 + num_fresh + num_later < plan.num_trials
+            has_room = len(self._tried.ids) - 1 + num_new + num_later < plan.num_trials
         if recombine is None or not self._rules.recombines or not has_room:
             return None
         texts = recombine(self._view.trajectory, plan.seed + self._number)

@@ -91,7 +91,7 @@ class Halving:
         ends = [min(self.first, num_examples)]
         while ends[-1] < num_examples:
             ends.append(min(2 * ends[-1], num_examples))
-        if len(ends) > 1 and ends[-1] - ends[-2] < ends[-2] // 2:  # no sliver of a last block
+        if len(ends) > 1 and ends[-1] - ends[-2] < ends[-2] // 2:  # no very short last block
             del ends[-2]
         return ends
 

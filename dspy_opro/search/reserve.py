@@ -31,17 +31,17 @@ def held_back(num_available: int, num_wanted: int, max_metric_calls: int | None 
     return count if count >= FEWEST_FRESH else 0
 
 
-def num_pairs(num_reserved: int, num_untouched: int, num_left: int | None = None) -> int:
+def num_pairs(num_held_back: int, num_unseen: int, num_left: int | None = None) -> int:
     """Fresh examples that student and candidate are scored on at the end.
 
     Args:
-        num_reserved: As `held_back` said.
-        num_untouched: Examples that the search did not use: with a small budget more than were held back.
+        num_held_back: As `held_back` said.
+        num_unseen: Examples that the search did not use: with a small budget more than were held back.
         num_left: Metric calls that the budget has left; what the search did not spend makes up to twice as many pairs.
 
     Returns:
         0 where the budget has nothing left, as after a stop from outside.
     """
     if num_left is None:
-        return min(num_reserved, num_untouched)
-    return max(0, min(2 * num_reserved, num_untouched, num_left // 2))
+        return min(num_held_back, num_unseen)
+    return max(0, min(2 * num_held_back, num_unseen, num_left // 2))

@@ -61,7 +61,7 @@ class Round:
         self._is_shown = True
         problems = self.proposals.problems
         events += [CandidatesProposed(self.number, tuple(self.candidates), problems), *self._events]
-        self._events = events
+        self._events = events  # from now on the round's events go to the search's own list
         return problems
 
     def resolve(self) -> bool:
@@ -78,8 +78,8 @@ class Round:
         self._checkpoints = self._rules.checkpoints(len(candidates)) if self.number else [plan.num_train]
         self._score_alive(0, self._checkpoints[0])
 
-    def make_do(self) -> None:
-        """After the end: go without the candidates that are not known or not measured."""
+    def keep_measured(self) -> None:
+        """After the end: keep only the candidates that are measured in full."""
         self.alive = {c.id: c for c in self.proposals.early() if self.is_measured(c)}
         self.candidates = list(self.alive.values())
 
@@ -98,7 +98,7 @@ class Round:
         if self.number > 0:
             reference = compared_with(self.view, trajectory)
             self._cut(reference)
-            self._standings.append(self._standing(reference))
+            self._standings.append(self._trials_now(reference))
         if self.alive and self._stage + 1 < len(self._checkpoints):
             self._stage += 1
             self._score_alive(*self._checkpoints[self._stage - 1 : self._stage + 1])
@@ -119,11 +119,13 @@ class Round:
         for candidate in self.alive.values():
             reward = reference.reward + race.difference(candidate.id)
             self._events.append(TrialReported(candidate, race.num_scored, reward))
-        for id_, reason in self._rules.pruner.drop(race).items():
-            if race.num_scored < race.num_examples:
-                candidate = self.alive.pop(id_)
-                self._finish(self._trial(candidate, reason, reference))
-                self._worklist.forget(candidate)
+        dropped = self._rules.pruner.drop(race)  # asked at the end too: a pruner may keep what it saw
+        if race.num_scored == race.num_examples:
+            return
+        for id_, reason in dropped.items():
+            candidate = self.alive.pop(id_)
+            self._finish(self._trial(candidate, reason, reference))
+            self._worklist.forget(candidate)
 
     def _seen(self, reference: Trial) -> Race:
         """The race as the pruner sees it."""
@@ -132,13 +134,13 @@ class Round:
         bounded = self.view.trajectory.score_range == (0.0, 1.0) and all(0.0 <= s <= 1.0 for s in seen)
         return Race(reference.scores, scores, len(self.candidates or ()), bounded)
 
-    def _standing(self, reference: Trial) -> tuple[Trial, ...]:
-        """The trials at a checkpoint, as if those that still race ended there."""
+    def _trials_now(self, reference: Trial) -> tuple[Trial, ...]:
+        """The trials, as if those that still race ended here."""
         return tuple(
             self.trials.get(c.id) or self._trial(c, "still racing", reference) for c in self.candidates or ()
         )
 
-    def standing(self, num_checkpoints: int) -> Sequence[Trial] | None:
+    def standing_after(self, num_checkpoints: int) -> Sequence[Trial] | None:
         """Its trials after so many checkpoints, or after the last; None where it isn't that far."""
         if len(self._standings) < num_checkpoints and not self.is_raced:
             return None
@@ -185,8 +187,7 @@ class Round:
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
         scores = self._worklist.scores(candidate)
-        validated = any(candidate.id == other.id for other in self.validating)
-        on_valset = self._worklist.scores(candidate, "val") if validated else []
+        on_valset = self._worklist.scores(candidate, "val")
         valset_score = mean(on_valset) if on_valset else None
         failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
         rest = (reason, valset_score, failures, to_array(scores), to_array(on_valset))

@@ -77,7 +77,6 @@ class Search:
 
         It is set once the student is scored."""
         self._ending: str | None = None  # why the rounds are over, while the result is being confirmed
-        self._num_pairs = 0
         self._stoppers = stoppers
         self._rules = Rules(plan, student, pruner, recombine)
         start = [student, *carried]
@@ -189,9 +188,7 @@ class Search:
     def conclude(self, reason: str) -> None:
         """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed."""
         if self._ending is None and not self.done:
-            self._is_cut_short = True
-            self.salvage()
-            self._is_cut_short = False
+            self._keep_scored()
             if len(self.trajectory):
                 self._end(reason, is_early=True)
             else:
@@ -199,11 +196,13 @@ class Search:
 
     def salvage(self) -> None:
         """After a `stop` from outside, once all results are told: what is scored in full counts."""
-        if not self._is_cut_short:
-            return
+        if self._is_cut_short:
+            self._keep_scored()
+
+    def _keep_scored(self) -> None:
         for current in self._rounds:
             if current.candidates is None:
-                current.make_do()
+                current.keep_measured()
                 self._tried.ids.update(current.alive)
             completed = [c for c in current.alive.values() if current.is_measured(c)]
             if current.number == 0 and len(completed) < len(current.alive):
@@ -259,7 +258,7 @@ class Search:
             current.validate(leader)
         incumbent = self._raced.incumbent.candidate
         view = View(self._raced, incumbent, tuple(self._worklist.outcomes(incumbent)))
-        self._overlap.decide(current, view)
+        self._overlap.rank(current, view)
         return True
 
     def _decide(self) -> bool:
@@ -273,7 +272,7 @@ class Search:
         return True
 
     def _show(self, current: Round) -> None:
-        """Tell of the candidates once their round is next to be decided: a run that ends before has none of them."""
+        """Publish a round's events once it is the oldest undecided round, or at the end if it has finished trials."""
         if problems := current.show(self._events):
             self.problems = [*self.problems, *problems][:1000]
 
@@ -289,7 +288,7 @@ class Search:
         self._in_full = [candidate for candidate in self._in_full if candidate.id in kept]
         for candidate in self._in_full:
             if candidate.id != self._raced.incumbent.id:
-                self._worklist.forget_calls(candidate)
+                self._worklist.forget_predictor_calls(candidate)
         self._events.append(RoundDecided(current.number, self.trajectory.best, self.best_scores[-1]))
         self._go_on(current)
 
@@ -322,22 +321,23 @@ class Search:
     def _end(self, reason: str, is_early: bool = False) -> None:
         """The rounds are over: confirm the result on unseen examples, where there are some.
 
-        Early, how far later rounds are depends on the order of arrival: then only what is held back is spent.
+        After an early end, what later rounds have used depends on the order of arrival. So only the held-back examples
+        are scored.
         """
-        plan, left = self.plan, None
+        plan, left, count = self.plan, None, 0
         if plan.max_metric_calls is not None and not is_early:
-            left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_calls
+            left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_examples
         self._rounds.clear()
         if plan.num_held_back and self.chosen.id != self.student.id:
-            self._num_pairs = num_pairs(plan.num_held_back, plan.num_unseen, left)
+            count = num_pairs(plan.num_held_back, plan.num_unseen, left)
         self._worklist.clear(kept="unseen")
-        if not self._num_pairs:
+        if not count:
             self._finish(reason)
             return
         self._ending = reason
-        for count in range(1, self._num_pairs + 1):  # pair by pair, as a limit may cut them off
+        for stop in range(1, count + 1):  # pair by pair, as a limit may cut them off
             for candidate in self._compared():
-                self._worklist.score(candidate, LAST, "unseen", count)
+                self._worklist.score(candidate, LAST, "unseen", stop)
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()
@@ -355,11 +355,11 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What was known when a round was decided, whatever has come in since."""
+class Ranking:
+    """What was known when a round's race was over, whatever has come in since."""
 
     view: View
-    num_calls: int
+    num_examples: int
     """Examples that the rounds up to it scored."""
     is_empty: bool
     """Whether the round had no candidates."""
@@ -368,80 +368,80 @@ class Decision:
 class Overlap:
     """When the next round opens, how large it is, and what its proposals see.
 
-    A round builds on the decision `lag` rounds before its predecessor, and on what the rounds in between stood at
-    when each was one checkpoint further than the next. It never builds on what else happens to be known:
-    docs/decisions/0006-lag.md says why.
+    A round sees everything up to round `number - 1 - lag`. Of each round in between it sees the trials after a fixed
+    checkpoint, later for older rounds. It never builds on what else happens to be known: docs/decisions/0006-lag.md
+    says why.
     """
 
     def __init__(self, rules: Rules, before_any: View) -> None:
         self._rules = rules
         self._next = 0
         self._rounds: dict[int, Round] = {}  # number -> round, decided or not
-        self._decisions = {-1: Decision(before_any, 0, False)}  # number of a round -> its decision
-        self._as_of = -1  # the decision that the next round builds on
+        self._rankings = {-1: Ranking(before_any, 0, False)}  # number of a round -> its ranking
+        self._as_of = -1  # number of the round whose ranking the next round builds on
 
     def open(self) -> Opening | None:
         """What the next round is given, or None where its proposals may not be asked for yet."""
         plan = self._rules.plan
         while plan.num_rounds is None or self._next <= plan.num_rounds:
             number = self._next
-            # Of many rounds the first need not wait for the student's score.
+            # With a lag above 1, round 1 asks before the student is scored.
             blind = number == 1 and plan.lag > 1
             self._as_of = max(self._as_of, number - 1 - plan.lag, -1 if blind else 0)
             between = range(self._as_of + 1, number)
-            standings = [self._rounds[before].standing(self._num_passed(before)) for before in between]
-            decision = self._decisions.get(self._as_of)
-            if decision is None or None in standings:
+            standings = [self._rounds[before].standing_after(self._num_passed(before)) for before in between]
+            ranking = self._rankings.get(self._as_of)
+            if ranking is None or None in standings:
                 return None
-            size = 0 if decision.is_empty else self._affordable(decision, between)
+            size = 0 if ranking.is_empty else self._affordable(ranking, between)
             if size:
-                view, trials = decision.view, [trial for standing in standings for trial in standing or ()]
+                view, trials = ranking.view, [trial for standing in standings for trial in standing or ()]
                 if trials:
                     view = replace(view, trajectory=view.trajectory.add(*trials))
                 most_calls = self._rules.most_calls(size) + self._rules.most_demo_calls(number)
                 return Opening(number, view, size, most_calls)
             if not between:
                 return None
-            self._as_of += 1  # the next decision may give back funds, or have candidates
+            self._as_of += 1  # that round may score fewer examples than reserved, or have candidates
         return None
 
     def add(self, opened: Round) -> None:
         self._rounds[opened.number] = opened
         self._next = opened.number + 1
 
-    def decide(self, decided: Round, view: View) -> None:
-        """Keep what later rounds build on once this one is decided, and nothing older than they may look at."""
-        num_calls = self._decisions[decided.number - 1].num_calls + decided.scheduled
-        self._decisions[decided.number] = Decision(view, num_calls, not decided.candidates)
-        self._decisions.pop(decided.number - self._rules.plan.lag - 2, None)
-        self._rounds.pop(decided.number - self._rules.plan.lag - 2, None)
+    def rank(self, ranked: Round, view: View) -> None:
+        """Keep what later rounds build on once this race is over, and nothing older than they may look at."""
+        num_examples = self._rankings[ranked.number - 1].num_examples + ranked.scheduled
+        self._rankings[ranked.number] = Ranking(view, num_examples, not ranked.candidates)
+        self._rankings.pop(ranked.number - self._rules.plan.lag - 2, None)
+        self._rounds.pop(ranked.number - self._rules.plan.lag - 2, None)
 
     @property
-    def num_calls(self) -> int:
-        """Examples that the decided rounds scored, and that the others may have scored."""
-        last = max(self._decisions)
+    def num_examples(self) -> int:
+        """Examples that the ranked rounds scored, and that the others may have scored."""
+        last = max(self._rankings)
         later = (opened.reserved for number, opened in self._rounds.items() if number > last)
-        return self._decisions[last].num_calls + sum(later)
+        return self._rankings[last].num_examples + sum(later)
 
     def _num_passed(self, number: int) -> int:
         """The checkpoints of a round that the next one to open knows of.
 
-        With a lag of 1 proposals are asked for while the tail of the race before runs; with more while others are
-        still being written.
+        With a lag of 1 the round before must have passed its first checkpoint; with a larger lag it need not have
+        passed any.
         """
         return self._next - number - (self._rules.plan.lag > 1)
 
-    def _affordable(self, decision: Decision, between: Sequence[int]) -> int:
+    def _affordable(self, ranking: Ranking, between: Sequence[int]) -> int:
         """How many candidates the next round can have; 0 for none now."""
         wanted, limit = self._rules.most_candidates(self._next), self._rules.plan.max_metric_calls
         if limit is None:
             return wanted
-        left = limit - decision.num_calls - sum(self._rounds[number].reserved for number in between)
+        left = limit - ranking.num_examples - sum(self._rounds[number].reserved for number in between)
         left -= self._rules.most_demo_calls(self._next)
-        if between:  # they hold funds that they may give back: a round smaller than half can wait for them
+        if between:  # they may score fewer examples than reserved, and a small round can wait for that
             smallest = (wanted + 1) // 2
         elif self._rules.plan.lag and self._next > 1:
-            # The last funds that came back: a small round alone would wait for each of its stragglers.
+            # The rest pays for a small round at most, and that would wait for each of its slow calls.
             smallest = wanted
         else:
             smallest = 1

@@ -132,7 +132,7 @@ class Worklist:
         return self._outcomes.get((candidate.id, split), ())
 
     def scores(self, candidate: Candidate, split: Split = "train") -> list[float]:
-        return [o.score for o in self._outcomes[candidate.id, split] if o is not None]
+        return [o.score for o in self.outcomes(candidate, split) if o is not None]
 
     def usage(self, candidate: Candidate) -> Usage:
         """What all its examples cost, added in a fixed order."""
@@ -154,7 +154,7 @@ class Worklist:
                 values.setdefault(name, []).append(value)
         return {name: mean(numbers) for name, numbers in values.items()}
 
-    def forget_calls(self, candidate: Candidate) -> None:
+    def forget_predictor_calls(self, candidate: Candidate) -> None:
         """The predictors' calls are shown of the incumbent alone."""
         known = self._outcomes[candidate.id, "train"]
         known[:] = [o if o is None or o.calls is None else replace(o, calls=None) for o in known]

@@ -65,22 +65,3 @@ def first_reason(stoppers: Sequence[Stopper], state: RunState) -> str | None:
             raise TypeError(f"A stopper must return a reason or None, but {stopper!r} returned {answer!r}.")
         return answer
     return None
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Limits in tokens, dollars and seconds: no call is started once one of them is reached."""
-
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    timeout_seconds: float | None = None
-
-    def exhausted(self, usage: Usage, seconds: float, share: float = 1.0) -> str | None:
-        """The stop reason if this share of a limit is spent."""
-        if self.max_tokens is not None and usage.tokens >= share * self.max_tokens:
-            return "max_tokens"
-        if self.max_cost is not None and usage.cost >= share * self.max_cost:
-            return "max_cost"
-        if self.timeout_seconds is not None and seconds >= share * self.timeout_seconds:
-            return "timeout_seconds"
-        return None

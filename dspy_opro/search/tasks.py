@@ -1,6 +1,6 @@
 """What goes in and out of a search: its plan, tasks, results and events. All are frozen values.
 
-So results mean the same in whatever order they arrive.
+So the order in which results arrive changes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Plan:
     confirms: bool = False
     """Whether the student is returned where no gain over it is proven."""
     lag: int = 2
-    """Rounds that may be undecided when the next one asks for its proposals."""
+    """Rounds whose race may still run when the next one asks for its proposals."""
     max_waves: int = 3
     """How often a round asks for proposals, the first time included, before it goes on with fewer."""
     seed: int = 0
@@ -146,9 +146,9 @@ class Failure:
     candidate: str
     """Id of the candidate."""
     split: str
-    """The data it belongs to, `train` or `val`."""
+    """`train`, `val` or `unseen`."""
     example: int
-    """Index into the trainset or valset as it was given."""
+    """Position in the race; in `OPROResult.failures` the index in the dataset as given."""
     error: str
 
 

@@ -28,11 +28,8 @@ def load_study(study_name: str, storage: str | None, log_dir: str | None) -> opt
         with quiet_optuna():
             if storage is not None:
                 file = Path(storage.removeprefix("sqlite:///"))
-                if (
-                    "://" not in storage
-                    or "***" in storage
-                    or (storage.startswith("sqlite:") and not file.exists())
-                ):
+                is_gone = storage.startswith("sqlite:") and not file.exists()
+                if "://" not in storage or "***" in storage or is_gone:
                     return None
                 return optuna.load_study(study_name=study_name, storage=opened(storage))
             if log_dir is not None and (Path(log_dir) / JOURNAL_NAME).exists():

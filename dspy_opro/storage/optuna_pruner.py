@@ -16,7 +16,7 @@ from .opening import quiet_optuna
 
 
 class OptunaPruner:
-    """Asks an Optuna pruner after every `interval` examples; fits `racing.Pruner`. One instance serves one run.
+    """Asks an Optuna pruner after every `interval` examples; fits `search.pruners.Pruner`. One instance serves one run.
 
     The incumbent is a completed trial before the first decision, as pruners compare with completed trials.
 

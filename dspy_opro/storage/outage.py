@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from dspy_opro.programs.errors import in_brief
+
 logger = logging.getLogger("dspy_opro")
 
 PATIENCE_SECONDS = 300.0
@@ -57,4 +59,4 @@ class Outage:
 def _in_words(error: BaseException) -> str:
     """An error with its cause, in which databases say what is wrong."""
     cause = error.__cause__
-    return f"{type(error).__name__}: {error}" + (f" ({cause})" if cause is not None else "")
+    return in_brief(error) + (f" ({in_brief(cause)})" if cause is not None else "")

@@ -18,7 +18,7 @@ from .opening import quiet_optuna
 TOP_K = 10
 """Texts per predictor that may be combined."""
 MAX_ASKS = 20
-"""Samples drawn before no untried combination is believed to be left."""
+"""After so many samples without an untried combination it gives up."""
 
 
 def recombine(trajectory: Trajectory, seed: int) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -134,7 +134,7 @@ def _records(attrs: Mapping[str, Any]) -> list[Record]:
     return list(json.loads("".join(attrs[f"part{number}"] for number in range(len(attrs) - 1))))
 
 
-def results_in(records: list[Record]) -> Iterator[tuple[str, TaskResult]]:
+def results_in(records: Iterable[Record]) -> Iterator[tuple[str, TaskResult]]:
     """The results among the records, in order, each with the `task_key` of its task."""
     for record in records:
         if "key" in record:

@@ -37,6 +37,9 @@ logger = logging.getLogger("dspy_opro")
 FORMAT = "4"
 """Version of the log's records."""
 
+LOG_SUFFIX = "/log"
+"""The name of the log's study is that of the run's study with this at the end."""
+
 OPENED_BY, LOST_CALLS = "opened_by", "lost_calls"
 """Attributes of the study: the process that has the run open; calls in flight when earlier ones were killed."""
 
@@ -52,7 +55,7 @@ class RunStorage:
 
     study: RunStudy
     log: ResultLog
-    trials: TrialWriter
+    trial_writer: TrialWriter
     outage: Outage
     past: Sequence[Record]
     """The log's records when it was opened."""
@@ -63,9 +66,9 @@ class RunStorage:
 
     def results(self) -> Iterator[tuple[str, TaskResult]]:
         """The results that earlier processes left: (`task_key`, result), in the order of the log."""
-        return results_in(list(self.past))
+        return results_in(self.past)
 
-    def answers(self) -> Iterator[tuple[str, TaskResult]]:
+    def results_to_replay(self) -> Iterator[tuple[str, TaskResult]]:
         """The results as a resumed run counts them.
 
         If every proposal failed, they are asked for again, because the cause may be gone. Their results, and all but
@@ -80,7 +83,10 @@ class RunStorage:
             yield key if counts and last[key] == number else "", result
 
     def lost_usage(self) -> Usage:
-        """What killed processes may have paid for and not recorded, at most: the mean of a recorded example, times."""
+        """What killed processes may have paid for and not recorded.
+
+        At most: the mean usage of a recorded example, times the lost calls.
+        """
         spent = [result.usage for _, result in self.results() if isinstance(result.content, Outcome)]
         if not spent:
             return Usage()
@@ -97,7 +103,7 @@ class RunStorage:
         )
 
     @property
-    def is_fresh(self) -> bool:
+    def has_no_results(self) -> bool:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
@@ -120,7 +126,7 @@ class RunStorage:
         def write() -> None:
             self.log.write(must_work=True)
             is_final = not self.is_kept or stop_reason not in RESUMABLE
-            self.trials.close(stop_reason, is_final, returned)
+            self.trial_writer.close(stop_reason, is_final, returned)
             if self.is_kept:
                 self.study.set_user_attr(OPENED_BY, None)
 
@@ -180,7 +186,7 @@ def open_run(
 
 
 def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
-    """Note this process in the study, until the run is closed. The calls that processes without an end may have lost.
+    """Note this process in the study, until the run is closed. Returns how many calls killed processes may have lost.
 
     Whether a process that has not closed the run still runs can be known only with a lock, that is with a `log_dir`.
     """
@@ -210,7 +216,7 @@ def _open_studies(
         made = optuna.create_study(
             storage=kept, study_name=study_name, direction="maximize", load_if_exists=True
         )
-        study, name = RunStudy(made.study_name, kept), f"{made.study_name}/log"
+        study, name = RunStudy(made.study_name, kept), made.study_name + LOG_SUFFIX
         if storage is None:
             return study, None
         if study.direction != StudyDirection.MAXIMIZE:
@@ -247,7 +253,7 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Fingerprint) -> list[
         parts = "; ".join(differing)
         raise ValueError(
             f"Study {name!r} holds a different run: {parts}. Use another study_name or log_dir, "
-            f"or delete the studies {name!r} and '{name}/log'."
+            f"or delete the studies {name!r} and '{name}{LOG_SUFFIX}'."
         )
     if not is_new and mine.get("unknown code"):
         unknown = ", ".join(mine["unknown code"])

@@ -51,9 +51,8 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str]]:
 def parsed(target: Any) -> ast.Module | None:
     """The syntax tree of a function or a class, without docstrings; None if its source is not available."""
     code = getattr(target, "__code__", None)
-    if (
-        code is not None and code.co_filename == "<string>"
-    ):  # for any such code Python 3.13 gives the text of `python -c`
+    # For any such code Python 3.13 gives the text of `python -c`.
+    if code is not None and code.co_filename == "<string>":
         return None
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(target)))

@@ -181,8 +181,7 @@ class TrialWriter:
             self._storage.set_trial_user_attr(row.trial_id, key, value)
         if self._with_notes:
             self._write_note(row.trial_id, note(trial))
-        values = None if trial.state == "failed" else [trial.reward]
-        self._storage.set_trial_state_values(row.trial_id, STATES[trial.state], values)
+        self._storage.set_trial_state_values(row.trial_id, STATES[trial.state], [trial.reward])
         row.is_finished = True
         self._call_back(row.trial_id)
 
@@ -217,9 +216,8 @@ def candidate_attrs(candidate: Candidate) -> dict[str, Any]:
         "rewritten": list(candidate.rewritten),
         "parent": candidate.parent,
     }
-    if (
-        6 * sum(map(len, texts.values())) > ATTR_LIMIT
-    ):  # JSON writes a character as six at most, rare ones as twelve
+    # JSON writes a character as six at most, rare ones as twelve.
+    if 6 * sum(map(len, texts.values())) > ATTR_LIMIT:
         room = ATTR_LIMIT // (6 * len(texts))
         attrs |= {"instructions": {name: clip(text, room) for name, text in texts.items()}, "is_cut": True}
     if candidate.demo_set is not None:

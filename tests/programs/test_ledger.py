@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from dspy_opro.programs.metering import Ledger
-from dspy_opro.search.stoppers import Budget
+from dspy_opro.programs.metering import Budget, Ledger
 from dspy_opro.search.trajectory import Usage
 
 

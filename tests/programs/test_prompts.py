@@ -41,4 +41,4 @@ class Broken(dspy.ChatAdapter):  # type: ignore[misc]
 def test_an_adapter_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with dspy.context(adapter=Broken()):
         assert prompts(TwoSteps(), ["note", "answer"]) == {}
-    assert "result.prompts() lacks note: Broken can't write it: 'question'" in caplog.messages
+    assert "result.prompts() lacks note: Broken can't write it: KeyError: 'question'" in caplog.messages

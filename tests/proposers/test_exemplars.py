@@ -107,7 +107,6 @@ def test_disagreement_is_the_variance_among_the_leaders() -> None:
 @pytest.mark.parametrize(
     ("outcome", "bounds", "expected"),
     [
-        (None, (0, 1), "not scored yet"),
         (Outcome(1.0), (0, 1), "correct"),
         (Outcome(0.0), (0, 1), "wrong"),
         (Outcome(0.5), (0, 1), "score 50"),
@@ -117,5 +116,5 @@ def test_disagreement_is_the_variance_among_the_leaders() -> None:
         (Outcome(0.0, error="KeyError: 'x'"), (0, 1), "failed: KeyError: 'x'"),
     ],
 )
-def test_a_score_in_words(outcome: Outcome | None, bounds: tuple[float, float], expected: str) -> None:
+def test_a_score_in_words(outcome: Outcome, bounds: tuple[float, float], expected: str) -> None:
     assert verdict(outcome, *bounds) == expected

@@ -20,12 +20,11 @@ import optuna
 import pytest
 
 from dspy_opro.programs.failures import FailureLimit, FirstExamples, TimeLimit, TooManyErrors
-from dspy_opro.programs.metering import Ledger
+from dspy_opro.programs.metering import Budget, Ledger
 from dspy_opro.runner.interrupts import interrupts
 from dspy_opro.runner.task_queue import TaskQueue, WorkerPool
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import (
     Event,
     Plan,
@@ -673,7 +672,7 @@ def test_a_student_that_fails_on_the_first_examples_ends_the_run_and_leaves_no_l
         case()
     assert case.world.num_scored == case.ledger.usage.metric_calls == 10
     assert case.search.stop_reason == "error"
-    assert reopened(case).is_fresh
+    assert reopened(case).has_no_results
 
 
 def test_a_stop_during_the_first_example_keeps_it() -> None:

@@ -13,11 +13,10 @@ from typing import Any
 import optuna
 
 from dspy_opro.programs.failures import FailureLimit
-from dspy_opro.programs.metering import Ledger
+from dspy_opro.programs.metering import Budget, Ledger
 from dspy_opro.runner.task_queue import TaskQueue
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner
-from dspy_opro.search.stoppers import Budget
 from dspy_opro.search.tasks import Plan, Proposal, ProposalTask, ScoringTask, Task, TaskResult, task_key
 from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 from dspy_opro.storage.recombination import recombine
@@ -98,7 +97,7 @@ def show(run: RunStorage, queue: TaskQueue) -> None:
     while not queue._events.empty():
         event = queue._events.get()
         if event is not None:
-            run.trials.show(event)
+            run.trial_writer.show(event)
 
 
 def record(run: RunStorage, *tasks: Task) -> None:

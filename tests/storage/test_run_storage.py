@@ -57,8 +57,8 @@ def test_trials_come_in_the_order_of_their_candidates_with_all_that_is_known() -
 def test_the_first_failures_are_shown_with_place_and_cause() -> None:
     run = open_run()
     failures = tuple(Failure(STUDENT.id, "train", n, f"E{n}" + "x" * 2 * TEXT_LIMIT) for n in range(5))
-    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
-    run.trials.show(TrialFinished(Trial(STUDENT, 0.0, 8, num_failures=8), failures))
+    run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trial_writer.show(TrialFinished(Trial(STUDENT, 0.0, 8, num_failures=8), failures))
     attrs = run.study.get_trials()[0].user_attrs
     assert attrs["num_failures"] == 8
     assert [(f["split"], f["position"], f["cause"][:2]) for f in attrs["failures"]] == [
@@ -94,13 +94,13 @@ def test_callbacks_get_study_and_told_trial(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_callback_may_stop_the_study_as_in_optuna() -> None:
     run = open_run(callbacks=[MaxTrialsCallback(3, states=None)])
-    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
-    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trial_writer.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
     assert not run.study.is_stopped
     others = tuple(Candidate({"answer": text}) for text in "ab")
-    run.trials.show(CandidatesProposed(1, others, ()))
+    run.trial_writer.show(CandidatesProposed(1, others, ()))
     for candidate in others:
-        run.trials.show(TrialFinished(Trial(candidate, 0.5, 8)))
+        run.trial_writer.show(TrialFinished(Trial(candidate, 0.5, 8)))
     assert run.study.is_stopped
 
 
@@ -109,16 +109,16 @@ def test_trials_are_told_in_the_order_of_their_numbers() -> None:
     calls: list[int] = []
     run = open_run(callbacks=[lambda study, trial: calls.append(trial.number)])
     candidates = tuple(Candidate({"answer": text}) for text in "abc")
-    run.trials.show(CandidatesProposed(1, candidates, ()))
+    run.trial_writer.show(CandidatesProposed(1, candidates, ()))
     for candidate in candidates[::-1]:
         assert calls == []
-        run.trials.show(TrialFinished(Trial(candidate, 0.5, 8)))
+        run.trial_writer.show(TrialFinished(Trial(candidate, 0.5, 8)))
     assert calls == [0, 1, 2]
 
 
 def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
     run = open_run()
-    run.trials.show(CandidatesProposed(0, (Candidate({"a": "字" * 20_000, "b": "short"}),), ()))
+    run.trial_writer.show(CandidatesProposed(0, (Candidate({"a": "字" * 20_000, "b": "short"}),), ()))
     attrs = run.study.get_trials()[0].user_attrs
     assert attrs["is_cut"]
     assert len(json.dumps(attrs["instructions"])) < 65_535
@@ -130,9 +130,9 @@ def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
 
 def half_done(**place: Any) -> RunStorage:
     run = open_run(**place)
-    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
     record(run, *scoring(8))
-    run.trials.show(TrialReported(STUDENT, 8, 0.5))
+    run.trial_writer.show(TrialReported(STUDENT, 8, 0.5))
     return run
 
 
@@ -141,9 +141,9 @@ def test_trials_under_way_wait_for_the_next_process_where_it_may_go_on(tmp_path:
     half_done(log_dir=tmp_path).close(reason)
     run = open_run(log_dir=tmp_path)
     assert known(run) == expected(*scoring(8))
-    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
-    run.trials.show(TrialReported(STUDENT, 8, 0.5))
-    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trial_writer.show(TrialReported(STUDENT, 8, 0.5))
+    run.trial_writer.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
     assert [(t.state, t.intermediate_values) for t in run.study.get_trials()] == [
         (TrialState.COMPLETE, {8: 0.5})
     ]
@@ -156,8 +156,8 @@ def test_trials_under_way_are_closed_when_the_run_has_ended(tmp_path: Path, reas
     (trial,) = run.study.get_trials()
     assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, f"the run ended: {reason}")
     assert known(run) == expected(*scoring(8))  # its results still count
-    run.trials.show(CandidatesProposed(0, (STUDENT,), ()))
-    run.trials.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
+    run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
+    run.trial_writer.show(TrialFinished(Trial(STUDENT, 0.5, 8)))
     assert [t.state for t in run.study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
@@ -188,10 +188,10 @@ def test_a_run_without_a_result_may_still_become_another(tmp_path: Path) -> None
     """A metric that did not get past the first example is mended and tried again in the same place."""
     for metric in ("broken", "better", "good"):
         run = open_run(log_dir=tmp_path, fingerprint={"metric": metric})
-        assert run.is_fresh
+        assert run.has_no_results
         assert run.study.user_attrs["fingerprint"]["metric"] == metric
     record(run, *scoring(1))
-    assert not open_run(log_dir=tmp_path, fingerprint={"metric": "good"}).is_fresh
+    assert not open_run(log_dir=tmp_path, fingerprint={"metric": "good"}).has_no_results
     with pytest.raises(ValueError, match="metric was 'good' and is now 'broken'"):
         open_run(log_dir=tmp_path, fingerprint={"metric": "broken"})
 

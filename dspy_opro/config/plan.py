@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from .sizes import (
     LEAST_TO_VALIDATE,
     PAPER_CANDIDATES,
     affordable_examples,
+    useful_examples,
     usual_candidates,
     usual_first,
     usual_lag,
@@ -55,20 +56,21 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     `LEAST_TO_VALIDATE` a valset only confirms the result: docs/decisions/0015-validation-within-a-share.md.
     """
     on_train, on_val, budget = _num_wanted(config, num_train), num_val, config.max_metric_calls
+    useful = on_train if num_val else _num_wanted(config, num_train, useful_examples)
     if budget is not None and not paper(config):
         on_val = min(num_val, affordable_examples(budget))
     if not config.confirm or paper(config):
-        return Sizes(on_train, on_val, 0, 0)
+        return Sizes(useful, on_val, 0, 0)
     if num_val and budget is not None and budget < LEAST_TO_VALIDATE:
         held = held_back(num_val, 0, budget)
         if held and budget - 2 * held >= on_train:
             return Sizes(on_train, 0, held, min(2 * held, num_val))
     num_all, wanted = (num_val, on_val) if num_val else (num_train, on_train)
     held = held_back(num_all, wanted, budget)
-    searched = min(wanted, num_all - held)
+    searched = min(wanted if num_val else useful, num_all - held)
     train, val = (on_train, searched) if num_val else (searched, 0)
     if not held or (budget is not None and budget - 2 * held < train + val):
-        return Sizes(on_train, on_val, 0, 0)
+        return Sizes(useful, on_val, 0, 0)
     return Sizes(train, val, held, min(2 * held, num_all - searched))
 
 
@@ -135,14 +137,16 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     }
 
 
-def _num_wanted(config: OPROConfig, num_train: int) -> int:
+def _num_wanted(
+    config: OPROConfig, num_train: int, affordable: Callable[[int], int] = affordable_examples
+) -> int:
     """Train examples of a full score, without the examples that are held back."""
     num_train = min(num_train, config.max_train_examples or num_train)
     is_chosen = config.max_train_examples is not None and "max_train_examples" in config.model_fields_set
     is_raced_our_way = config.pruner == "auto" and config.minibatch_size is None
     if config.max_metric_calls is None or not is_raced_our_way or is_chosen or paper(config):
         return num_train
-    return min(num_train, affordable_examples(config.max_metric_calls))
+    return min(num_train, affordable(config.max_metric_calls))
 
 
 def _pruner(config: OPROConfig, num_train: int) -> Pruner:

@@ -47,3 +47,11 @@ def affordable_examples(num_calls: int) -> int:
     docs/decisions/0007-small-budgets.md has the figures.
     """
     return max(16, num_calls // 32)
+
+
+def useful_examples(num_calls: int) -> int:
+    """How many train examples a full score takes where there are enough besides those that are held back.
+
+    Real instructions differ so little that up to 48 examples are worth 1/16 of the budget.
+    """
+    return max(affordable_examples(num_calls), min(48, num_calls // 16))

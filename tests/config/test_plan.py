@@ -123,3 +123,21 @@ def test_a_validation_costs_no_more_than_a_full_train_score(options: dict[str, A
     values = {"num_val": 60, "auto": None, "metric": lambda example, prediction: 1.0, **options}
     num_val = values.pop("num_val")
     assert data_sizes(make_config(values).resolve(), 60, num_val) == sizes
+
+
+@pytest.mark.parametrize(
+    ("num_train", "options", "sizes"),
+    [
+        (60, {"max_metric_calls": 640}, Sizes(20, 0, 40, 40)),  # no more, because all others confirm the result
+        (100, {"max_metric_calls": 640}, Sizes(40, 0, 48, 60)),
+        (200, {"max_metric_calls": 640}, Sizes(40, 0, 48, 96)),
+        (200, {"max_metric_calls": 1600}, Sizes(50, 0, 120, 150)),
+        (60, {"max_metric_calls": 640, "confirm": False}, Sizes(40, 0, 0, 0)),
+        (200, {"max_metric_calls": 640, "max_train_examples": 30}, Sizes(30, 0, 48, 96)),
+    ],
+)
+def test_examples_that_are_not_held_back_make_full_scores_better(
+    num_train: int, options: dict[str, Any], sizes: Sizes
+) -> None:
+    values = {"auto": None, "metric": lambda example, prediction: 1.0, **options}
+    assert data_sizes(make_config(values).resolve(), num_train, 0) == sizes

@@ -9,6 +9,7 @@ import pytest
 from dspy_opro.config.sizes import (
     MOST_CANDIDATES,
     affordable_examples,
+    useful_examples,
     usual_candidates,
     usual_first,
     usual_lag,
@@ -25,6 +26,13 @@ def test_a_short_race_decides_sooner(num_examples: int, expected: int) -> None:
 )
 def test_a_small_budget_scores_fewer_examples(num_calls: int, expected: int) -> None:
     assert affordable_examples(num_calls) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "expected"), [(60, 16), (326, 20), (768, 48), (1500, 48), (1600, 50), (32_000, 1000)]
+)
+def test_where_examples_are_plenty_a_full_score_takes_more(num_calls: int, expected: int) -> None:
+    assert useful_examples(num_calls) == expected
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_660
+MOST_LINES = 12_670
 MOST_RUNNER_LINES = 600
 
 

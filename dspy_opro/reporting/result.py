@@ -350,7 +350,9 @@ class OPROResult:
         """The gain with its interval, in up to two sentences."""
         if self.gain is None:
             return []
-        lines = [str(self.gain)] if self.gain.interval.num_examples > 1 else []  # one example gives no interval
+        lines = (
+            [str(self.gain)] if self.gain.interval.num_examples > 1 else []
+        )  # one example gives no interval
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         elif self.best.id != self.trajectory.best.id:

@@ -128,7 +128,11 @@ def test_a_validation_costs_no_more_than_a_full_train_score(options: dict[str, A
 @pytest.mark.parametrize(
     ("num_train", "options", "sizes"),
     [
-        (60, {"max_metric_calls": 640}, Sizes(20, 0, 40, 40)),  # no more, because all others confirm the result
+        (
+            60,
+            {"max_metric_calls": 640},
+            Sizes(20, 0, 40, 40),
+        ),  # no more, because all others confirm the result
         (100, {"max_metric_calls": 640}, Sizes(40, 0, 48, 60)),
         (200, {"max_metric_calls": 640}, Sizes(40, 0, 48, 96)),
         (200, {"max_metric_calls": 1600}, Sizes(50, 0, 120, 150)),

@@ -283,7 +283,7 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
     work = most_work(search)
     if work is None or work.num_proposals is None:
-        most = "" if work is None else f", at most {plan.max_metric_calls:,} examples scored"
+        most = "" if work is None else f", at most {work.num_examples:,} examples scored"
         end = " or ".join(limits) or "a limit"
         return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
     # With several predictors a round has one more candidate: it combines the best known texts.

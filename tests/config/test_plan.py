@@ -145,3 +145,9 @@ def test_examples_that_are_not_held_back_make_full_scores_better(
 ) -> None:
     values = {"auto": None, "metric": lambda example, prediction: 1.0, **options}
     assert data_sizes(make_config(values).resolve(), num_train, 0) == sizes
+
+
+def test_the_forecast_counts_the_examples_that_confirm_the_result() -> None:
+    config, planned = search(auto="light", max_metric_calls=200, confirm=True)
+    assert planned.plan.num_held_back == 15
+    assert "at most 200 examples scored" in forecast(config.auto, planned, config.bounds)

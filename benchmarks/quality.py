@@ -127,7 +127,7 @@ def described(program: dspy.Module) -> dict[str, Any]:
 
 
 def name_of(lm: dspy.LM) -> str:
-    """The model without the fingerprint of a local file."""
+    """The name without the provider that a local model has in DSPy; it ends with a fingerprint of the file."""
     return str(lm.model).removeprefix("llamafile/")
 
 

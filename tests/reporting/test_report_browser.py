@@ -186,6 +186,17 @@ def test_paper_is_white_in_dark_mode_too(show: Show) -> None:
     assert sum(map(int, re.findall(r"\d+", ink)[:3])) < 200
 
 
+def test_paper_has_every_instruction_whole(show: Show) -> None:
+    browser = show(hostile(), width=400)
+    cut = """return [...document.querySelectorAll("td.texts summary span")]
+        .filter((text) => text.scrollHeight > text.clientHeight + 1).length"""
+    assert browser.execute_script(cut) > 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    on_paper = browser.execute_script(cut)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert on_paper == 0
+
+
 def live_page(path: Path, round: int) -> None:
     found = result()
     runners = [Runner(t.candidate, 2, 0.5) for t in found.trajectory.trials]

@@ -54,7 +54,7 @@ def run(text: str, **changes: Any) -> Any:
     return program.opro_result
 
 
-@pytest.mark.parametrize("storage", ["log_dir", "sqlite"])
+@pytest.mark.parametrize("storage", ["log_dir", pytest.param("sqlite", marks=pytest.mark.slow)])
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS)
 @example(text=ODD)

@@ -56,7 +56,7 @@ def test_a_dry_run_spends_the_first_examples_alone(
         {"num_rounds": None, "auto": None, "max_metric_calls": 400},
         {"num_rounds": 3, "student": TwoSteps()},
         {"num_rounds": 3, "trainset": TRAINSET, "valset": VALSET},
-        {"num_rounds": 3, "pruner": None, "num_candidates": 8},
+        pytest.param({"num_rounds": 3, "pruner": None, "num_candidates": 8}, marks=pytest.mark.slow),
     ],
     ids=lambda changes: " ".join(changes),
 )

@@ -196,6 +196,7 @@ def test_derived_seeds_are_distinct_and_in_range() -> None:
     assert all(0 <= seed < 2**32 - 1 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_what_was_asked_before(lm: LocalLM) -> None:
     head = "Text: the meal was fine.\nScore: 71\n\nText: the film dragged on.\nScore: 28\n\n"
     tails = ["Text:", "Text: a", "Text: ab", "And what is more, ", "And whatever else there is, "]
@@ -212,6 +213,7 @@ def test_answers_do_not_depend_on_what_was_asked_before(lm: LocalLM) -> None:
     assert all(answer.cached_tokens == 0 for answer in fresh)
 
 
+@pytest.mark.slow
 def test_sixteen_threads_and_tasks_get_the_answers_of_one(lm: LocalLM) -> None:
     lm = lm.copy(cache=False, max_tokens=3, temperature=1.0)
     prompts = [f"Name {number} fruits." for number in range(16)]

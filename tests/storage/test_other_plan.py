@@ -37,7 +37,7 @@ def on_disk(log_dir: Path) -> str:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("num_val", [40, 0])
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: int, tmp_path: Path) -> None:
     task, seen = VocabularyTask(seed), set()
     first = compile_(task, tmp_path, num_val, auto="light")
@@ -58,6 +58,7 @@ def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: i
     assert min(scores[text] for text in seen) >= first.opro_result.best_score
 
 
+@pytest.mark.slow
 def test_killed_with_the_other_plan_it_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     task, whole, copies = VocabularyTask(1), tmp_path / "whole", []
 

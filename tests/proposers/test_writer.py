@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -65,9 +65,10 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
         held = held_back(num_val, 0, budget)
         if held and budget - 2 * held >= on_train:
             return Sizes(on_train, 0, held, min(2 * held, num_val))
-    num_all, wanted = (num_val, on_val) if num_val else (num_train, on_train)
+    # More than is wanted is searched only where it is not held back.
+    num_all, wanted, most = (num_val, on_val, on_val) if num_val else (num_train, on_train, useful)
     held = held_back(num_all, wanted, budget)
-    searched = min(wanted if num_val else useful, num_all - held)
+    searched = min(most, num_all - held)
     train, val = (on_train, searched) if num_val else (searched, 0)
     if not held or (budget is not None and budget - 2 * held < train + val):
         return Sizes(useful, on_val, 0, 0)

@@ -335,7 +335,8 @@ class Search:
             self._finish(reason)
             return
         self._ending = reason
-        for stop in range(1, count + 1):  # pair by pair, as a limit may cut them off
+        # Pair by pair, as a limit may cut them off. Some of the student's may be scored already.
+        for stop in range(1, count + 1):
             for candidate in self._compared():
                 self._worklist.score(candidate, LAST, "unseen", stop)
 

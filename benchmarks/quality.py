@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import threading
 import time
 import traceback
@@ -63,6 +64,19 @@ class Counted:
 
     def __deepcopy__(self, memo: object) -> Counted:
         return self
+
+
+class ServedLM(dspy.LM):
+    """A model on a server that speaks OpenAI's chat API and holds answers to a JSON schema.
+
+    DSPy takes this from its catalog of models, which does not know the models of one's own server.
+    """
+
+    supports_response_schema = True
+
+    @property
+    def supported_params(self) -> set[str]:
+        return {*super().supported_params, "response_format"}
 
 
 class Measurement:
@@ -127,17 +141,20 @@ def described(program: dspy.Module) -> dict[str, Any]:
 
 
 def name_of(lm: dspy.LM) -> str:
-    """The name without the provider that a local model has in DSPy; it ends with a fingerprint of the file."""
-    return str(lm.model).removeprefix("llamafile/")
+    """The name without the provider that a local model has in DSPy; a file's name ends with its fingerprint."""
+    return str(lm.model).removeprefix("openai/" if isinstance(lm, ServedLM) else "llamafile/")
 
 
-def language_model(name: str | None, threads: int, seed: int, max_tokens: int) -> Any:
-    """SmolLM2 for None, a GGUF file for a path that ends so, else an LM as LiteLLM names it."""
+def language_model(name: str | None, args: argparse.Namespace, max_tokens: int) -> Any:
+    """SmolLM2 for None, a GGUF file for a path that ends so, else an LM of the server or as LiteLLM names it."""
     if name is not None and not name.endswith(".gguf"):
+        if args.api_base is not None:
+            server = {"api_base": args.api_base, "api_key": os.environ.get("OPENAI_API_KEY", "none")}
+            return ServedLM(f"openai/{name}", temperature=0.0, max_tokens=max_tokens, **server)
         return dspy.LM(name, max_tokens=max_tokens)
     from dspy_opro.local import LocalLM
 
-    return LocalLM(name, n_parallel=1, n_threads=threads, max_tokens=max_tokens, seed=seed)
+    return LocalLM(name, n_parallel=1, n_threads=args.lm_threads, max_tokens=max_tokens, seed=0)
 
 
 def measurement(args: argparse.Namespace) -> Measurement:
@@ -145,12 +162,10 @@ def measurement(args: argparse.Namespace) -> Measurement:
     from dspy_opro.proposers.completion import CompletionProposer
 
     prompt_name = args.prompt_model or args.model
-    model = language_model(args.model, args.lm_threads, 0, args.max_tokens)
+    model = language_model(args.model, args, args.max_tokens)
     same = prompt_name == args.model
-    prompt_model = model if same else language_model(prompt_name, args.lm_threads, 0, 256)
-    prompt_model = prompt_model.copy(
-        max_tokens=256 if prompt_name is None or prompt_name.endswith(".gguf") else 1000
-    )
+    prompt_model = model if same else language_model(prompt_name, args, args.prompt_max_tokens)
+    prompt_model = prompt_model.copy(max_tokens=args.prompt_max_tokens)
     proposer = (
         CompletionProposer() if prompt_name is None else None
     )  # SmolLM2 is too small to follow requests
@@ -173,6 +188,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", help="scorer LM: a name of LiteLLM or a GGUF file; default: SmolLM2")
     parser.add_argument("--prompt-model", help="optimizer LM; default: the scorer LM")
+    parser.add_argument("--api-base", help="URL of a server with OpenAI's chat API that has the named models")
     parser.add_argument(
         "--data", type=Path, help="folder with data sets as JSON lines with `text` and `label`"
     )
@@ -184,6 +200,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-threads", type=int, default=1, help="calls at the same time")
     parser.add_argument("--lm-threads", type=int, default=1, help="threads of a model in this process")
     parser.add_argument("--max-tokens", type=int, default=40, help="of one answer of the scorer LM")
+    parser.add_argument(
+        "--prompt-max-tokens", type=int, default=256, help="of one answer of the optimizer LM"
+    )
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")

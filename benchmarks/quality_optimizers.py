@@ -125,6 +125,7 @@ OPTIMIZERS: dict[str, Callable[[Run], dspy.Module]] = {
     "COPRO": copro,
     "MIPROv2": miprov2,
     "GEPA": gepa,
+    "OPRO, confirm=False": lambda run: opro(run, confirm=False),
     "OPRO, paper": paper,
     "OPRO, demos": lambda run: opro(run, max_bootstrapped_demos=MOST_DEMOS, max_labeled_demos=MOST_DEMOS),
     "MIPROv2, demos": lambda run: miprov2(run, MOST_DEMOS),

@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_opro.testing import LMCall, ScriptedLM
+from dspy_opro.testing import LMCall, ScriptedLM, SimulatedServer
 
 ROOT = Path(__file__).parent.parent
 BUDGET = 120
@@ -65,8 +65,9 @@ def proposer() -> ScriptedLM:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["student", "OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, paper", "OPRO, demos",
-                                       "MIPROv2, demos", "random search, demos"])  # fmt: skip
+@pytest.mark.parametrize("optimizer", ["student", "OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, confirm=False",
+                                       "OPRO, paper", "OPRO, demos", "MIPROv2, demos",
+                                       "random search, demos"])  # fmt: skip
 def test_every_optimizer_keeps_to_the_budget_and_never_sees_a_test_example(
     modules: Any, optimizer: str
 ) -> None:
@@ -209,6 +210,37 @@ def test_answers_that_do_not_parse_are_counted(modules: Any) -> None:
     )
     row = measured.measure(modules.quality_tasks.labelled("parity", "Answer.", rows()), "student", 0)
     assert row["test"] == [None] * SIZES[2]
+
+
+def test_a_server_gets_the_schema_and_each_model_by_its_name(modules: Any) -> None:
+    """DSPy does not know that the models of one's own server hold answers to a schema."""
+    calls: list[LMCall] = []
+
+    def answer(call: LMCall) -> Any:
+        calls.append(call)
+        return (
+            {"label": "even"} if call.model == "small" else {"instruction": "Say even.", "basic": "Say even."}
+        )
+
+    with SimulatedServer(answer, own_process=False) as server:
+        args = modules.quality.parse(
+            ["--api-base", server.api_base, "--model", "small", "--prompt-model", "large", "--budget", "60",
+             "--sizes", *map(str, SIZES), "--num-threads", "4"]
+        )  # fmt: skip
+        dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+        measured = modules.quality.measurement(args)
+        row = measured.measure(modules.quality_tasks.labelled("parity", "Answer.", rows()), "OPRO", 0)
+    assert (row["model"], row["prompt_model"]) == ("small", "large")
+    assert {call.model for call in calls} == {"small", "large"}
+    asked = [call.request for call in calls if call.model == "small"]
+    assert all(request["response_format"]["type"] == "json_schema" for request in asked)
+    assert {most_tokens(request) for request in asked} == {40}
+    assert {most_tokens(call.request) for call in calls if call.model == "large"} == {256}
+
+
+def most_tokens(request: Any) -> Any:
+    """The name of the setting depends on DSPy's version."""
+    return request.get("max_completion_tokens", request.get("max_tokens"))
 
 
 def test_stored_runs_are_not_repeated(modules: Any) -> None:

@@ -167,7 +167,7 @@ class Search:
     def outcomes(self, candidate: Candidate, split: Split) -> Sequence[Outcome | None]:
         """A candidate's outcomes without calls: of student, best and returned candidate, none of most others."""
         found = self._worklist.outcomes(candidate, split)
-        return tuple(outcome and replace(outcome, calls=None) for outcome in found)
+        return tuple(o if o is None or o.calls is None else replace(o, calls=None) for o in found)
 
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""

@@ -162,10 +162,12 @@ def measurement(args: argparse.Namespace) -> Measurement:
     from dspy_opro.proposers.completion import CompletionProposer
 
     prompt_name = args.prompt_model or args.model
+    is_local = prompt_name is None or prompt_name.endswith(".gguf")
+    max_tokens = args.prompt_max_tokens or (256 if is_local else 1000)
     model = language_model(args.model, args, args.max_tokens)
     same = prompt_name == args.model
-    prompt_model = model if same else language_model(prompt_name, args, args.prompt_max_tokens)
-    prompt_model = prompt_model.copy(max_tokens=args.prompt_max_tokens)
+    prompt_model = model if same else language_model(prompt_name, args, max_tokens)
+    prompt_model = prompt_model.copy(max_tokens=max_tokens)
     proposer = (
         CompletionProposer() if prompt_name is None else None
     )  # SmolLM2 is too small to follow requests
@@ -188,7 +190,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", help="scorer LM: a name of LiteLLM or a GGUF file; default: SmolLM2")
     parser.add_argument("--prompt-model", help="optimizer LM; default: the scorer LM")
-    parser.add_argument("--api-base", help="URL of a server with OpenAI's chat API that has the named models")
+    parser.add_argument(
+        "--api-base",
+        help="URL of a server with OpenAI's chat API that has the named models; it gets the key OPENAI_API_KEY",
+    )
     parser.add_argument(
         "--data", type=Path, help="folder with data sets as JSON lines with `text` and `label`"
     )
@@ -201,7 +206,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lm-threads", type=int, default=1, help="threads of a model in this process")
     parser.add_argument("--max-tokens", type=int, default=40, help="of one answer of the scorer LM")
     parser.add_argument(
-        "--prompt-max-tokens", type=int, default=256, help="of one answer of the optimizer LM"
+        "--prompt-max-tokens",
+        type=int,
+        help="of one answer of the optimizer LM; default: 256 of a model in this process, else 1,000",
     )
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
     parser.add_argument("--store", type=Path, default=STORE)

@@ -137,8 +137,11 @@ def means(by_task: Mapping[str, Group]) -> str:
                  for group in complete.values() if (seeds := gains(group, OURS, name))]  # fmt: skip
         counts = (sum(d > 0 for d in ahead), sum(d == 0 for d in ahead), sum(d < 0 for d in ahead))
         lines.append(f"| {name} | {mean:.3f} | {'' if name == OURS else ' / '.join(map(str, counts))} |")
-    seeds = {len(finished(runs)) for group in complete.values() for runs in group.values()}
-    return f"Tasks: {', '.join(complete)}. Runs of each: {min(seeds)} to {max(seeds)}.\n\n" + "\n".join(lines)
+    counts = sorted({len(finished(runs)) for group in complete.values() for runs in group.values()})
+    runs = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    return f"Tasks: {', '.join(complete)}. Runs of each optimizer on each task: {runs}.\n\n" + "\n".join(
+        lines
+    )
 
 
 def plot(rows: Iterable[Row], width: int = 720) -> str:

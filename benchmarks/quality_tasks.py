@@ -84,6 +84,20 @@ def labelled(name: str, instructions: str, rows: Sequence[dict[str, str]]) -> Ta
     return Task(name, partial(dspy.Predict, signature), examples, ("label",))
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a data set.
+
+    TREC is published with numbers as labels, and in a copy whose names `location` and `number` are interchanged, "How
+    many" asks for a location. Such a copy gets the right names here.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    how_many = [row["label"] for row in rows if row["text"].lower().startswith("how many ")]
+    if path.stem == "trec" and how_many.count("location") > how_many.count("number"):
+        right = {"location": "number", "number": "location"}
+        rows = [{**row, "label": right.get(row["label"], row["label"])} for row in rows]
+    return rows
+
+
 class Tickets(dspy.Module):
     """Two predictors: the team that a message goes to, and then its priority."""
 
@@ -211,8 +225,6 @@ def tasks(data: Path | None) -> dict[str, Callable[[], Task]]:
         path = Path(data or "") / f"{name}.jsonl"
         if path.exists():
             found[name] = lambda name=name, instructions=instructions, path=path: labelled(  # type: ignore[misc]
-                name,
-                instructions,
-                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()],
+                name, instructions, read(path)
             )
     return found

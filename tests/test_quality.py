@@ -132,6 +132,21 @@ def test_splits_are_apart_and_the_test_is_the_same_for_every_seed(modules: Any) 
         task.split(0, (60, 40, 90))
 
 
+@pytest.mark.parametrize("is_interchanged", [False, True])
+def test_question_types_have_their_right_names(modules: Any, tmp_path: Path, is_interchanged: bool) -> None:
+    """One copy of TREC says that "How many" asks for a location, and "Where" for a number."""
+    expected = [
+        {"text": "How many feet has a spider ?", "label": "number"},
+        {"text": "Where is Bergen ?", "label": "location"},
+        {"text": "Who was Ibsen ?", "label": "human"},
+    ]
+    wrong = {"number": "location", "location": "number"} if is_interchanged else {}
+    lines = [json.dumps({**row, "label": wrong.get(row["label"], row["label"])}) for row in expected]
+    (tmp_path / "trec.jsonl").write_text("\n".join(lines))
+    task = modules.quality_tasks.tasks(tmp_path)["trec"]()
+    assert [example.toDict() for example in task.examples] == expected
+
+
 @pytest.mark.parametrize("name", ["tickets", "directory"])
 def test_tasks_of_two_predictors_can_be_solved(modules: Any, name: str) -> None:
     task = modules.quality_tasks.tasks(None)[name]()
@@ -225,7 +240,7 @@ def test_a_server_gets_the_schema_and_each_model_by_its_name(modules: Any) -> No
     with SimulatedServer(answer, own_process=False) as server:
         args = modules.quality.parse(
             ["--api-base", server.api_base, "--model", "small", "--prompt-model", "large", "--budget", "60",
-             "--sizes", *map(str, SIZES), "--num-threads", "4"]
+             "--sizes", *map(str, SIZES), "--num-threads", "4", "--prompt-max-tokens", "256"]
         )  # fmt: skip
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
         measured = modules.quality.measurement(args)
@@ -236,6 +251,15 @@ def test_a_server_gets_the_schema_and_each_model_by_its_name(modules: Any) -> No
     assert all(request["response_format"]["type"] == "json_schema" for request in asked)
     assert {most_tokens(request) for request in asked} == {40}
     assert {most_tokens(call.request) for call in calls if call.model == "large"} == {256}
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], 1000), (["--prompt-max-tokens", "300"], 300)])
+def test_an_optimizer_lm_behind_an_api_may_write_long_answers(
+    modules: Any, options: list[str], expected: int
+) -> None:
+    measured = modules.quality.measurement(modules.quality.parse(["--model", "openai/some", *options]))
+    assert most_tokens(measured.prompt_model.kwargs) == expected
+    assert most_tokens(measured.model.kwargs) == 40
 
 
 def most_tokens(request: Any) -> Any:

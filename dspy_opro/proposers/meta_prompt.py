@@ -177,8 +177,8 @@ def disagreement(trajectory: Trajectory, num_positions: int, leaders: int = 8) -
     """Variance of the best candidates' scores by position; 0 for a position with fewer than two scores."""
     columns: list[list[float]] = [[] for _ in range(num_positions)]
     for trial in trajectory.top(leaders):
-        for column, score in zip(columns, trial.scores, strict=False):
-            column.append(score)
+        for position, score in trial.scores_by_position.items():
+            columns[position].append(score)
     return [_variance(column) if len(column) > 1 else 0.0 for column in columns]
 
 

@@ -75,20 +75,20 @@ class EvaluationCallbacks:
     def _finished(self, trial: Trial) -> None:
         key = "eval_full" if trial.state == "complete" else "eval_minibatch"
         for split, metric_key, scores in (
-            ("train", key, trial.scores),
-            ("val", "eval_valset", trial.valset_scores),
+            ("train", key, trial.scores_by_position),
+            ("val", "eval_valset", dict(enumerate(trial.valset_scores))),
         ):
             predictions = self._predictions.pop((trial.id, split), {})
             results = [  # a resumed run has scores without predictions
-                (example, predictions.get(i, dspy.Prediction()), score)
-                for i, (example, score) in enumerate(zip(self._splits[split], scores, strict=False))
+                (self._splits[split][i], predictions.get(i, dspy.Prediction()), score)
+                for i, score in scores.items()
             ]
             if not results:
                 continue
             name = f"candidate {self._numbers[trial.id]}, {counted(len(results), f'{split} example')}"
             call_id = self._call_ids.pop(trial.id, None) or uuid.uuid4().hex
             program, metadata = self._build(trial.candidate), {"metric_key": metric_key, "candidate": name}
-            outputs = EvaluationResult(score=round(100 * fmean(scores), 2), results=results)
+            outputs = EvaluationResult(score=round(100 * fmean(scores.values()), 2), results=results)
             report = partial(self._report, call_id, program, metadata, outputs)
             if self._loop is None:
                 report()

@@ -51,10 +51,11 @@ def lineage(result: OPROResult) -> go.Figure:
 def examples(result: OPROResult) -> go.Figure:
     """A heat map: the best candidate on top, the hardest example on the right."""
     trials = sorted((t for t in result.trials if t.num_scored), key=result.reward_of)
+    scores = [t.scores_by_position for t in trials]
     most = max((t.num_scored for t in trials), default=0)
-    columns = [[t.scores[i] for t in trials if len(t.scores) > i] for i in range(most)]
+    columns = [[row[i] for row in scores if i in row] for i in range(most)]
     order = sorted(range(most), key=lambda i: -sum(columns[i]) / len(columns[i]))
-    rows = [[t.scores[i] if i < len(t.scores) else None for i in order] for t in trials]
+    rows = [[row.get(i) for i in order] for row in scores]
     texts = [_example(result, i) for i in order]
     low, high = result.trajectory.score_range
     numbers = {trial.id: number for number, trial in reversed(list(enumerate(result.trials)))}

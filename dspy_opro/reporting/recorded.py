@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import Failure, scored_example
-from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array
+from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array, unless_first
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
@@ -177,7 +177,7 @@ def _outcomes(records: Sequence[Record]) -> Outcomes:
     }
 
 
-def _scores(outcomes: Sequence[Outcome | None]) -> Sequence[float]:
+def _scores(outcomes: Iterable[Outcome | None]) -> Sequence[float]:
     return to_array(outcome.score for outcome in outcomes if outcome is not None)
 
 
@@ -191,6 +191,9 @@ def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
         attrs.get("demo_set"),
     )
     id_, valset_score = attrs["candidate_id"], attrs.get("valset_score")
+    known = dict(enumerate(outcomes.get((id_, "train"), ())))
+    positions = attrs.get("positions", range(attrs["num_scored"]))
+    found = {p: outcome for p in positions if (outcome := known.get(p)) is not None}
     return Trial(
         candidate,
         trial.value if trial.value is not None else 0.0,
@@ -199,8 +202,9 @@ def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
         attrs["reason"],
         valset_score,
         attrs.get("num_failures", 0),
-        _scores(outcomes.get((id_, "train"), ())[: attrs["num_scored"]]),
+        _scores(found.values()),
         () if valset_score is None else _scores(outcomes.get((id_, "val"), ())),
+        unless_first(found),
         subscores=attrs.get("subscores", {}),
         usage=Usage(**attrs["usage"]),
     )

@@ -199,7 +199,8 @@ class OPROResult:
     def scores_of(self, trial: Trial, split: Split) -> Sequence[float | None]:
         """A trial's scores on a split, by position in the race's order."""
         if split == "train":
-            return trial.scores
+            scores = trial.scores_by_position
+            return [scores.get(position) for position in range(max(scores, default=-1) + 1)]
         if split == "val":
             return trial.valset_scores
         outcomes = self.data.outcomes.get(trial.id, {}).get(split, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .order import RaceOrder
 from .shared import Rules, Tried, Worklist
 from .tasks import Proposal, ProposalTask, View, rng
 from .trajectory import Candidate
@@ -20,6 +21,8 @@ class Opening:
     """Candidates that it may propose."""
     reserved: int
     """Examples that it may score at most."""
+    order: RaceOrder
+    """In which its race scores the train examples."""
 
 
 class ProposalSlots:
@@ -29,6 +32,7 @@ class ProposalSlots:
         self._number = opening.number
         self._view = opening.view
         self._num_slots = opening.num_slots
+        self._order = opening.order
         self._rules = rules
         self._tried = tried
         self._worklist = worklist
@@ -89,7 +93,7 @@ class ProposalSlots:
             if candidate is not None and candidate.id not in self._tried.ids:
                 sizes = range(1, self._num_slots + self._rules.recombines + 1)
                 first = min(self._rules.checkpoints(size)[0] for size in sizes)
-                self._worklist.score(candidate, self._number, "train", first)
+                self._worklist.score(candidate, self._number, "train", self._order.positions[:first])
 
     def resolve(self) -> list[Candidate] | None:
         """The round's candidates; None while answers are missing, those to one more wave included."""

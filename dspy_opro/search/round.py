@@ -13,7 +13,7 @@ from .proposals import Opening, ProposalSlots
 from .pruners import Race
 from .shared import Rules, Worklist
 from .tasks import CandidatesProposed, Event, TrialFinished, TrialReported, View
-from .trajectory import Candidate, Trajectory, Trial, mean, paired_difference, to_array
+from .trajectory import Candidate, Trajectory, Trial, mean, to_array, unless_first
 
 MAX_FAILURES = 5
 """Failed examples of a trial that are told with it."""
@@ -34,6 +34,7 @@ class Round:
         self.number = opening.number
         self.view = opening.view
         self.reserved = opening.reserved
+        self.order = opening.order
         self.scheduled = 0  # examples that its decisions so far have asked for
         self.proposals = proposals
         self.candidates: list[Candidate] | None = None  # None until known
@@ -85,7 +86,7 @@ class Round:
 
     def is_measured(self, candidate: Candidate) -> bool:
         """Whether nothing is missing that a decision on the candidate would read."""
-        plan, num_scored = self._rules.plan, len(self._worklist.outcomes(candidate))
+        plan, num_scored = self._rules.plan, len(self._worklist.scores(candidate))
         in_full = num_scored == plan.num_train and self._worklist.is_complete(candidate)
         return in_full and (plan.num_val == 0 or self.is_validated)
 
@@ -109,7 +110,7 @@ class Round:
     def _score_alive(self, start: int, stop: int) -> None:
         self.scheduled += len(self.alive) * (stop - start)
         for candidate in self.alive.values():
-            self._worklist.score(candidate, self.number, "train", stop)
+            self._worklist.score(candidate, self.number, "train", self.order.positions[:stop])
 
     def _cut(self, reference: Trial) -> None:
         """One checkpoint: report everyone, let the pruner say who leaves."""
@@ -117,7 +118,7 @@ class Round:
             return
         race = self._seen(reference)
         for candidate in self.alive.values():
-            reward = reference.reward + race.difference(candidate.id)
+            reward = reference.reward + self.order.difference(race.scores[candidate.id], race.incumbent)
             self._events.append(TrialReported(candidate, race.num_scored, reward))
         dropped = self._rules.pruner.drop(race)  # asked at the end too: a pruner may keep what it saw
         if race.num_scored == race.num_examples:
@@ -129,10 +130,11 @@ class Round:
 
     def _seen(self, reference: Trial) -> Race:
         """The race as the pruner sees it."""
-        scores = {c.id: self._worklist.scores(c) for c in self.alive.values()}
-        seen = [s for row in (reference.scores, *scores.values()) for s in row]
+        scores = {c.id: self.order.arrange(self._worklist.scores_by_position(c)) for c in self.alive.values()}
+        incumbent = self.order.arrange(reference.scores_by_position)
+        seen = [s for row in (incumbent, *scores.values()) for s in row]
         bounded = self.view.trajectory.score_range == (0.0, 1.0) and all(0.0 <= s <= 1.0 for s in seen)
-        return Race(reference.scores, scores, len(self.candidates or ()), bounded)
+        return Race(incumbent, scores, len(self.candidates or ()), bounded)
 
     def _trials_now(self, reference: Trial) -> tuple[Trial, ...]:
         """The trials, as if those that still race ended here."""
@@ -155,7 +157,7 @@ class Round:
     def validate(self, candidate: Candidate) -> None:
         self.validating.append(candidate)
         self.scheduled += self._rules.plan.num_val
-        self._worklist.score(candidate, self.number, "val", self._rules.plan.num_val)
+        self._worklist.score(candidate, self.number, "val", range(self._rules.plan.num_val))
 
     @property
     def is_validated(self) -> bool:
@@ -186,12 +188,21 @@ class Round:
 
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
-        scores = self._worklist.scores(candidate)
+        scores = self._worklist.scores_by_position(candidate)
         on_valset = self._worklist.scores(candidate, "val")
         valset_score = mean(on_valset) if on_valset else None
         failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
-        rest = (reason, valset_score, failures, to_array(scores), to_array(on_valset))
+        rest = (
+            reason,
+            valset_score,
+            failures,
+            to_array(scores.values()),
+            to_array(on_valset),
+            unless_first(scores),
+        )
         if reference is None:
-            return Trial(candidate, mean(scores), len(scores), "complete", *rest)
-        reward = reference.reward + paired_difference(scores, reference.scores)
+            return Trial(candidate, mean(list(scores.values())), len(scores), "complete", *rest)
+        both = (self.order.arrange(s) for s in (scores, reference.scores_by_position))
+        difference = self.order.difference(*both)
+        reward = reference.reward + difference
         return Trial(candidate, reward, len(scores), "pruned", *rest)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .confidence import Gain, measured_gain, shortest_tied
+from .order import RaceOrder
 from .proposals import Opening, ProposalSlots
 from .pruners import Pruner
 from .reserve import num_pairs
@@ -92,7 +93,7 @@ class Search:
         before_any = View(self.trajectory, student, [None] * plan.num_train)
         self._overlap = Overlap(self._rules, before_any)
         reserved = len(start) * (plan.num_train + plan.num_val)
-        first = self._begin(Opening(0, before_any, len(start), reserved))
+        first = self._begin(Opening(0, before_any, len(start), reserved, RaceOrder.fixed(plan.num_train)))
         first.enter(start)
         for candidate in start if plan.num_val else ():
             first.validate(candidate)
@@ -232,8 +233,7 @@ class Search:
     def _racing(self) -> Sequence[Round]:
         """The rounds whose races may move on: later ones too, unless the pruner depends on the order of races."""
         racing = [current for current in self._rounds if not current.is_ranked]
-        independent = getattr(self.pruner, "independent", False) and len(self._raced) > 0
-        return racing if independent else racing[:1]
+        return racing if self._rules.is_independent and len(self._raced) > 0 else racing[:1]
 
     def _open_rounds(self) -> None:
         """Ask for the proposals of every round that may be under way now."""
@@ -314,7 +314,7 @@ class Search:
         self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
         if self.plan.num_held_back and self.chosen.id != self.student.id:
             # The confirmation needs them in any case, so threads that have nothing else to do may score them now.
-            self._worklist.score(self.student, LAST, "unseen", self.plan.num_held_back)
+            self._worklist.score(self.student, LAST, "unseen", range(self.plan.num_held_back))
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Search:
         # Pair by pair, as a limit may cut them off. Some of the student's may be scored already.
         for stop in range(1, count + 1):
             for candidate in self._compared():
-                self._worklist.score(candidate, LAST, "unseen", stop)
+                self._worklist.score(candidate, LAST, "unseen", range(stop))
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()
@@ -400,7 +400,7 @@ class Overlap:
                 if trials:
                     view = replace(view, trajectory=view.trajectory.add(*trials))
                 most_calls = self._rules.most_calls(size) + self._rules.most_demo_calls(number)
-                return Opening(number, view, size, most_calls)
+                return Opening(number, view, size, most_calls, self._rules.order(view.trajectory))
             if not between:
                 return None
             self._as_of += 1  # that round may score fewer examples than reserved, or have candidates

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .order import RaceOrder
 from .pruners import Pruner
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
 from .trajectory import Candidate, Outcome, Trajectory, Usage, mean
@@ -52,6 +53,17 @@ class Rules:
             )
         return ends
 
+    @property
+    def is_independent(self) -> bool:
+        """Whether the pruner decides on each round alone, so that rounds may race at the same time."""
+        return getattr(self.pruner, "independent", False)
+
+    def order(self, trajectory: Trajectory) -> RaceOrder:
+        """The order of a round's race. A pruner that compares rounds sees the same examples in each of them."""
+        if self.is_independent:
+            return RaceOrder.contested_first(trajectory, self.plan.num_train)
+        return RaceOrder.fixed(self.plan.num_train)
+
     def most_calls(self, num_slots: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
         num_candidates = num_slots + self.recombines
@@ -85,7 +97,9 @@ class Worklist:
 
     def __init__(self) -> None:
         self._new: list[Task] = []
-        self._outcomes: dict[tuple[str, Split], list[Outcome | None]] = {}  # by position; None until told
+        self._outcomes: dict[
+            tuple[str, Split], dict[int, Outcome | None]
+        ] = {}  # by position; None until told
         self._usages: dict[tuple[str, Split], dict[int, Usage]] = {}  # position -> what the example cost
         self._missing: dict[tuple[str, Split], int] = {}  # examples handed out and not yet told
 
@@ -100,14 +114,14 @@ class Worklist:
     def ask(self, task: ProposalTask) -> None:
         self._new.append(task)
 
-    def score(self, candidate: Candidate, round: int, split: Split, stop: int) -> None:
-        """Hand out what is still missing of a candidate's first `stop` examples."""
+    def score(self, candidate: Candidate, round: int, split: Split, positions: Iterable[int]) -> None:
+        """Hand out what is still missing of a candidate's examples at these positions."""
         key = (candidate.id, split)
-        outcomes = self._outcomes.setdefault(key, [])
-        start = len(outcomes)
-        outcomes.extend([None] * (stop - start))
-        self._missing[key] = self._missing.get(key, 0) + len(outcomes) - start
-        self._new.extend(ScoringTask(candidate, round, split, position) for position in range(start, stop))
+        outcomes = self._outcomes.setdefault(key, {})
+        new = [position for position in positions if position not in outcomes]
+        outcomes.update(dict.fromkeys(new))
+        self._missing[key] = self._missing.get(key, 0) + len(new)
+        self._new.extend(ScoringTask(candidate, round, split, position) for position in new)
 
     def tell(self, task: ScoringTask, outcome: Outcome, usage: Usage) -> bool:
         """Take in an outcome.
@@ -128,8 +142,13 @@ class Worklist:
         return self._missing.get((candidate.id, split), 0) == 0
 
     def outcomes(self, candidate: Candidate, split: Split = "train") -> Sequence[Outcome | None]:
-        """By position; none where nothing was handed out yet."""
-        return self._outcomes.get((candidate.id, split), ())
+        """By position, up to the last one that was handed out; None where there is no outcome yet."""
+        known = self._outcomes.get((candidate.id, split), {})
+        return [known.get(position) for position in range(max(known, default=-1) + 1)]
+
+    def scores_by_position(self, candidate: Candidate) -> dict[int, float]:
+        """Position of a train example -> its score."""
+        return {p: o.score for p, o in enumerate(self.outcomes(candidate)) if o is not None}
 
     def scores(self, candidate: Candidate, split: Split = "train") -> list[float]:
         return [o.score for o in self.outcomes(candidate, split) if o is not None]
@@ -157,7 +176,9 @@ class Worklist:
     def forget_predictor_calls(self, candidate: Candidate) -> None:
         """The predictors' calls are shown of the incumbent alone."""
         known = self._outcomes[candidate.id, "train"]
-        known[:] = [o if o is None or o.calls is None else replace(o, calls=None) for o in known]
+        known |= {
+            p: replace(o, calls=None) for p, o in known.items() if o is not None and o.calls is not None
+        }
 
     def forget(self, candidate: Candidate) -> None:
         for split in SPLITS:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import add, attrgetter, sub
@@ -115,9 +115,11 @@ class Trial:
     valset_score: float | None = None
     num_failures: int = 0
     scores: Sequence[float] = field(default=(), repr=False)
-    """Train scores by position in the race's order, the first `num_scored`."""
+    """The `num_scored` train scores, in ascending order of the examples' positions."""
     valset_scores: Sequence[float] = field(default=(), repr=False)
     """Validation scores by position; empty without a validation."""
+    positions: Sequence[int] = field(default=(), repr=False)
+    """Positions of `scores` in the trainset's fixed order; empty where they are the first `num_scored`."""
     subscores: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Name -> mean over the train examples that have it."""
     usage: Usage = field(default=Usage(), repr=False, compare=False)
@@ -126,6 +128,11 @@ class Trial:
     @property
     def id(self) -> str:
         return self.candidate.id
+
+    @property
+    def scores_by_position(self) -> Mapping[int, float]:
+        """Position of a train example -> its score."""
+        return dict(zip(self.positions or range(len(self.scores)), self.scores, strict=True))
 
     @property
     def score(self) -> float:
@@ -214,6 +221,11 @@ def mean(values: Sequence[float]) -> float:
 def paired_difference(scores: Sequence[float], reference: Sequence[float]) -> float:
     """Mean of `scores[i] - reference[i]` over the examples that `scores` covers."""
     return math.fsum(s - r for s, r in zip(scores, reference, strict=False)) / len(scores)
+
+
+def unless_first(positions: Collection[int]) -> Sequence[int]:
+    """The value for `Trial.positions`: the given positions, or nothing where they are the first ones."""
+    return () if max(positions, default=-1) < len(positions) else tuple(positions)
 
 
 def to_array(values: Iterable[float]) -> array[float]:

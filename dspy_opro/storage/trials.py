@@ -231,6 +231,8 @@ def result_attrs(trial: Trial, failures: Sequence[Failure]) -> dict[str, Any]:
         "reason": trial.reason,
         "usage": encode_usage(trial.usage),
     }
+    if trial.positions:
+        attrs["positions"] = list(trial.positions)
     if trial.valset_score is not None:
         attrs["valset_score"] = trial.valset_score
     if trial.num_failures:

@@ -14,7 +14,7 @@ from .trajectory import Trajectory
 
 NUM_TRIALS = 64
 """The last so many trials say where candidates disagree."""
-PRIOR = 2.0
+PRIOR = 0.5
 """The usual variance counts as much as this number of further scores of an example."""
 
 

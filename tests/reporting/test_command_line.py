@@ -37,7 +37,7 @@ def run(*arguments: str | Path, code: int = 0) -> str:
 
 def compiled(trainset: Any = TRAINSET, valset: Any = VALSET, **values: Any) -> Any:
     lm = ScriptedLM(answer)
-    values = {"num_rounds": 2, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
+    values = {"num_rounds": 4, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
     return OPRO(metric, **values).compile(TASK.student(), trainset=trainset, valset=valset).opro_result
 
 
@@ -56,7 +56,7 @@ def test_list_names_the_runs_with_their_scores(runs: tuple[Path, str, Any]) -> N
     directory, url, result = runs
     (row,) = json.loads(run("list", directory, "--json"))
     assert row["name"] == "opro"
-    assert (row["state"], row["rounds"], row["decided_on"]) == ("num_rounds", 2, "valset")
+    assert (row["state"], row["rounds"], row["decided_on"]) == ("num_rounds", 4, "valset")
     assert (row["student"], row["best"]) == (result.curve[0], result.best_score)
     assert (row["examples"], row["tokens"]) == (result.usage.metric_calls, result.usage.tokens)
     assert [line.split()[:2] for line in run("list", url).splitlines()] == [
@@ -110,6 +110,8 @@ def test_a_database_has_all_but_the_texts_of_the_examples(
     assert again.gain is not None and again.gain.interval.basis == basis
     assert again.gain == result.gain
     assert [list(t.scores) for t in again.trials] == [list(t.scores) for t in result.trials]
+    assert any(t.positions for t in result.trials)  # a later race begins with the contested examples
+    assert [t.scores_by_position for t in again.trials] == [t.scores_by_position for t in result.trials]
     assert [list(t.valset_scores) for t in again.trials] == [list(t.valset_scores) for t in result.trials]
     kept, before = again.data.outcomes, result.data.outcomes
     assert {id_: {split: list(row) for split, row in rows.items()} for id_, rows in kept.items()} == {

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
 from dspy_opro.search.round import MAX_FAILURES
+from dspy_opro.search.shared import Rules
 from dspy_opro.search.stoppers import RunState
 from dspy_opro.search.tasks import (
     CandidatesProposed,
@@ -236,9 +237,11 @@ def test_what_every_run_keeps_to(
     assert first.candidate == student(num_predictors)
     assert first.num_scored == plan.num_train
     for trial in record.trials:
-        assert list(trial.scores) == world.row(trial.candidate, trial.num_scored)
+        positions = trial.positions or range(trial.num_scored)
+        assert list(positions) == sorted(set(positions)) and len(positions) == trial.num_scored
+        outcomes = [world.outcome(trial.candidate, "train", p) for p in positions]
+        assert list(trial.scores) == [outcome.score for outcome in outcomes]
         assert (trial.state == "complete") == (trial.num_scored == plan.num_train)
-        outcomes = [world.outcome(trial.candidate, "train", p) for p in range(trial.num_scored)]
         assert trial.num_failures == sum(outcome.error is not None for outcome in outcomes)
         lengths = [outcome.subscores["length"] for outcome in outcomes if outcome.subscores is not None]
         assert trial.subscores == ({"length": mean(lengths)} if lengths else {})
@@ -317,17 +320,22 @@ def test_the_exact_bound_never_drops_a_winner(
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_a_dropped_candidate_has_a_reward_that_full_scores_can_be_compared_with(lag: int) -> None:
     world = World(3)
-    record = run(Plan(24, num_rounds=5, num_candidates=6, lag=lag), world)
+    plan = Plan(24, num_rounds=5, num_candidates=6, lag=lag)
+    record = run(plan, world)
     views = {task.round: task.view for task in record.proposals}
+    rules = Rules(plan, student(), Halving())
     dropped = [trial for trial in record.trials if trial.state == "pruned"]
     assert dropped
     for trial in dropped:
         known = views[trial.candidate.round].trajectory
         incumbent = known.incumbent if len(known) else record.trials[0]
-        count = trial.num_scored
-        assert trial.reward == pytest.approx(
-            incumbent.reward + mean(trial.scores) - mean(incumbent.scores[:count])
-        )
+        count, mine, others = trial.num_scored, trial.scores_by_position, incumbent.scores_by_position
+        order = rules.order(known)
+        assert set(order.positions[:count]) == set(mine)
+        # The differences on its examples, as large on the others as candidates are expected to differ there.
+        share = sum(order.expected[:count]) / sum(order.expected)
+        differences = sum(mine[p] - others[p] for p in mine) / share / 24
+        assert trial.reward == pytest.approx(incumbent.reward + differences)
         assert count < 24
         assert str(count) in trial.reason or trial.reason == "cannot win any more"
 

@@ -41,7 +41,7 @@ class Sizes:
     """How many of the given examples the run uses for what."""
 
     num_train: int
-    """Train examples of a full score: the first ones in race order, so a larger budget adds to them on resume."""
+    """Train examples of a full score: the first ones in the run's order, so a larger budget adds to them on resume."""
     num_val: int
     num_held_back: int
     """Unseen examples that confirm the result."""

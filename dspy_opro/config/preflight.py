@@ -32,9 +32,9 @@ class Inputs:
     trainset: Sequence[Any]
     """The whole trainset of the user."""
     splits: Mapping[str, Sequence[Any]]
-    """Split -> examples by position in the race."""
+    """Split -> examples by position in the run's order."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the user's dataset, by position in the race. Unseen examples come from the valset, if any."""
+    """Split -> index into the user's dataset, by position in the run's order. Unseen ones come from the valset, if any."""
     sizes: Sizes
 
     @property

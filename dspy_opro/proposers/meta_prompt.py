@@ -72,7 +72,7 @@ class MetaPrompt:
     program: Program
     """The student."""
     trainset: Sequence[Any]
-    """Examples by position in the race."""
+    """Examples by position in the run's order."""
     k_best: int
     num_exemplars: int
     seed: int

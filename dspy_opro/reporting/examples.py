@@ -29,7 +29,7 @@ class ExampleText:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples and outcomes, both by split and by position in the race's order.
+    """Examples and outcomes, both by split and by position in the run's order.
 
     A position is the one that `Trial.scores` (split `train`) and `Trial.valset_scores` (`val`) have. The unseen
     examples come from the valset where there is one, else from the trainset.

@@ -73,7 +73,7 @@ def examples(result: OPROResult) -> go.Figure:
         hovertemplate="%{y}, example %{x}: %{z}<br>%{text}<extra></extra>",
     )
     has_places = result.data.has_texts and "train" in result.data.texts
-    where = "place in the trainset" if has_places else "position in the race"
+    where = "place in the trainset" if has_places else "position in the run's order"
     figure = _figure([heat], "Scores by candidate and train example", where, "")
     figure.update_layout(height=max(360, 180 + 15 * len(trials)), plot_bgcolor="#d9d9d9")  # grey: not scored
     figure.update_xaxes(type="category", showgrid=False, dtick=max(1, most // 40))

@@ -242,7 +242,7 @@ def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Exam
 
 
 def _failures(trial: FrozenTrial) -> list[Failure]:
-    """Failed examples by their position in the race. The order of the user's data is not on record."""
+    """Failed examples by their position in the run's order. The order of the user's data is not on record."""
     id_ = trial.user_attrs["candidate_id"]
     given = trial.user_attrs.get("failures", [])
     return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]

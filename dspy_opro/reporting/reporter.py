@@ -42,9 +42,9 @@ class Reporter:
     program: Program
     """The student."""
     splits: Mapping[str, Sequence[Any]]
-    """Split -> examples by position in the race."""
+    """Split -> examples by position in the run's order."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the user's dataset, by position in the race."""
+    """Split -> index into the user's dataset, by position in the run's order."""
     settings: Mapping[str, Any]
     """The run's settings as readable values."""
     progress: Progress

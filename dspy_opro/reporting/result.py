@@ -177,7 +177,7 @@ class OPROResult:
         Every row has `score` and the example's own fields (`inputs.…`, `expected.…`). Only rows of the student, of the
         best candidate and of the returned one have `prediction`, `feedback`, `error` and `subscores.…`, as text of
         limited length. If the result was read from a storage, the example's own fields are missing, and `example` is
-        the position in the race.
+        the position in the run's order.
         """
         rows = []
         for number, trial in enumerate(self.trials):
@@ -197,7 +197,7 @@ class OPROResult:
         return rows
 
     def scores_of(self, trial: Trial, split: Split) -> Sequence[float | None]:
-        """A trial's scores on a split, by position in the race's order."""
+        """A trial's scores on a split, by position in the run's order."""
         if split == "train":
             scores = trial.scores_by_position
             return [scores.get(position) for position in range(max(scores, default=-1) + 1)]

@@ -15,7 +15,7 @@ class Race:
     """A round's race at a checkpoint: every candidate still in it has scores for the same prefix."""
 
     incumbent: Sequence[float]
-    """The incumbent's scores on all train examples, in race order."""
+    """The incumbent's scores on all train examples, in the order of the race."""
     scores: Mapping[str, Sequence[float]]
     """Candidate id -> its scores so far, in the order of proposal."""
     num_started: int
@@ -38,7 +38,8 @@ class Race:
 class Pruner(Protocol):
     """Decides at fixed checkpoints which candidates leave the race. `Halving` is an example.
 
-    With `independent = True` its decisions depend only on the race that it gets. Rounds then race at the same time.
+    With `independent = True` its decisions depend only on the race that it gets. Rounds then race at the same time, and
+    each of them in an order of its own. Without it every race takes the examples in the run's order.
     """
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:

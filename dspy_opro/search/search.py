@@ -70,7 +70,7 @@ class Search:
         self.seconds = 0.0
         """How long the run had been at work when the search was told the last result, over all its processes."""
         self.failures: list[Failure] = []
-        """Failed examples, by position in the race's order; in the order in which they were told."""
+        """Failed examples, by position in the run's order; in the order in which they were told."""
         self.gain: Gain | None = None
         """How certain the gain over the student is. None while that is not known, and if the student is the best."""
         self.chosen: Trial

@@ -159,7 +159,7 @@ class Worklist:
         return sum((usages[position] for usages in both for position in sorted(usages)), Usage())
 
     def failures(self, candidate: Candidate) -> Iterator[Failure]:
-        """Its failed examples, by position in the race's order."""
+        """Its failed examples, by position in the run's order."""
         for split in ("train", "val"):
             for position, outcome in enumerate(self.outcomes(candidate, split)):
                 if outcome is not None and outcome.error is not None:

@@ -56,7 +56,7 @@ class View:
     trajectory: Trajectory
     base: Candidate
     outcomes: Sequence[Outcome | None]
-    """The base's outcomes by position in the race's order; None where it is not scored yet."""
+    """The base's outcomes by position in the run's order; None where it is not scored yet."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ScoringTask:
     round: int
     split: Split
     position: int
-    """Position of the example in the race's order."""
+    """Position of the example in the run's order."""
 
 
 Task = ProposalTask | ScoringTask
@@ -148,7 +148,7 @@ class Failure:
     split: str
     """`train`, `val` or `unseen`."""
     example: int
-    """Position in the race; in `OPROResult.failures` the index in the dataset as given."""
+    """Position in the run's order; in `OPROResult.failures` the index in the dataset as given."""
     error: str
 
 
@@ -177,7 +177,7 @@ class TrialFinished:
 
     trial: Trial
     failures: tuple[Failure, ...] = ()
-    """Its first failed examples, by position in the race's order."""
+    """Its first failed examples, by position in the run's order."""
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,11 @@ class Trial:
     valset_score: float | None = None
     num_failures: int = 0
     scores: Sequence[float] = field(default=(), repr=False)
-    """The `num_scored` train scores, in ascending order of the examples' positions."""
+    """The `num_scored` train scores, by ascending position of their examples."""
     valset_scores: Sequence[float] = field(default=(), repr=False)
     """Validation scores by position; empty without a validation."""
     positions: Sequence[int] = field(default=(), repr=False)
-    """Positions of `scores` in the trainset's fixed order; empty where they are the first `num_scored`."""
+    """Positions of `scores` in the run's order; empty where they are the first `num_scored`."""
     subscores: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Name -> mean over the train examples that have it."""
     usage: Usage = field(default=Usage(), repr=False, compare=False)

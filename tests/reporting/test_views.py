@@ -215,7 +215,7 @@ def test_the_heat_map_has_a_row_a_candidate_and_no_score_where_there_is_none() -
     pytest.importorskip("plotly")
     figure = result().plot_examples()
     (heat,) = figure.data
-    assert figure.layout.xaxis.title.text == "position in the race"
+    assert figure.layout.xaxis.title.text == "position in the run's order"
     assert heat.y[-1] == "trial 3" and list(heat.z[-1]) == [1, 1, 1, 0]
     assert list(heat.z[heat.y.index("trial 1")]).count(None) == 2
 

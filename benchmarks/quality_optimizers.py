@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from quality_tasks import Task
+from quality_tasks import BY_HAND, Task
 
 from dspy_opro import OPROTeleprompter
 
@@ -43,6 +43,13 @@ class Run:
 
 def student(run: Run) -> dspy.Module:
     return run.task.student()
+
+
+def by_hand(run: Run) -> dspy.Module:
+    program = run.task.student()
+    for name, predictor in program.named_predictors():
+        predictor.signature = predictor.signature.with_instructions(BY_HAND[run.task.name][name])
+    return program
 
 
 def copro(run: Run) -> dspy.Module:
@@ -121,6 +128,7 @@ def paper(run: Run) -> dspy.Module:
 
 OPTIMIZERS: dict[str, Callable[[Run], dspy.Module]] = {
     "student": student,
+    "by hand": by_hand,
     "OPRO": opro,
     "COPRO": copro,
     "MIPROv2": miprov2,

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -70,6 +70,51 @@ INSTRUCTIONS = {
     "bbh_snarks": "Say which statement is sarcastic.",
 }
 """Data set in the folder of `--data` -> the student's instructions."""
+
+BY_HAND: Mapping[str, Mapping[str, str]] = {
+    "trec": {
+        "self": "Choose the type of the answer. Who -> human. Where -> location. When or how many -> "
+        "number. What does X stand for -> abbreviation. Why, how, or a definition -> "
+        "description. Anything else, as an animal, a product, a color or a word -> entity.",
+    },
+    "sst5": {
+        "self": "Grade the film review from terrible (the writer hated the film) over bad, okay and good "
+        "to great (the writer loved it). Choose bad or good for mild opinions, and okay only if "
+        "there is no opinion at all.",
+    },
+    "cr": {
+        "self": "Say whether the customer is happy (positive) or unhappy (negative) with the product. A "
+        "complaint, a defect or a wish for something better is negative.",
+    },
+    "bbh_sports_understanding": {
+        "self": "Say whether the sentence is plausible: yes if the person plays the sport that the "
+        "action belongs to, and no if the person is known for another sport.",
+    },
+    "bbh_navigate": {
+        "self": "Imagine a map. Start at (0, 0) and face north. Follow each step and keep track of the "
+        "position. Answer Yes only if the last position is (0, 0), else No.",
+    },
+    "bbh_snarks": {
+        "self": "Say which statement is sarcastic: the one that praises something bad, or exaggerates so "
+        "much that it can't be meant literally.",
+    },
+    "tickets": {
+        "route": "Choose the team for the message: billing for charges, invoices, refunds and discounts; "
+        "delivery for parcels, addresses and missing parts; technical for things that do not "
+        "work.",
+        "rate": "Choose the priority of the message. A message with a date (like 4 May) is high. A "
+        "message with thanks is low. All others are normal.",
+    },
+    "directory": {
+        "search": "Write a search query: the first and the last name of the person, and one of the words "
+        "works, lives, born and keeps.",
+        "answer": "Answer the question with one or two words of the passage about the person that it names.",
+    },
+}
+"""Task -> predictor -> instructions that a person wrote who knows the answers.
+
+They show whether a model follows instructions at all. Where they gain nothing, an optimizer has nothing to find.
+"""
 
 
 def labelled(name: str, instructions: str, rows: Sequence[dict[str, str]]) -> Task:

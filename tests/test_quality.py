@@ -64,6 +64,20 @@ def proposer() -> ScriptedLM:
     return ScriptedLM(answer)
 
 
+def test_there_are_instructions_by_hand_for_every_predictor_of_a_task(modules: Any, tmp_path: Path) -> None:
+    tasks = modules.quality_tasks
+    for name in tasks.INSTRUCTIONS:
+        lines = (json.dumps(row) + "\n" for row in rows())
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    made = {name: make() for name, make in tasks.tasks(tmp_path).items() if not name.startswith("gym_")}
+    assert set(made) == set(tasks.BY_HAND)
+    for name, task in made.items():
+        run = modules.quality_optimizers.Run(task, task.metric, None, None, None, [], [], 0, 1, 0)
+        program = modules.quality_optimizers.OPTIMIZERS["by hand"](run)
+        found = {name: p.signature.instructions for name, p in program.named_predictors()}
+        assert found == tasks.BY_HAND[name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["student", "OPRO", "COPRO", "MIPROv2", "GEPA", "OPRO, confirm=False",
                                        "OPRO, paper", "OPRO, demos", "MIPROv2, demos",

@@ -34,7 +34,7 @@ class Inputs:
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the run's order."""
     orders: Mapping[str, Sequence[int]]
-    """Split -> index into the user's dataset, by position in the run's order. Unseen ones come from the valset, if any."""
+    """Split -> index into the user's dataset, by position in the run's order. Unseen ones are of the valset, if any."""
     sizes: Sizes
 
     @property

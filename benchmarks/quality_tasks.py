@@ -111,7 +111,7 @@ BY_HAND: Mapping[str, Mapping[str, str]] = {
         "answer": "Answer the question with one or two words of the passage about the person that it names.",
     },
 }
-"""Task -> predictor -> instructions that a person wrote who knows the answers.
+"""Task -> predictor -> instructions written by hand, with the answers known.
 
 They show whether a model follows instructions at all. Where they gain nothing, an optimizer has nothing to find.
 """

@@ -12,7 +12,7 @@ from dspy_opro.programs.program import Fields, Program, describe
 from dspy_opro.programs.tracing import Call, PredictorFeedback
 from dspy_opro.programs.values import fields, shown
 from dspy_opro.search.tasks import ProposalTask, View, rng
-from dspy_opro.search.trajectory import Outcome, Trajectory, percent
+from dspy_opro.search.trajectory import Outcome, Trajectory, percent, scores_by_example, squared_distances
 
 Style = Literal["explore", "refine", "extend"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
@@ -175,16 +175,8 @@ def choose(view: View, count: int, generator: random.Random, at_random: bool = F
 
 def disagreement(trajectory: Trajectory, num_positions: int, leaders: int = 8) -> list[float]:
     """Variance of the best candidates' scores by position; 0 for a position with fewer than two scores."""
-    columns: list[list[float]] = [[] for _ in range(num_positions)]
-    for trial in trajectory.top(leaders):
-        for position, score in trial.scores_by_position.items():
-            columns[position].append(score)
-    return [_variance(column) if len(column) > 1 else 0.0 for column in columns]
-
-
-def _variance(values: Sequence[float]) -> float:  # statistics.pvariance is 20 times slower
-    average = sum(values) / len(values)
-    return sum((v - average) ** 2 for v in values) / len(values)
+    columns = scores_by_example(trajectory.top(leaders), num_positions)
+    return [squared_distances(column) / max(1, len(column)) for column in columns]
 
 
 def verdict(outcome: Outcome, low: float, high: float) -> str:

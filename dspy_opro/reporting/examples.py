@@ -31,7 +31,7 @@ class ExampleText:
 class Examples:
     """Examples and outcomes, both by split and by position in the run's order.
 
-    A position is the one that `Trial.scores` (split `train`) and `Trial.valset_scores` (`val`) have. The unseen
+    Positions are those of `Trial.scores_by_position` (split `train`) and `Trial.valset_scores` (`val`). The unseen
     examples come from the valset where there is one, else from the trainset.
     """
 

@@ -198,7 +198,7 @@ def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
         candidate,
         trial.value if trial.value is not None else 0.0,
         attrs["num_scored"],
-        NAMES[trial.state],  # type: ignore[arg-type]
+        NAMES[trial.state],
         attrs["reason"],
         valset_score,
         attrs.get("num_failures", 0),

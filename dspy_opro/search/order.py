@@ -1,6 +1,6 @@
 """The order in which a round's race scores the train examples: first those that the candidates so far disagree on.
 
-On most examples two prompts score the same, so a race over them tells nothing. docs/decisions/0019-contested-first.md
+On most examples two prompts score the same, so a race over those tells nothing. docs/decisions/0019-contested-first.md
 has the figures.
 """
 
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .trajectory import Trajectory
+from .trajectory import Trajectory, scores_by_example, squared_distances
 
 NUM_TRIALS = 64
 """The last so many trials say where candidates disagree."""
@@ -38,11 +38,8 @@ class RaceOrder:
         An example's variance is averaged with the usual one, which counts as `PRIOR` scores, so that few scores do
         not move an example far.
         """
-        columns: list[list[float]] = [[] for _ in range(num_examples)]
-        for trial in trajectory.trials[-NUM_TRIALS:]:
-            for position, score in trial.scores_by_position.items():
-                columns[position].append(score)
-        squares, freedom = [_squares(c) for c in columns], [max(0, len(c) - 1) for c in columns]
+        columns = scores_by_example(trajectory.trials[-NUM_TRIALS:], num_examples)
+        squares, freedom = [squared_distances(c) for c in columns], [max(0, len(c) - 1) for c in columns]
         usual = sum(squares) / max(1, sum(freedom))
         if usual <= 0.0:
             return cls.fixed(num_examples)
@@ -63,9 +60,3 @@ class RaceOrder:
         seen = math.fsum(s - r for s, r in zip(scores, incumbent, strict=False))
         average = math.fsum(self.expected) / len(self.expected)
         return seen * average / math.fsum(self.expected[: len(scores)])
-
-
-def _squares(values: Sequence[float]) -> float:
-    """The sum of the squared distances from the mean."""
-    average = sum(values) / max(1, len(values))
-    return sum((value - average) ** 2 for value in values)

@@ -188,21 +188,13 @@ class Round:
 
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
-        scores = self._worklist.scores_by_position(candidate)
-        on_valset = self._worklist.scores(candidate, "val")
+        known = self._worklist.scores_by_position(candidate)
+        scores, on_valset = to_array(known.values()), to_array(self._worklist.scores(candidate, "val"))
         valset_score = mean(on_valset) if on_valset else None
         failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
-        rest = (
-            reason,
-            valset_score,
-            failures,
-            to_array(scores.values()),
-            to_array(on_valset),
-            unless_first(scores),
-        )
+        rest = (reason, valset_score, failures, scores, on_valset, unless_first(known))
         if reference is None:
-            return Trial(candidate, mean(list(scores.values())), len(scores), "complete", *rest)
-        both = (self.order.arrange(s) for s in (scores, reference.scores_by_position))
-        difference = self.order.difference(*both)
-        reward = reference.reward + difference
+            return Trial(candidate, mean(scores), len(scores), "complete", *rest)
+        compared = [self.order.arrange(each) for each in (known, reference.scores_by_position)]
+        reward = reference.reward + self.order.difference(*compared)
         return Trial(candidate, reward, len(scores), "pruned", *rest)

@@ -83,7 +83,7 @@ class ScoringTask:
     round: int
     split: Split
     position: int
-    """Position of the example in the run's order."""
+    """Position of the example in the run's order: the examples of its split, shuffled by the run's seed."""
 
 
 Task = ProposalTask | ScoringTask

@@ -223,6 +223,21 @@ def paired_difference(scores: Sequence[float], reference: Sequence[float]) -> fl
     return math.fsum(s - r for s, r in zip(scores, reference, strict=False)) / len(scores)
 
 
+def scores_by_example(trials: Iterable[Trial], num_examples: int) -> list[list[float]]:
+    """For each train example, by position, the scores of the trials that were scored on it."""
+    columns: list[list[float]] = [[] for _ in range(num_examples)]
+    for trial in trials:
+        for position, score in zip(trial.positions or range(len(trial.scores)), trial.scores, strict=True):
+            columns[position].append(score)
+    return columns
+
+
+def squared_distances(values: Sequence[float]) -> float:  # statistics.pvariance is 20 times slower
+    """The sum of the squared distances from the mean; 0 without values."""
+    average = sum(values) / max(1, len(values))
+    return sum((value - average) ** 2 for value in values)
+
+
 def unless_first(positions: Collection[int]) -> Sequence[int]:
     """The value for `Trial.positions`: the given positions, or nothing where they are the first ones."""
     return () if max(positions, default=-1) < len(positions) else tuple(positions)

@@ -6,7 +6,7 @@ import logging
 import re
 import textwrap
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dspy_opro.search.tasks import CandidatesProposed, Event, Failure, TrialFinished, TrialReported
-from dspy_opro.search.trajectory import Candidate, Trial
+from dspy_opro.search.trajectory import Candidate, State, Trial
 
 from .opening import storage_of
 from .outage import Outage
@@ -22,7 +22,11 @@ from .result_log import clip, encode_usage
 
 logger = logging.getLogger("dspy_opro")
 
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+STATES: Mapping[State, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 ATTR_LIMIT = 60_000
 """Bytes of JSON that MySQL's TEXT holds with room to spare."""
 BEST_TRIAL = (

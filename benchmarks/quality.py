@@ -168,9 +168,8 @@ def measurement(args: argparse.Namespace) -> Measurement:
     same = prompt_name == args.model
     prompt_model = model if same else language_model(prompt_name, args, max_tokens)
     prompt_model = prompt_model.copy(max_tokens=max_tokens)
-    proposer = (
-        CompletionProposer() if prompt_name is None else None
-    )  # SmolLM2 is too small to follow requests
+    # SmolLM2 is too small to follow requests.
+    proposer = CompletionProposer() if prompt_name is None or args.completion_proposer else None
     return Measurement(model, prompt_model, proposer, args.num_threads, args.budget, tuple(args.sizes))
 
 
@@ -209,6 +208,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--prompt-max-tokens",
         type=int,
         help="of one answer of the optimizer LM; default: 256 of a model in this process, else 1,000",
+    )
+    parser.add_argument(
+        "--completion-proposer",
+        action="store_true",
+        help="ours asks the optimizer LM to continue a text; always so with SmolLM2 in this process",
     )
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
     parser.add_argument("--store", type=Path, default=STORE)

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import dspy
 
+REVIEWS = Path(__file__).parent.parent / "examples" / "data" / "reviews.jsonl"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,10 +48,15 @@ class Task:
         return expected in answer and len(answer.split()) <= 12
 
     def split(self, seed: int, sizes: tuple[int, int, int]) -> tuple[list[dspy.Example], ...]:
-        """Train, selection and test examples. The seed draws the first two from what the test leaves."""
+        """Train, selection and test examples. The seed draws the first two from what the test leaves.
+
+        A task with too few examples has fewer test examples; an error where fewer than half of them would be left.
+        """
         num_train, num_val, num_test = sizes
-        if sum(sizes) > len(self.examples):
-            raise ValueError(f"{self.name} has {len(self.examples)} examples, but {sum(sizes)} are needed.")
+        needed = num_train + num_val + num_test // 2
+        if needed > len(self.examples):
+            raise ValueError(f"{self.name} has {len(self.examples)} examples, but {needed} are needed.")
+        num_test = min(num_test, len(self.examples) - num_train - num_val)
         shuffled = random.Random(0).sample(list(self.examples), len(self.examples))
         test, rest = shuffled[:num_test], shuffled[num_test:]
         drawn = random.Random(seed).sample(rest, num_train + num_val)
@@ -72,6 +79,9 @@ INSTRUCTIONS = {
 """Data set in the folder of `--data` -> the student's instructions."""
 
 BY_HAND: Mapping[str, Mapping[str, str]] = {
+    "reviews": {
+        "self": "Say good if the writer would buy or visit it again, and bad if the writer is disappointed.",
+    },
     "trec": {
         "self": "Choose the type of the answer. Who -> human. Where -> location. When or how many -> "
         "number. What does X stand for -> abbreviation. Why, how, or a definition -> "
@@ -141,6 +151,17 @@ def read(path: Path) -> list[dict[str, str]]:
         right = {"location": "number", "number": "location"}
         rows = [{**row, "label": right.get(row["label"], row["label"])} for row in rows]
     return rows
+
+
+def reviews() -> Task:
+    """The task of `examples/quickstart.py`, with its examples drawn anew."""
+    verdict = Literal["good", "bad"]
+    fields: dict[str, Any] = {"review": (str, dspy.InputField()), "verdict": (verdict, dspy.OutputField())}
+    rows = [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
+    examples = [
+        dspy.Example(review=row["review"], verdict=row["verdict"]).with_inputs("review") for row in rows
+    ]
+    return Task("reviews", partial(dspy.Predict, dspy.Signature(fields)), examples, ("verdict",))
 
 
 class Tickets(dspy.Module):
@@ -262,7 +283,11 @@ def reasoning_gym(name: str, num_examples: int = 300) -> Task:
 
 def tasks(data: Path | None) -> dict[str, Callable[[], Task]]:
     """Name -> how to make the task; of the folder's tasks those whose file is there."""
-    found: dict[str, Callable[[], Task]] = {"tickets": tickets, "directory": directory}
+    found: dict[str, Callable[[], Task]] = {
+        "reviews": reviews,
+        "tickets": tickets,
+        "directory": directory,
+    }
     if find_spec("reasoning_gym") is not None:
         for name in ("leg_counting", "letter_counting"):
             found[f"gym_{name}"] = partial(reasoning_gym, name)

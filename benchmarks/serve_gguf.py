@@ -1,7 +1,7 @@
-"""A server with OpenAI's chat API for GGUF models on a CPU: `python benchmarks/serve_gguf.py 8801 NAME=FILE.gguf`.
+"""A server with OpenAI's API for GGUF models on a CPU: `python benchmarks/serve_gguf.py 8801 NAME=FILE.gguf`.
 
-For `quality.py --api-base http://127.0.0.1:8801/v1 --model NAME`. OpenVINO answers the requests in batches, and holds
-an answer to the JSON schema of the request. It needs `pip install openvino-genai openvino-tokenizers gguf numpy`.
+`quality.py --api-base http://127.0.0.1:8801/v1 --model NAME` uses it. OpenVINO answers the requests in batches, and
+holds an answer to the JSON schema of the request. It needs `pip install openvino-genai openvino-tokenizers gguf numpy`.
 
 OpenVINO (2026.4) does not read every kind of quantized weights. `--q8` writes the weights of a file anew as Q8_0,
 beside the file, and serves those.
@@ -43,8 +43,13 @@ class Model:
         threading.Thread(target=self._run, daemon=True).start()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The `choices` and the `usage` of a chat completion."""
-        prompt = self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True)
+        """The `choices` and the `usage` of a chat completion, or of a completion where the request has a `prompt`."""
+        is_chat = "messages" in request
+        prompt = (
+            self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True)
+            if is_chat
+            else request["prompt"]
+        )
         answers = []
         for _ in range(request.get("n") or 1):
             done: queue.Queue[Any] = queue.Queue()
@@ -58,8 +63,8 @@ class Model:
             tokens, finish_reason = found
             written += len(tokens)
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            message = {"role": "assistant", "content": text}
-            choices.append({"index": index, "message": message, "finish_reason": finish_reason})
+            said = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+            choices.append({"index": index, "finish_reason": finish_reason, **said})
         read = int(self._tokenizer.encode(prompt).input_ids.shape[1])
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         return {"choices": choices, "usage": usage}
@@ -72,6 +77,8 @@ class Model:
         if request.get("temperature"):
             config.do_sample, config.temperature = True, float(request["temperature"])
             config.rng_seed = uuid.uuid4().int % 2**31
+        if request.get("stop"):
+            config.stop_strings = set(request["stop"])
         form = request.get("response_format") or {"type": "text"}
         if form["type"] != "text":
             schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else {"type": "object"}

@@ -30,7 +30,7 @@ from .tasks import (
 from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
 LAST = sys.maxsize
-"""The round of the examples that confirm the result: all others come first."""
+"""In place of a round's number, for examples that all others come before."""
 
 
 class Search:
@@ -96,7 +96,7 @@ class Search:
         first = self._begin(Opening(0, before_any, len(start), reserved, RaceOrder.fixed(plan.num_train)))
         first.enter(start)
         for candidate in start if plan.num_val else ():
-            first.validate(candidate)
+            first.validate(candidate, urgency=0)
         self._open_rounds()
 
     # -- the outside: next_tasks, tell, events ---------------------------------------------------
@@ -255,7 +255,8 @@ class Search:
         leader = current.leader(self._raced.incumbent) if self.plan.num_val and current.number else None
         self._raced = self._raced.add(*current.rank())
         if leader is not None:
-            current.validate(leader)
+            # The end waits for the race of the last round, so threads validate while that race keeps few of them busy.
+            current.validate(leader, LAST if self._overlap.is_full else current.number)
         incumbent = self._raced.incumbent.candidate
         view = View(self._raced, incumbent, tuple(self._worklist.outcomes(incumbent)))
         self._overlap.rank(current, view)
@@ -416,6 +417,15 @@ class Overlap:
         self._rankings[ranked.number] = Ranking(view, num_examples, not ranked.candidates)
         self._rankings.pop(ranked.number - self._rules.plan.lag - 2, None)
         self._rounds.pop(ranked.number - self._rules.plan.lag - 2, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further round can open, unless those under way score fewer examples than reserved."""
+        plan = self._rules.plan
+        if plan.num_rounds is not None and self._next > plan.num_rounds:
+            return True
+        smallest = self._rules.most_calls((self._rules.most_candidates(self._next) + 1) // 2)
+        return plan.max_metric_calls is not None and plan.max_metric_calls - self.num_examples < smallest
 
     @property
     def num_examples(self) -> int:

@@ -86,14 +86,7 @@ def evidence(search: Search) -> dict[str, Any]:
     tried = [t for t in search.trajectory.trials[1:] if not on_valset or t.valset_score is not None]
     share = 1.0 if on_valset else statistics.fmean(t.num_scored for t in tried) / search.plan.num_train
     searched = (student.valset_scores, best.valset_scores) if on_valset else (student.scores, best.scores)
-    every = search.trajectory.trials[1:]
-    raced = {
-        "raced": counts(student.scores, best.scores),
-        "num_raced": len(every),
-        "raced_share": statistics.fmean(t.num_scored for t in every) / search.plan.num_train,
-    }
     return {
-        **(raced if on_valset else {}),
         "search": counts(*searched),
         "num_tried": len(tried),
         "share": share,

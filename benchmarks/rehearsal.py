@@ -45,13 +45,18 @@ def rehearse(
     proposer_latency: Latency = PROPOSER_LATENCY,
     num_examples: int = 60,
     signal: str = "strong",
+    validates: bool = False,
     **options: Any,
 ) -> Rehearsal:
-    """One run; `options` are those of `OPROTeleprompter`, with `auto=None`."""
+    """One run; `options` are those of `OPROTeleprompter`, with `auto=None`.
+
+    If it `validates`, it has a valset of `num_examples`, too.
+    """
     task = VocabularyTask(seed, **SIGNALS[signal])
     proposer = ScriptedLM(task.proposer, keep_calls=False)
     values = {"metric": task.metric, "trainset": task.trainset(num_examples), "prompt_model": proposer}
     values |= {"task_model": ScriptedLM(task.scorer), "seed": seed, "display_progress": False, "auto": None}
+    values |= {"valset": task.valset(num_examples)} if validates else {}
     job = Job(make_config({**values, **options}), task.student())
     latencies = {ProposalTask: proposer_latency, ScoringTask: scorer_latency}
     clock = _Clock(job, task, latencies, num_threads, seed)

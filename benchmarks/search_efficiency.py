@@ -27,6 +27,7 @@ BUDGETS = (210, 320, 430, 560, 770, 1100, 1600)
 ABLATION: dict[str, dict[str, Any]] = {
     "all in full": {"pruner": None},
     "Wilcoxon (p = 0.1)": {"pruner": optuna.pruners.WilcoxonPruner(p_threshold=0.1), "minibatch_size": 5},
+    "valset": {"validates": True},
     "no confirmation": {"confirm": False},
     "no lag": {"lag": 0},
     "8 candidates": {"num_candidates": 8},

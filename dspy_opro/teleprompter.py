@@ -67,9 +67,9 @@ class OPROTeleprompter(Teleprompter):
             price DSPy does not know, and replace those that it knows. Answers from the cache cost nothing.
         timeout_seconds: The most wall time. The run does not wait for calls that are still running.
         stoppers: Functions that get a `RunState` and return a reason to stop, or None.
-        confirm: Whether the run confirms its result. The search then holds examples back: at most a third of the
-            deciding data, and at most about 15% of the calls. At the end it scores the student and the best candidate
-            on them, and returns the student unless the evidence favours the candidate.
+        confirm: Whether the run confirms its result. The search then does not use a part of the data: the valset, or
+            without one at most a third of the trainset. At the end it scores the student and the best candidate there,
+            with at most about 15% of the calls, and returns the student unless the evidence favours the candidate.
             `docs/decisions/0014-honest-scores.md` has the rule.
         pruner: "auto" (successive halving on paired differences), None (every candidate is scored in full), an Optuna
             pruner or your own `Pruner`.
@@ -178,7 +178,8 @@ class OPROTeleprompter(Teleprompter):
             student: Any `dspy.Module` with predictors. It stays unchanged.
             trainset: Examples with `.with_inputs(...)`. Candidates are scored on them.
             metric: Overrides the constructor's metric.
-            valset: Decides early stopping and the result. Without it the trainset does.
+            valset: Confirms the result: the student and the best candidate are compared on it. With
+                `confirm=False` it decides early stopping and the result, which the trainset does otherwise.
             keywords: Any argument of the constructor, for this call, and the keywords of DSPy's own optimizers;
                 `docs/migrating.md` explains them.
 

@@ -118,7 +118,8 @@ def test_data_and_metric_are_taken_where_scripts_give_them(server: SimulatedServ
     if given == "positional":
         program = teleprompter(server, metric=None, **short).compile(TASK.student(), TRAINSET, metric)
     elif given == "constructor":
-        program = teleprompter(server, trainset=TRAINSET, valset=VALSET, **short).compile(TASK.student())
+        data = {"trainset": TRAINSET, "valset": VALSET, "confirm": False}
+        program = teleprompter(server, **data, **short).compile(TASK.student())
         assert program.opro_result.selected_on == "valset"
     elif given == "metric in compile":
         program = teleprompter(server, metric=lambda e, p: 0, **short).compile(
@@ -139,7 +140,8 @@ def test_arguments_of_compile_hold_for_that_call_alone(server: SimulatedServer) 
 
 def test_callbacks_get_study_and_trial(server: SimulatedServer) -> None:
     seen: list[tuple[optuna.Study, optuna.trial.FrozenTrial]] = []
-    program = optimize(server, callbacks=[lambda study, trial: seen.append((study, trial))])
+    # Without a confirmation the valset selects.
+    program = optimize(server, callbacks=[lambda study, trial: seen.append((study, trial))], confirm=False)
     trials = program.opro_result.trajectory.trials
     assert [trial.user_attrs["candidate_id"] for _, trial in seen] == [t.id for t in trials]
     assert [trial.number for _, trial in seen] == list(range(len(trials)))

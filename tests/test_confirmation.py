@@ -54,10 +54,26 @@ def test_student_and_winner_are_scored_on_examples_that_the_search_never_used() 
     assert gain.interval.low <= gain.interval.estimate <= gain.interval.high
 
 
-def test_a_third_of_the_valset_does_not_select() -> None:
+def test_a_valset_confirms_the_result_and_the_search_does_not_see_it() -> None:
     task = VocabularyTask(1)
-    program, _ = compiled(task, 40, valset=task.valset(60), num_rounds=4)
+    program, seen = compiled(task, 40, valset=task.valset(60), num_rounds=4)
     result = program.opro_result
+    assert result.selected_on == "trainset"
+    assert result.baseline.num_scored == 40
+    assert all(trial.valset_score is None for trial in result.trials)
+    gain = result.gain
+    assert (gain.interval.basis, gain.interval.num_examples) == ("fresh", 40)
+    asked = {example.question for example in task.valset(60)} & set(seen.questions)
+    assert asked == {row["inputs.question"] for row in result.examples() if row["split"] == "unseen"}
+    assert all(seen.questions.count(question) == 2 for question in asked)
+
+
+def test_a_third_of_the_valset_does_not_select_among_demos() -> None:
+    """Train examples are demos, so train scores flatter candidates with demos."""
+    task = VocabularyTask(1)
+    program, _ = compiled(task, 40, valset=task.valset(60), num_rounds=2, max_labeled_demos=2)
+    result = program.opro_result
+    assert result.selected_on == "valset"
     assert len(result.baseline.valset_scores) == 40
     assert result.gain is None or result.gain.interval.num_examples == 20
 

@@ -142,7 +142,7 @@ def test_splits_are_apart_and_the_test_is_the_same_for_every_seed(modules: Any) 
         assert not (train & val or train & test or val & test)
     assert splits[0][2] == splits[1][2]
     assert splits[0][0] != splits[1][0]
-    with pytest.raises(ValueError, match="parity has 90 examples, but 190 are needed"):
+    with pytest.raises(ValueError, match="parity has 90 examples, but 145 are needed"):
         task.split(0, (60, 40, 90))
 
 

@@ -306,7 +306,7 @@ def instruct(*texts: str) -> Any:
 @pytest.mark.parametrize("valset", [None, VALSET])
 def test_6_the_student_is_returned_unless_another_is_better(server: SimulatedServer, valset: Any) -> None:
     worse = instruct(f"Name the code. {' '.join(sorted(TASK.bad))}")
-    program = optimize(server, proposer=worse, valset=valset)
+    program = optimize(server, proposer=worse, valset=valset, confirm=valset is None)
     result = program.opro_result
     assert program.signature.instructions == TASK.student().signature.instructions
     assert result.best is result.baseline

@@ -11,7 +11,7 @@ from typing import Any
 from dspy_opro.programs.metering import Budget
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
-from dspy_opro.search.reserve import held_back
+from dspy_opro.search.reserve import held_back, held_back_of_valset
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
@@ -52,27 +52,30 @@ class Sizes:
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     """The sizes for the resolved arguments and the numbers of examples given.
 
-    A validation has no more examples than the budget affords for a full train score. With a budget below
-    `LEAST_TO_VALIDATE` a valset only confirms the result: docs/decisions/0015-validation-within-a-share.md.
+    Where the result is confirmed, a valset confirms it and the search does not see it:
+    docs/decisions/0021-valset-confirms.md. A search for demos is different: train scores flatter a candidate whose
+    demos are train examples, so two thirds of the valset select, if the budget is not below `LEAST_TO_VALIDATE`.
     """
-    on_train, on_val, budget = _num_wanted(config, num_train), num_val, config.max_metric_calls
-    useful = on_train if num_val else _num_wanted(config, num_train, useful_examples)
-    if budget is not None and not paper(config):
-        on_val = min(num_val, affordable_examples(budget))
+    budget, searches_demos = config.max_metric_calls, _searches_demos(config)
+    affordable, useful = _num_wanted(config, num_train), _num_wanted(config, num_train, useful_examples)
+    limit = num_val if budget is None or paper(config) else affordable_examples(budget)
+    without = Sizes(useful, min(num_val, limit), 0, 0)
     if not config.confirm or paper(config):
-        return Sizes(useful, on_val, 0, 0)
-    if num_val and budget is not None and budget < LEAST_TO_VALIDATE:
-        held = held_back(num_val, 0, budget)
-        if held and budget - 2 * held >= on_train:
-            return Sizes(on_train, 0, held, min(2 * held, num_val))
-    # More than is wanted is searched only where it is not held back.
-    num_all, wanted, most = (num_val, on_val, on_val) if num_val else (num_train, on_train, useful)
-    held = held_back(num_all, wanted, budget)
-    searched = min(most, num_all - held)
-    train, val = (on_train, searched) if num_val else (searched, 0)
-    if not held or (budget is not None and budget - 2 * held < train + val):
-        return Sizes(useful, on_val, 0, 0)
-    return Sizes(train, val, held, min(2 * held, num_all - searched))
+        return without
+    if num_val and searches_demos and (budget is None or budget >= LEAST_TO_VALIDATE):
+        held = held_back(num_val, without.num_val, budget)
+        selecting = min(without.num_val, num_val - held)
+        confirmed = Sizes(affordable, selecting, held, min(2 * held, num_val - selecting))
+    elif num_val:
+        held = held_back_of_valset(num_val, affordable, budget)
+        confirmed = Sizes(affordable, 0, held, min(2 * held, num_val))
+    else:
+        held = held_back(num_train, affordable, budget)
+        # More than is affordable is searched only where it is not held back.
+        searched = min(useful, num_train - held)
+        confirmed = Sizes(searched, 0, held, min(2 * held, num_train - searched))
+    is_paid = budget is None or budget - 2 * held >= confirmed.num_train + confirmed.num_val
+    return confirmed if held and is_paid else without
 
 
 def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
@@ -86,14 +89,14 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
     max_metric_calls = _max_metric_calls(config, sizes)
 
     def most_rounds(num_candidates: int) -> float:
-        """How many rounds of so many candidates the run can have.
+        """How many rounds of so many candidates the whole budget pays for.
 
-        Validations are left out: counting them would give smaller rounds, and each round may wait for one.
+        Validations and the confirmation are left out. Counting them would give smaller rounds, which wait more often.
         """
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
         per_round = pruner.most_calls(num_train, num_candidates)
-        affordable = (max_metric_calls - num_train - num_val) // per_round
+        affordable = (max_metric_calls + 2 * sizes.num_held_back - num_train - num_val) // per_round
         return min(affordable, config.num_rounds or affordable)
 
     num_candidates = config.num_candidates
@@ -169,7 +172,7 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     passes: int | None = config.max_full_evals
     budget: int | None = config.max_metric_calls
     if passes is not None:
-        return max(least, passes * least - 2 * sizes.num_held_back)
+        return max(least, passes * (least + sizes.num_held_back) - 2 * sizes.num_held_back)
     if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
@@ -178,9 +181,13 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     return budget and budget - 2 * sizes.num_held_back
 
 
+def _searches_demos(config: OPROConfig) -> bool:
+    return bool(config.max_bootstrapped_demos or config.max_labeled_demos)
+
+
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     """Half of the first round's candidates, if the user wants demos."""
-    if not (config.max_bootstrapped_demos or config.max_labeled_demos):
+    if not _searches_demos(config):
         return 0
     return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
 

@@ -8,6 +8,8 @@ FEWEST_SEARCHED = 20
 """Examples that the search has at least, as far as there are so many."""
 FEWEST_FRESH = 8
 """Fewer say too little to be worth their calls."""
+USEFUL_FRESH = 40
+"""Of validation examples so many are worth their calls even if the trainset is smaller."""
 
 
 def held_back(num_available: int, num_wanted: int, max_metric_calls: int | None = None) -> int:
@@ -28,6 +30,26 @@ def held_back(num_available: int, num_wanted: int, max_metric_calls: int | None 
     affordable = num_wanted if max_metric_calls is None else int(SHARE * max_metric_calls) // 2
     count = max(num_available - num_wanted, num_available // 3)
     count = min(count, num_available - min(num_wanted, FEWEST_SEARCHED), affordable)
+    return count if count >= FEWEST_FRESH else 0
+
+
+def held_back_of_valset(num_val: int, num_wanted: int, max_metric_calls: int | None = None) -> int:
+    """Validation examples that confirm the result. The search sees none of them.
+
+    They are as many as a full score has, or `USEFUL_FRESH` if that is more, and no more than the budget's share pays
+    for twice, once for the student and once for the candidate.
+
+    Args:
+        num_val: Validation examples that were given.
+        num_wanted: Train examples that the search would score a winner on.
+        max_metric_calls: The run's budget.
+
+    Returns:
+        0 where fewer than `FEWEST_FRESH` remain.
+    """
+    count = min(num_val, max(num_wanted, USEFUL_FRESH))
+    if max_metric_calls is not None:
+        count = min(count, int(SHARE * max_metric_calls) // 2)
     return count if count >= FEWEST_FRESH else 0
 
 

@@ -108,18 +108,29 @@ def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, A
     [
         ({"max_metric_calls": 200}, Sizes(16, 0, 15, 30)),
         ({"max_metric_calls": 500}, Sizes(16, 0, 37, 60)),
-        ({"max_metric_calls": 512}, Sizes(16, 16, 38, 44)),
-        ({"max_metric_calls": 1000}, Sizes(31, 31, 29, 29)),
-        ({"max_metric_calls": 3200}, Sizes(60, 40, 20, 20)),
-        ({"max_metric_calls": 3200, "num_val": 400}, Sizes(60, 100, 240, 300)),
+        ({"max_metric_calls": 512}, Sizes(16, 0, 38, 60)),
+        ({"max_metric_calls": 1000}, Sizes(31, 0, 40, 60)),
+        ({"max_metric_calls": 3200}, Sizes(60, 0, 60, 60)),
+        ({"max_metric_calls": 3200, "num_val": 400}, Sizes(60, 0, 60, 120)),
+        ({"max_metric_calls": 3200, "confirm": False}, Sizes(60, 60, 0, 0)),
+        ({"auto": "paper"}, Sizes(60, 60, 0, 0)),
         ({"max_metric_calls": 200, "confirm": False}, Sizes(16, 16, 0, 0)),
         ({"max_metric_calls": 100}, Sizes(16, 16, 0, 0)),  # too few calls to confirm anything
         ({"max_metric_calls": 200, "num_val": 6}, Sizes(16, 6, 0, 0)),
-        ({"max_full_evals": 10}, Sizes(60, 40, 20, 20)),
-        ({"num_rounds": 5}, Sizes(60, 40, 20, 20)),
+        ({"max_full_evals": 10}, Sizes(60, 0, 60, 60)),
+        ({"num_rounds": 5}, Sizes(60, 0, 60, 60)),
+        ({"num_rounds": 5, "num_val": 400}, Sizes(60, 0, 60, 120)),
+        ({"num_rounds": 5, "num_val": 7}, Sizes(60, 7, 0, 0)),
+        # A search for demos chooses by other examples than those that may be demos.
+        ({"num_rounds": 5, "max_labeled_demos": 4}, Sizes(60, 40, 20, 20)),
+        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 4}, Sizes(60, 100, 240, 300)),
+        ({"max_metric_calls": 1000, "max_bootstrapped_demos": 4}, Sizes(31, 31, 29, 29)),
+        ({"max_metric_calls": 500, "max_bootstrapped_demos": 4}, Sizes(16, 0, 37, 60)),
     ],
 )
-def test_a_validation_costs_no_more_than_a_full_train_score(options: dict[str, Any], sizes: Sizes) -> None:
+def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
+    options: dict[str, Any], sizes: Sizes
+) -> None:
     values = {"num_val": 60, "auto": None, "metric": lambda example, prediction: 1.0, **options}
     num_val = values.pop("num_val")
     assert data_sizes(make_config(values).resolve(), 60, num_val) == sizes

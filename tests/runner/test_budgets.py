@@ -105,7 +105,9 @@ def test_costs_are_those_of_the_price_list() -> None:
 @pytest.mark.parametrize("num_threads", [1, 8])
 def test_max_tokens(server: SimulatedServer, num_threads: int) -> None:
     """A call of the scorer has fewer than 150 tokens, one of the proposer fewer than 1,000."""
-    program = optimize(server, auto=None, num_rounds=None, max_tokens=6000, num_threads=num_threads)
+    program = optimize(
+        server, auto=None, num_rounds=None, max_tokens=6000, num_threads=num_threads, confirm=False
+    )
     result = program.opro_result
     assert result.stop_reason == "max_tokens"
     assert 6000 <= result.usage.tokens <= 6000 + 1000 * num_threads
@@ -122,6 +124,7 @@ def test_max_cost() -> None:
             max_cost=0.001,
             num_threads=2,
             task_model=server.lm("gpt-4o-mini"),
+            confirm=False,
         ).opro_result
     assert result.stop_reason == "max_cost"
     assert 0.001 <= result.usage.cost < 0.0011
@@ -149,7 +152,7 @@ def test_own_prices_replace_known_ones() -> None:
 
 def test_max_cost_works_with_own_prices(server: SimulatedServer) -> None:
     result = optimize(
-        server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=OWN_PRICES
+        server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=OWN_PRICES, confirm=False
     ).opro_result
     assert result.stop_reason == "max_cost"
     assert 0.02 <= result.usage.cost < 0.05
@@ -271,7 +274,7 @@ def test_a_preset_says_beforehand_what_it_spends_at_most(
 ) -> None:
     program = optimize(server, display_progress=True, pruner=None)
     said = capsys.readouterr().out
-    most = len(TRAINSET) + len(VALSET) + 2 * (4 * len(TRAINSET) + len(VALSET))
+    most = len(TRAINSET) + 2 * 4 * len(TRAINSET) + 2 * len(VALSET)  # student, two rounds, confirmation
     assert f"at most 8 candidates in 2 rounds, {most} examples scored and 8 proposals" in said
     assert program.opro_result.usage.metric_calls <= most
 

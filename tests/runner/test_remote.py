@@ -219,6 +219,7 @@ def test_usage_cost_and_failures_reach_the_result(server: SimulatedServer, execu
         executor=executor,
         task_model=server.lm("gpt-4o-mini"),
         num_rounds=1,
+        confirm=False,  # the valset selects
     ).opro_result
     stats = settle(server)
     scorer, proposer = stats["gpt-4o-mini"], stats["proposer"]
@@ -235,7 +236,7 @@ def test_usage_cost_and_failures_reach_the_result(server: SimulatedServer, execu
 
 def test_a_token_budget_holds_there(server: SimulatedServer, processes: Executor) -> None:
     result = optimize(
-        server, auto=None, num_rounds=None, max_tokens=6000, num_threads=4, executor=processes
+        server, auto=None, num_rounds=None, max_tokens=6000, num_threads=4, executor=processes, confirm=False
     ).opro_result
     assert result.stop_reason == "max_tokens"
     assert 6000 <= result.usage.tokens <= 6000 + 1000 * 4

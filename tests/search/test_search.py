@@ -725,6 +725,24 @@ def test_later_rounds_do_not_wait_for_a_validation() -> None:
     assert len({task.candidate.id for task in withheld}) > 1
 
 
+@pytest.mark.parametrize("limit", [{"num_rounds": 6}, {"max_metric_calls": 350}])
+def test_validations_of_the_last_rounds_wait_for_all_races(limit: Any) -> None:
+    """While the last race keeps few threads busy, the others validate."""
+    late = []
+    for seed in range(10):
+        record = run(Plan(20, num_val=15, num_candidates=4, lag=2, **limit), World(seed))
+        splits = [task.split for task in record.examples]
+        last_race = max(n for n, split in enumerate(splits) if split == "train")
+        last_round = record.examples[last_race].candidate.round
+        validated = {t.candidate.round: n for n, t in enumerate(record.examples) if t.split == "val"}
+        late += [
+            n > last_race for round_, n in validated.items() if round_ in (last_round - 1, last_round - 2)
+        ]
+        assert validated[0] < last_race
+    assert late
+    assert all(late)
+
+
 @pytest.mark.parametrize("order", range(5))
 def test_a_run_that_a_stopper_ends_confirms_with_what_is_held_back(order: int) -> None:
     plan = Plan(

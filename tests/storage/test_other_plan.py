@@ -36,13 +36,15 @@ def on_disk(log_dir: Path) -> str:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("num_val", [40, 0])
+@pytest.mark.parametrize(("num_val", "confirm"), [(40, False), (40, True), (0, True)])
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
-def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: int, tmp_path: Path) -> None:
-    task, seen = VocabularyTask(seed), set()
-    first = compile_(task, tmp_path, num_val, auto="light")
+def test_another_preset_never_ends_below_what_is_on_record(
+    seed: int, num_val: int, confirm: bool, tmp_path: Path
+) -> None:
+    task, seen, same = VocabularyTask(seed), set(), {"num_val": num_val, "confirm": confirm}
+    first = compile_(task, tmp_path, auto="light", **same)
     assert first.opro_result.best.id != first.opro_result.baseline.id
-    second = compile_(task, tmp_path, num_val, callbacks=[lambda *_: seen.add(on_disk(tmp_path))], **HEAVY)
+    second = compile_(task, tmp_path, callbacks=[lambda *_: seen.add(on_disk(tmp_path))], **HEAVY, **same)
     result = second.opro_result
     assert result.best_score >= first.opro_result.best_score
     assert on_disk(tmp_path) == second.signature.instructions
@@ -51,8 +53,10 @@ def test_another_preset_never_ends_below_what_is_on_record(seed: int, num_val: i
     assert len(set(ids)) == len(ids)
     for trial in (result.baseline, result.best, result.trajectory.best):  # their predictions are kept
         assert len(list(filter(None, result.data.outcomes[trial.id]["train"]))) == trial.num_scored
+    is_selected_by_valset = num_val and not confirm
     scores = {
-        t.candidate.instructions["self"]: t.valset_score if num_val else t.reward for t in result.trials
+        t.candidate.instructions["self"]: t.valset_score if is_selected_by_valset else t.reward
+        for t in result.trials
     }
     assert seen
     assert min(scores[text] for text in seen) >= first.opro_result.best_score

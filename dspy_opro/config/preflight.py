@@ -119,14 +119,14 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
     if valset is None:
         return
     if not len(valset):
-        warn("valset is empty: the trainset decides early stopping and the result.")
+        warn("valset is empty, so it counts as none.")
         return
     check_examples(valset, "valset")
     shared = same_inputs(trainset, valset)
     if shared:
         warn(
-            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The validation "
-            "score will be too high for instructions that fit the trainset. Remove these examples from one dataset."
+            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The gain "
+            "on the valset will be too high for instructions that fit the trainset. Remove these examples from one dataset."
         )
 
 

@@ -292,7 +292,7 @@ def test_shared_examples_are_a_warning() -> None:
 
 
 def test_an_empty_valset_is_a_warning() -> None:
-    with pytest.warns(UserWarning, match="valset is empty: the trainset decides"):
+    with pytest.warns(UserWarning, match="valset is empty, so it counts as none"):
         program = attempt({"valset": []}, ScriptedLM(answer))
     assert program.opro_result.selected_on == "trainset"
 

@@ -125,8 +125,8 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
     shared = same_inputs(trainset, valset)
     if shared:
         warn(
-            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The gain "
-            "on the valset will be too high for instructions that fit the trainset. Remove these examples from one dataset."
+            f"{shared} of {len(valset)} valset examples have the inputs of a trainset example. The gain on the "
+            "valset will be too high for instructions that fit the trainset. Remove these examples from one dataset."
         )
 
 

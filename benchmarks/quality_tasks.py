@@ -50,7 +50,10 @@ class Task:
     def split(self, seed: int, sizes: tuple[int, int, int]) -> tuple[list[dspy.Example], ...]:
         """Train, selection and test examples. The seed draws the first two from what the test leaves.
 
-        A task with too few examples has fewer test examples; an error where fewer than half of them would be left.
+        A task with too few examples has fewer test examples.
+
+        Raises:
+            ValueError: Fewer than half of the test examples are left.
         """
         num_train, num_val, num_test = sizes
         needed = num_train + num_val + num_test // 2

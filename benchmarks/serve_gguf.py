@@ -45,11 +45,10 @@ class Model:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The `choices` and the `usage` of a chat completion, or of a completion where the request has a `prompt`."""
         is_chat = "messages" in request
-        prompt = (
-            self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True)
-            if is_chat
-            else request["prompt"]
-        )
+        if is_chat:
+            prompt = self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True)
+        else:
+            prompt = request["prompt"]
         answers = []
         for _ in range(request.get("n") or 1):
             done: queue.Queue[Any] = queue.Queue()
@@ -77,8 +76,8 @@ class Model:
         if request.get("temperature"):
             config.do_sample, config.temperature = True, float(request["temperature"])
             config.rng_seed = uuid.uuid4().int % 2**31
-        if request.get("stop"):
-            config.stop_strings = set(request["stop"])
+        if stop := request.get("stop"):
+            config.stop_strings = {stop} if isinstance(stop, str) else set(stop)
         form = request.get("response_format") or {"type": "text"}
         if form["type"] != "text":
             schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else {"type": "object"}

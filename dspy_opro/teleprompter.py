@@ -179,7 +179,7 @@ class OPROTeleprompter(Teleprompter):
             trainset: Examples with `.with_inputs(...)`. Candidates are scored on them.
             metric: Overrides the constructor's metric.
             valset: Confirms the result: the student and the best candidate are compared on it. With
-                `confirm=False` it decides early stopping and the result, which the trainset does otherwise.
+                `confirm=False`, and for the most part if demos are searched, it decides early stopping and the result.
             keywords: Any argument of the constructor, for this call, and the keywords of DSPy's own optimizers;
                 `docs/migrating.md` explains them.
 

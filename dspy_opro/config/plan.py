@@ -47,6 +47,8 @@ class Sizes:
     """Unseen examples that confirm the result."""
     num_unseen: int
     """All unseen examples, the last ones in order: of the valset if there is one, otherwise of the trainset."""
+    num_per_pass: int
+    """Examples of a pass over trainset and valset, which `max_full_evals` counts."""
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
@@ -57,23 +59,25 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     demos are train examples, so two thirds of the valset select, if the budget is not below `LEAST_TO_VALIDATE`.
     """
     budget, searches_demos = config.max_metric_calls, _searches_demos(config)
-    affordable, useful = _num_wanted(config, num_train), _num_wanted(config, num_train, useful_examples)
+    affordable = _num_wanted(config, num_train)
+    useful = affordable if num_val else _num_wanted(config, num_train, useful_examples)
+    num_per_pass = min(num_train, config.max_train_examples or num_train) + num_val
     limit = num_val if budget is None or paper(config) else affordable_examples(budget)
-    without = Sizes(useful, min(num_val, limit), 0, 0)
+    without = Sizes(useful, min(num_val, limit), 0, 0, num_per_pass)
     if not config.confirm or paper(config):
         return without
     if num_val and searches_demos and (budget is None or budget >= LEAST_TO_VALIDATE):
         held = held_back(num_val, without.num_val, budget)
         selecting = min(without.num_val, num_val - held)
-        confirmed = Sizes(affordable, selecting, held, min(2 * held, num_val - selecting))
+        confirmed = Sizes(affordable, selecting, held, min(2 * held, num_val - selecting), num_per_pass)
     elif num_val:
         held = held_back_of_valset(num_val, affordable, budget)
-        confirmed = Sizes(affordable, 0, held, min(2 * held, num_val))
+        confirmed = Sizes(affordable, 0, held, min(2 * held, num_val), num_per_pass)
     else:
         held = held_back(num_train, affordable, budget)
         # More than is affordable is searched only where it is not held back.
         searched = min(useful, num_train - held)
-        confirmed = Sizes(searched, 0, held, min(2 * held, num_train - searched))
+        confirmed = Sizes(searched, 0, held, min(2 * held, num_train - searched), num_per_pass)
     is_paid = budget is None or budget - 2 * held >= confirmed.num_train + confirmed.num_val
     return confirmed if held and is_paid else without
 
@@ -172,7 +176,7 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     passes: int | None = config.max_full_evals
     budget: int | None = config.max_metric_calls
     if passes is not None:
-        return max(least, passes * (least + sizes.num_held_back) - 2 * sizes.num_held_back)
+        return max(least, passes * sizes.num_per_pass - 2 * sizes.num_held_back)
     if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "

@@ -9,7 +9,7 @@ FEWEST_SEARCHED = 20
 FEWEST_FRESH = 8
 """Fewer say too little to be worth their calls."""
 USEFUL_FRESH = 40
-"""Of validation examples so many are worth their calls even if the trainset is smaller."""
+"""So many validation examples are worth their calls, even if the trainset has fewer."""
 
 
 def held_back(num_available: int, num_wanted: int, max_metric_calls: int | None = None) -> int:

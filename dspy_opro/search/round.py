@@ -154,11 +154,11 @@ class Round:
         better = (pair for pair in rewards if pair[0] > incumbent.reward)
         return max(better, key=lambda pair: pair[0], default=(0.0, None))[1]
 
-    def validate(self, candidate: Candidate, urgency: int) -> None:
-        """Score a candidate on the valset, as urgently as a round of this number scores its examples."""
+    def validate(self, candidate: Candidate, as_urgent_as: int) -> None:
+        """Score a candidate on the valset. Its examples are as urgent as those of the round with this number."""
         self.validating.append(candidate)
         self.scheduled += self._rules.plan.num_val
-        self._worklist.score(candidate, urgency, "val", range(self._rules.plan.num_val))
+        self._worklist.score(candidate, as_urgent_as, "val", range(self._rules.plan.num_val))
 
     @property
     def is_validated(self) -> bool:

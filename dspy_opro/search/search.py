@@ -30,7 +30,7 @@ from .tasks import (
 from .trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
 LAST = sys.maxsize
-"""In place of a round's number, for examples that all others come before."""
+"""The round of examples that wait for all others."""
 
 
 class Search:
@@ -96,7 +96,7 @@ class Search:
         first = self._begin(Opening(0, before_any, len(start), reserved, RaceOrder.fixed(plan.num_train)))
         first.enter(start)
         for candidate in start if plan.num_val else ():
-            first.validate(candidate, urgency=0)
+            first.validate(candidate, as_urgent_as=0)
         self._open_rounds()
 
     # -- the outside: next_tasks, tell, events ---------------------------------------------------

@@ -48,6 +48,14 @@ def test_a_long_run_has_larger_rounds_and_more_of_them_at_once(
     assert (found.num_candidates, found.lag) == (num_candidates, lag)
 
 
+@pytest.mark.parametrize(
+    ("num_val", "confirm", "calls"), [(400, True, 4600 - 120), (400, False, 4600), (0, False, 600)]
+)
+def test_a_pass_is_all_examples_that_are_given(num_val: int, confirm: bool, calls: int) -> None:
+    found = plan(auto=None, max_full_evals=10, num_train=60, num_val=num_val, confirm=confirm)
+    assert found.max_metric_calls == calls
+
+
 def test_trials_are_candidates_in_all() -> None:
     found = plan(num_trials=20)
     assert (found.num_trials, found.num_rounds, found.num_candidates) == (20, 3, 8)
@@ -106,26 +114,27 @@ def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, A
 @pytest.mark.parametrize(
     ("options", "sizes"),
     [
-        ({"max_metric_calls": 200}, Sizes(16, 0, 15, 30)),
-        ({"max_metric_calls": 500}, Sizes(16, 0, 37, 60)),
-        ({"max_metric_calls": 512}, Sizes(16, 0, 38, 60)),
-        ({"max_metric_calls": 1000}, Sizes(31, 0, 40, 60)),
-        ({"max_metric_calls": 3200}, Sizes(60, 0, 60, 60)),
-        ({"max_metric_calls": 3200, "num_val": 400}, Sizes(60, 0, 60, 120)),
-        ({"max_metric_calls": 3200, "confirm": False}, Sizes(60, 60, 0, 0)),
-        ({"auto": "paper"}, Sizes(60, 60, 0, 0)),
-        ({"max_metric_calls": 200, "confirm": False}, Sizes(16, 16, 0, 0)),
-        ({"max_metric_calls": 100}, Sizes(16, 16, 0, 0)),  # too few calls to confirm anything
-        ({"max_metric_calls": 200, "num_val": 6}, Sizes(16, 6, 0, 0)),
-        ({"max_full_evals": 10}, Sizes(60, 0, 60, 60)),
-        ({"num_rounds": 5}, Sizes(60, 0, 60, 60)),
-        ({"num_rounds": 5, "num_val": 400}, Sizes(60, 0, 60, 120)),
-        ({"num_rounds": 5, "num_val": 7}, Sizes(60, 7, 0, 0)),
+        ({"max_metric_calls": 200}, (16, 0, 15, 30)),
+        ({"max_metric_calls": 500}, (16, 0, 37, 60)),
+        ({"max_metric_calls": 512}, (16, 0, 38, 60)),
+        ({"max_metric_calls": 1000}, (31, 0, 40, 60)),
+        ({"max_metric_calls": 3200}, (60, 0, 60, 60)),
+        ({"max_metric_calls": 3200, "num_val": 400}, (60, 0, 60, 120)),
+        ({"max_metric_calls": 3200, "confirm": False}, (60, 60, 0, 0)),
+        ({"max_metric_calls": 640, "confirm": False}, (20, 20, 0, 0)),
+        ({"auto": "paper"}, (60, 60, 0, 0)),
+        ({"max_metric_calls": 200, "confirm": False}, (16, 16, 0, 0)),
+        ({"max_metric_calls": 100}, (16, 16, 0, 0)),  # too few calls to confirm anything
+        ({"max_metric_calls": 200, "num_val": 6}, (16, 6, 0, 0)),
+        ({"max_full_evals": 10}, (60, 0, 60, 60)),
+        ({"num_rounds": 5}, (60, 0, 60, 60)),
+        ({"num_rounds": 5, "num_val": 400}, (60, 0, 60, 120)),
+        ({"num_rounds": 5, "num_val": 7}, (60, 7, 0, 0)),
         # A search for demos chooses by other examples than those that may be demos.
-        ({"num_rounds": 5, "max_labeled_demos": 4}, Sizes(60, 40, 20, 20)),
-        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 4}, Sizes(60, 100, 240, 300)),
-        ({"max_metric_calls": 1000, "max_bootstrapped_demos": 4}, Sizes(31, 31, 29, 29)),
-        ({"max_metric_calls": 500, "max_bootstrapped_demos": 4}, Sizes(16, 0, 37, 60)),
+        ({"num_rounds": 5, "max_labeled_demos": 4}, (60, 40, 20, 20)),
+        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 4}, (60, 100, 240, 300)),
+        ({"max_metric_calls": 1000, "max_bootstrapped_demos": 4}, (31, 31, 29, 29)),
+        ({"max_metric_calls": 500, "max_bootstrapped_demos": 4}, (16, 0, 37, 60)),
     ],
 )
 def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
@@ -133,7 +142,7 @@ def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
 ) -> None:
     values = {"num_val": 60, "auto": None, "metric": lambda example, prediction: 1.0, **options}
     num_val = values.pop("num_val")
-    assert data_sizes(make_config(values).resolve(), 60, num_val) == sizes
+    assert data_sizes(make_config(values).resolve(), 60, num_val) == Sizes(*sizes, 60 + num_val)
 
 
 @pytest.mark.parametrize(
@@ -142,20 +151,21 @@ def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
         (
             60,
             {"max_metric_calls": 640},
-            Sizes(20, 0, 40, 40),
+            (20, 0, 40, 40),
         ),  # no more, because all others confirm the result
-        (100, {"max_metric_calls": 640}, Sizes(40, 0, 48, 60)),
-        (200, {"max_metric_calls": 640}, Sizes(40, 0, 48, 96)),
-        (200, {"max_metric_calls": 1600}, Sizes(50, 0, 120, 150)),
-        (60, {"max_metric_calls": 640, "confirm": False}, Sizes(40, 0, 0, 0)),
-        (200, {"max_metric_calls": 640, "max_train_examples": 30}, Sizes(30, 0, 48, 96)),
+        (100, {"max_metric_calls": 640}, (40, 0, 48, 60)),
+        (200, {"max_metric_calls": 640}, (40, 0, 48, 96)),
+        (200, {"max_metric_calls": 1600}, (50, 0, 120, 150)),
+        (60, {"max_metric_calls": 640, "confirm": False}, (40, 0, 0, 0)),
+        (200, {"max_metric_calls": 640, "max_train_examples": 30}, (30, 0, 48, 96)),
     ],
 )
 def test_examples_that_are_not_held_back_make_full_scores_better(
     num_train: int, options: dict[str, Any], sizes: Sizes
 ) -> None:
     values = {"auto": None, "metric": lambda example, prediction: 1.0, **options}
-    assert data_sizes(make_config(values).resolve(), num_train, 0) == sizes
+    num_per_pass = options.get("max_train_examples", num_train)
+    assert data_sizes(make_config(values).resolve(), num_train, 0) == Sizes(*sizes, num_per_pass)
 
 
 def test_the_forecast_counts_the_examples_that_confirm_the_result() -> None:

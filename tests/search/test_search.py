@@ -729,7 +729,7 @@ def test_later_rounds_do_not_wait_for_a_validation() -> None:
 def test_validations_of_the_last_rounds_wait_for_all_races(limit: Any) -> None:
     """While the last race keeps few threads busy, the others validate."""
     late = []
-    for seed in range(10):
+    for seed in range(40):  # with 350 calls three or four runs find a new best so late; Python 3.12 sums differently
         record = run(Plan(20, num_val=15, num_candidates=4, lag=2, **limit), World(seed))
         splits = [task.split for task in record.examples]
         last_race = max(n for n, split in enumerate(splits) if split == "train")

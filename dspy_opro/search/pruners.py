@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -40,6 +40,9 @@ class Pruner(Protocol):
 
     With `independent = True` its decisions depend only on the race that it gets. Rounds then race at the same time, and
     each of them in an order of its own. Without it every race takes the examples in the run's order.
+
+    If it has a method `sure_to_go_on` like `Halving`'s, candidates that it names need not wait at the checkpoint for
+    the scores of others.
     """
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
@@ -106,7 +109,7 @@ class Halving:
             return dropped
         alive = [c for c in race.scores if c not in dropped]
         alive.sort(key=race.difference, reverse=True)  # stable: among equals the earlier proposal leads
-        places = self._places(race)
+        places = self._places(race, race.num_scored)
         for rank, candidate in enumerate(alive):
             if rank >= places:
                 dropped[candidate] = f"ranked {rank + 1} of {len(alive)} after {race.num_scored} examples"
@@ -114,10 +117,34 @@ class Halving:
                 dropped[candidate] = f"behind the incumbent after {race.num_scored} examples"
         return dropped
 
-    def _places(self, race: Race) -> int:
+    def sure_to_go_on(self, race: Race, num_examples: int) -> Collection[str]:
+        """Who goes on after the checkpoint at `num_examples`, whatever the missing scores within [0, 1] are.
+
+        Args:
+            race: With the scores that are known; some candidates have fewer than `num_examples`.
+            num_examples: A checkpoint.
+
+        Returns:
+            Ids of candidates without missing scores.
+        """
+        if not race.bounded:
+            return ()
+        places = self._places(race, num_examples)
+        most = {c: math.fsum([*scores, num_examples - len(scores)]) for c, scores in race.scores.items()}
+        return [
+            candidate
+            for candidate, scores in race.scores.items()
+            if len(scores) == num_examples
+            and not cannot_win(scores, race.incumbent)
+            and not self._behind(race, candidate)
+            # A tie counts as a lost place, and so does what rounding may turn into one.
+            and sum(other >= most[candidate] - 1e-9 for other in most.values()) <= places
+        ]
+
+    def _places(self, race: Race, num_examples: int) -> int:
         """How many go on after this checkpoint: a function of its index, whoever left before."""
         ends = self.checkpoints(race.num_examples, race.num_started)
-        return max(1, math.ceil(race.num_started * self.keep ** (list(ends).index(race.num_scored) + 1)))
+        return max(1, math.ceil(race.num_started * self.keep ** (list(ends).index(num_examples) + 1)))
 
     def _behind(self, race: Race, candidate: str) -> bool:
         differences = [s - r for s, r in zip(race.scores[candidate], race.incumbent, strict=False)]

@@ -5,7 +5,7 @@ A round looks at the other rounds only as they were when it opened, so rounds ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -47,6 +47,7 @@ class Round:
         self._worklist = worklist
         self._checkpoints: Sequence[int] = ()
         self._stage = 0
+        self._ahead: set[str] = set()  # ids of those that have the examples up to the next checkpoint already
         self._standings: list[tuple[Trial, ...]] = []  # after each checkpoint, in the order of proposal
         self._is_shown = False
         self._events: list[Event] = []  # the round's own until it is shown, then the search's
@@ -94,12 +95,15 @@ class Round:
         """Go past one checkpoint; False where results are missing, or the race is over."""
         if self.candidates is None or self.is_raced:
             return False
-        if not all(self._worklist.is_complete(c) for c in self.alive.values()):
+        reference = compared_with(self.view, trajectory) if self.number > 0 else None
+        if not all(c.id in self._ahead or self._worklist.is_complete(c) for c in self.alive.values()):
+            if reference is not None and self._stage + 1 < len(self._checkpoints):
+                self._score_ahead(reference)
             return False
-        if self.number > 0:
-            reference = compared_with(self.view, trajectory)
+        if reference is not None:
             self._cut(reference)
             self._standings.append(self._trials_now(reference))
+        self._ahead.clear()
         if self.alive and self._stage + 1 < len(self._checkpoints):
             self._stage += 1
             self._score_alive(*self._checkpoints[self._stage - 1 : self._stage + 1])
@@ -111,6 +115,18 @@ class Round:
         self.scheduled += len(self.alive) * (stop - start)
         for candidate in self.alive.values():
             self._worklist.score(candidate, self.number, "train", self.order.positions[:stop])
+
+    def _score_ahead(self, reference: Trial) -> None:
+        """Hand out the next examples of candidates that go on whatever the missing scores are."""
+        ready = [c for c in self.alive.values() if c.id not in self._ahead and self._worklist.is_complete(c)]
+        if not ready:
+            return
+        end, next_end = self._checkpoints[self._stage : self._stage + 2]
+        sure = self._rules.sure_to_go_on(self._seen(reference), end)
+        for candidate in ready:
+            if candidate.id in sure:
+                self._ahead.add(candidate.id)
+                self._worklist.score(candidate, self.number, "train", self.order.positions[:next_end])
 
     def _cut(self, reference: Trial) -> None:
         """One checkpoint: report everyone, let the pruner say who leaves."""
@@ -125,12 +141,22 @@ class Round:
             return
         for id_, reason in dropped.items():
             candidate = self.alive.pop(id_)
+            if id_ in self._ahead:  # it was not sure after all: another one has a score outside [0, 1]
+                self._worklist.keep_only(candidate, self._prefix())
             self._finish(self._trial(candidate, reason, reference))
             self._worklist.forget(candidate)
 
+    def _prefix(self) -> Collection[int]:
+        """Positions of the examples up to the current checkpoint."""
+        return set(self.order.positions[: self._checkpoints[self._stage]])
+
     def _seen(self, reference: Trial) -> Race:
         """The race as the pruner sees it."""
-        scores = {c.id: self.order.arrange(self._worklist.scores_by_position(c)) for c in self.alive.values()}
+        prefix = self._prefix()
+        scores = {
+            c.id: self.order.arrange(self._worklist.scores_by_position(c, prefix))
+            for c in self.alive.values()
+        }
         incumbent = self.order.arrange(reference.scores_by_position)
         seen = [s for row in (incumbent, *scores.values()) for s in row]
         bounded = self.view.trajectory.score_range == (0.0, 1.0) and all(0.0 <= s <= 1.0 for s in seen)
@@ -189,10 +215,12 @@ class Round:
 
     def _trial(self, candidate: Candidate, reason: str, reference: Trial | None = None) -> Trial:
         """What is scored by now as a trial: one that ends early is compared with a reference."""
-        known = self._worklist.scores_by_position(candidate)
+        prefix = None if reference is None else self._prefix()
+        known = self._worklist.scores_by_position(candidate, prefix)
         scores, on_valset = to_array(known.values()), to_array(self._worklist.scores(candidate, "val"))
         valset_score = mean(on_valset) if on_valset else None
-        failures = sum(o is not None and o.error is not None for o in self._worklist.outcomes(candidate))
+        outcomes = enumerate(self._worklist.outcomes(candidate))
+        failures = sum(o is not None and o.error is not None and p in known for p, o in outcomes)
         rest = (reason, valset_score, failures, scores, on_valset, unless_first(known))
         if reference is None:
             return Trial(candidate, mean(scores), len(scores), "complete", *rest)

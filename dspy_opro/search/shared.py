@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .order import RaceOrder
-from .pruners import Pruner
+from .pruners import Pruner, Race
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
 from .trajectory import Candidate, Outcome, Trajectory, Usage, mean
 
@@ -52,6 +52,12 @@ class Rules:
                 f"but {type(self.pruner).__name__} gave {ends}."
             )
         return ends
+
+    def sure_to_go_on(self, race: Race, num_examples: int) -> Collection[str]:
+        """Ids of candidates that the pruner keeps after so many examples, whatever the scores are that are missing."""
+        ask = getattr(self.pruner, "sure_to_go_on", None)
+        sure: Collection[str] = () if ask is None else ask(race, num_examples)
+        return sure
 
     @property
     def is_independent(self) -> bool:
@@ -146,9 +152,12 @@ class Worklist:
         known = self._outcomes.get((candidate.id, split), {})
         return [known.get(position) for position in range(max(known, default=-1) + 1)]
 
-    def scores_by_position(self, candidate: Candidate) -> dict[int, float]:
-        """Position of a train example -> its score."""
-        return {p: o.score for p, o in enumerate(self.outcomes(candidate)) if o is not None}
+    def scores_by_position(
+        self, candidate: Candidate, among: Collection[int] | None = None
+    ) -> dict[int, float]:
+        """Position of a train example -> its score; of all examples, or among the given positions."""
+        known = enumerate(self.outcomes(candidate))
+        return {p: o.score for p, o in known if o is not None and (among is None or p in among)}
 
     def scores(self, candidate: Candidate, split: Split = "train") -> list[float]:
         return [o.score for o in self.outcomes(candidate, split) if o is not None]
@@ -179,6 +188,14 @@ class Worklist:
         known |= {
             p: replace(o, calls=None) for p, o in known.items() if o is not None and o.calls is not None
         }
+
+    def keep_only(self, candidate: Candidate, positions: Collection[int]) -> None:
+        """Forget what a candidate gave on all other train examples."""
+        key: tuple[str, Split] = (candidate.id, "train")
+        outcomes, usages = self._outcomes.get(key, {}), self._usages.get(key, {})
+        for position in outcomes.keys() - set(positions):
+            del outcomes[position]
+            usages.pop(position, None)
 
     def forget(self, candidate: Candidate) -> None:
         for split in SPLITS:

@@ -145,7 +145,9 @@ def test_a_provider_that_is_down_for_a_while_is_waited_for(
     assert 0 < faults < 60
     warnings = [record.message for record in caplog.records if "tried again" in record.message]
     assert len([message for message in warnings if "openai/scorer" in message]) == 1
-    assert len([message for message in warnings if "openai/proposer" in message]) <= 1  # where one was due meanwhile
+    assert (
+        len([message for message in warnings if "openai/proposer" in message]) <= 1
+    )  # where one was due meanwhile
     assert len(warnings) <= 2
 
 

@@ -47,6 +47,11 @@ def draw(*parts: object) -> float:
     return random.Random(repr(parts)).random()
 
 
+def above_1(value: float) -> float:
+    """A metric that seems to have scores within [0, 1] only."""
+    return 3.0 if value > 0.95 else round(value)
+
+
 @dataclass
 class World:
     """What proposer and program would answer: functions of the task alone."""
@@ -194,7 +199,7 @@ worlds = st.builds(
     seed=st.integers(0, 1000),
     num_texts=st.sampled_from([1, 3, 30, 1000]),
     failing=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
-    scores=st.sampled_from([round, lambda x: x, lambda x: 10 * x - 5, lambda x: 0.5]),
+    scores=st.sampled_from([round, lambda x: x, lambda x: 10 * x - 5, lambda x: 0.5, above_1]),
     errors=st.sampled_from([0.0, 0.1, 0.9]),
 )
 pruners = st.sampled_from([Halving(first=2), Halving(), Halving(first=1, keep=0.4, slack=1.0), ScoreAll()])
@@ -209,6 +214,27 @@ def test_the_order_of_arrival_changes_nothing(
     one = run(plan, world, pruner, **how)
     other = run(plan, world, pruner, order=random.Random(order), capacity=capacity, **how)
     assert one.decisions() == other.decisions()
+
+
+class Waits(Halving):
+    """Every candidate waits at a checkpoint until all have got there."""
+
+    def sure_to_go_on(self, race: Race, num_examples: int) -> Sequence[str]:
+        return ()
+
+
+@given(plans, worlds, st.integers(1, 3), st.floats(0.2, 0.8), st.integers(0, 10**6), st.integers(2, 64))
+@settings(max_examples=150)
+def test_who_goes_on_before_the_others_have_their_scores_changes_nothing(
+    plan: Plan, world: World, first: int, keep: float, order: int, capacity: int
+) -> None:
+    waiting, ahead = (
+        run(plan, world, pruner(first, keep), order=random.Random(order), capacity=capacity)
+        for pruner in (Waits, Halving)
+    )
+    assert ahead.decisions() == waiting.decisions()
+    if world.scores is not above_1:
+        assert set(map(task_key, ahead.examples)) == set(map(task_key, waiting.examples))
 
 
 @given(plans, worlds, pruners, st.integers(1, 3), st.booleans(), st.integers(0, 10**6))
@@ -711,6 +737,67 @@ def test_only_a_new_incumbent_is_validated(lag: int) -> None:
     assert record.search.trajectory.best.valset_score == max(t.valset_score for t in validated)
 
 
+class Checkpoint:
+    """A race of four candidates over 8 examples, of whom two go on after 4; most have their first scores."""
+
+    ROWS = [(1, 1, 1, 1), (1, 1, 1, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
+
+    def __init__(self) -> None:
+        self.search = Search(Plan(8, num_rounds=1, num_candidates=4, lag=0), student(), Halving(first=4))
+        self.withheld: dict[int, Task] = {}  # number of a candidate -> its last task before the checkpoint
+        self._waiting = Waiting(self.search)
+        self._numbers: dict[str, int] = {}
+
+    def work(self) -> list[int]:
+        """All that is waiting, but what is withheld. Returns the numbers of candidates beyond the checkpoint."""
+        beyond = []
+        while (task := self._waiting.take()) is not None:
+            if isinstance(task, ProposalTask):
+                self.search.tell(task, World().perform(task))
+            elif task.candidate.round == 0:
+                self.tell(task, 0)
+            elif task.position > 3:
+                beyond.append(self._numbers[task.candidate.id])
+                self.tell(task, 1)
+            else:
+                number = self._numbers.setdefault(task.candidate.id, len(self._numbers))
+                if task.position == 3 and number:
+                    self.withheld[number] = task
+                else:
+                    self.tell(task, self.ROWS[number][task.position])
+        return beyond
+
+    def tell(self, task: Task, score: float) -> None:
+        self.search.tell(task, TaskResult(Outcome(float(score)), Usage(metric_calls=1)))
+
+
+def test_a_candidate_that_is_sure_to_go_on_does_not_wait_at_the_checkpoint() -> None:
+    """It is sure once at most one other can still catch up with it."""
+    race = Checkpoint()
+    assert race.work() == []  # all others may still have as many points as 0
+    race.tell(race.withheld[2], 0)
+    assert race.work() == [0] * 4
+    race.tell(race.withheld[1], 0)
+    assert race.work() == [1] * 4
+    race.tell(race.withheld[3], 0)
+    assert race.work() == []
+    assert [t.num_scored for t in race.search.trajectory.trials] == [8, 8, 8, 4, 4]
+
+
+def test_scores_above_1_that_come_late_overtake_who_seemed_sure() -> None:
+    race = Checkpoint()
+    race.work()
+    race.tell(race.withheld[2], 0)
+    assert race.work() == [0] * 4
+    race.tell(race.withheld[1], 9)
+    race.tell(race.withheld[3], 9)
+    assert sorted(race.work()) == [1] * 4 + [3] * 4
+    overtaken = race.search.trajectory.trials[1]
+    assert overtaken.num_scored == 4
+    assert overtaken.usage.metric_calls == 4
+    assert race.search.usage.metric_calls == 8 + 4 * 4 + 4 + 8
+
+
 def test_later_rounds_do_not_wait_for_a_validation() -> None:
     world, search = World(), Search(Plan(20, num_val=15, num_candidates=4, lag=2), student(), Halving())
     waiting, withheld, last = Waiting(search), [], 0
@@ -729,7 +816,9 @@ def test_later_rounds_do_not_wait_for_a_validation() -> None:
 def test_validations_of_the_last_rounds_wait_for_all_races(limit: Any) -> None:
     """While the last race keeps few threads busy, the others validate."""
     late = []
-    for seed in range(40):  # with 350 calls three or four runs find a new best so late; Python 3.12 sums differently
+    for seed in range(
+        40
+    ):  # with 350 calls three or four runs find a new best so late; Python 3.12 sums differently
         record = run(Plan(20, num_val=15, num_candidates=4, lag=2, **limit), World(seed))
         splits = [task.split for task in record.examples]
         last_race = max(n for n, split in enumerate(splits) if split == "train")

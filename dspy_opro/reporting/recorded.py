@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import Failure, scored_example
-from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage, to_array, unless_first
+from dspy_opro.search.tasks import scored_example
+from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.run_storage import LOG_SUFFIX
-from dspy_opro.storage.trials import STATES
+from dspy_opro.storage.trials import Outcomes, is_decided, read_failures, read_trial
 
 from .examples import Examples, ExampleText
 from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
-
-NAMES = {state: name for name, state in STATES.items()}
-"""State of an Optuna trial -> that of ours."""
-
-Outcomes = Mapping[tuple[str, str], Sequence[Outcome | None]]
-"""Id of a candidate and split -> its outcomes by position; None where one is not on record."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +70,12 @@ class Run:
         whole = None if self.directory is None else self.directory / RESULT
         if whole is not None and whole.is_file() and not self.is_running:
             return OPROResult.load(whole)
-        recorded = [trial for trial in self.study.get_trials(deepcopy=False) if _is_decided(trial)]
+        recorded = [trial for trial in self.study.get_trials(deepcopy=False) if is_decided(trial)]
         records = ResultLog(self.log, Outage()).read()
         outcomes = _outcomes(records)
-        trials = tuple(_trial(trial, outcomes) for trial in recorded)
+        trials = tuple(read_trial(trial, outcomes) for trial in recorded)
         trajectory = Trajectory().add(*trials)
-        failures = [failure for trial in recorded for failure in _failures(trial)]
+        failures = [failure for trial in recorded for failure in read_failures(trial)]
         number = self.study.user_attrs.get("returned_trial")
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         config = None if self.directory is None else self.directory / CONFIG
@@ -160,10 +153,6 @@ def _storage_of(directory: Path) -> Any:
     return url
 
 
-def _is_decided(trial: FrozenTrial) -> bool:
-    return trial.state in NAMES and "num_scored" in trial.user_attrs
-
-
 def _outcomes(records: Sequence[Record]) -> Outcomes:
     """What every candidate gave, as far as it is on record."""
     found: dict[tuple[str, str], dict[int, Record]] = {}
@@ -175,39 +164,6 @@ def _outcomes(records: Sequence[Record]) -> Outcomes:
         key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
         for key, by_position in found.items()
     }
-
-
-def _scores(outcomes: Iterable[Outcome | None]) -> Sequence[float]:
-    return to_array(outcome.score for outcome in outcomes if outcome is not None)
-
-
-def _trial(trial: FrozenTrial, outcomes: Outcomes) -> Trial:
-    attrs = trial.user_attrs
-    candidate = Candidate(
-        attrs["instructions"],
-        attrs["round"],
-        attrs["parent"],
-        tuple(attrs["rewritten"]),
-        attrs.get("demo_set"),
-    )
-    id_, valset_score = attrs["candidate_id"], attrs.get("valset_score")
-    known = dict(enumerate(outcomes.get((id_, "train"), ())))
-    positions = attrs.get("positions", range(attrs["num_scored"]))
-    found = {p: outcome for p in positions if (outcome := known.get(p)) is not None}
-    return Trial(
-        candidate,
-        trial.value if trial.value is not None else 0.0,
-        attrs["num_scored"],
-        NAMES[trial.state],
-        attrs["reason"],
-        valset_score,
-        attrs.get("num_failures", 0),
-        _scores(found.values()),
-        () if valset_score is None else _scores(outcomes.get((id_, "val"), ())),
-        unless_first(found),
-        subscores=attrs.get("subscores", {}),
-        usage=Usage(**attrs["usage"]),
-    )
 
 
 def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | None:
@@ -239,13 +195,6 @@ def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Exam
         {id_: {split: outcomes.get((id_, split), ()) for split in SPLITS} for id_ in kept if id_},
         has_texts=False,
     )
-
-
-def _failures(trial: FrozenTrial) -> list[Failure]:
-    """Failed examples by their position in the run's order. The order of the user's data is not on record."""
-    id_ = trial.user_attrs["candidate_id"]
-    given = trial.user_attrs.get("failures", [])
-    return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]
 
 
 def _curve(trials: Sequence[Trial]) -> tuple[float, ...]:

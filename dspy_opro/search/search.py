@@ -424,8 +424,13 @@ class Overlap:
         plan = self._rules.plan
         if plan.num_rounds is not None and self._next > plan.num_rounds:
             return True
-        smallest = self._rules.most_calls((self._rules.most_candidates(self._next) + 1) // 2)
+        smallest = self._rules.most_calls(self._smallest)
         return plan.max_metric_calls is not None and plan.max_metric_calls - self.num_examples < smallest
+
+    @property
+    def _smallest(self) -> int:
+        """Candidates of the smallest round that opens beside others. They may leave enough for a larger one."""
+        return (self._rules.most_candidates(self._next) + 1) // 2
 
     @property
     def num_examples(self) -> int:
@@ -449,8 +454,8 @@ class Overlap:
             return wanted
         left = limit - ranking.num_examples - sum(self._rounds[number].reserved for number in between)
         left -= self._rules.most_demo_calls(self._next)
-        if between:  # they may score fewer examples than reserved, and a small round can wait for that
-            smallest = (wanted + 1) // 2
+        if between:
+            smallest = self._smallest
         elif self._rules.plan.lag and self._next > 1:
             # The rest pays for a small round at most, and that would wait for each of its slow calls.
             smallest = wanted

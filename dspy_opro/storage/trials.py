@@ -6,7 +6,7 @@ import logging
 import re
 import textwrap
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dspy_opro.search.tasks import CandidatesProposed, Event, Failure, TrialFinished, TrialReported
-from dspy_opro.search.trajectory import Candidate, State, Trial
+from dspy_opro.search.trajectory import Candidate, Outcome, State, Trial, Usage, to_array, unless_first
 
 from .opening import storage_of
 from .outage import Outage
@@ -27,6 +27,10 @@ STATES: Mapping[State, TrialState] = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+NAMES = {state: name for name, state in STATES.items()}
+"""State of an Optuna trial -> that of ours."""
+Outcomes = Mapping[tuple[str, str], Sequence[Outcome | None]]
+"""Id of a candidate and split -> its outcomes by position; None where one is not on record."""
 ATTR_LIMIT = 60_000
 """Bytes of JSON that MySQL's TEXT holds with room to spare."""
 BEST_TRIAL = (
@@ -247,6 +251,52 @@ def result_attrs(trial: Trial, failures: Sequence[Failure]) -> dict[str, Any]:
     if trial.subscores:
         attrs["subscores"] = dict(trial.subscores)
     return attrs
+
+
+def is_decided(frozen: FrozenTrial) -> bool:
+    """Whether it has all that `read_trial` reads."""
+    return frozen.state in NAMES and "num_scored" in frozen.user_attrs
+
+
+def read_trial(frozen: FrozenTrial, outcomes: Outcomes) -> Trial:
+    """The trial that was written as `candidate_attrs` and `result_attrs` say."""
+    attrs = frozen.user_attrs
+    candidate = Candidate(
+        attrs["instructions"],
+        attrs["round"],
+        attrs["parent"],
+        tuple(attrs["rewritten"]),
+        attrs.get("demo_set"),
+    )
+    id_, valset_score = attrs["candidate_id"], attrs.get("valset_score")
+    known = dict(enumerate(outcomes.get((id_, "train"), ())))
+    positions = attrs.get("positions", range(attrs["num_scored"]))
+    found = {p: outcome for p in positions if (outcome := known.get(p)) is not None}
+    return Trial(
+        candidate,
+        frozen.value if frozen.value is not None else 0.0,
+        attrs["num_scored"],
+        NAMES[frozen.state],
+        attrs["reason"],
+        valset_score,
+        attrs.get("num_failures", 0),
+        _scores(found.values()),
+        () if valset_score is None else _scores(outcomes.get((id_, "val"), ())),
+        unless_first(found),
+        subscores=attrs.get("subscores", {}),
+        usage=Usage(**attrs["usage"]),
+    )
+
+
+def _scores(outcomes: Iterable[Outcome | None]) -> Sequence[float]:
+    return to_array(outcome.score for outcome in outcomes if outcome is not None)
+
+
+def read_failures(frozen: FrozenTrial) -> list[Failure]:
+    """Failed examples by their position in the run's order. The order of the user's data is not on record."""
+    id_ = frozen.user_attrs["candidate_id"]
+    given = frozen.user_attrs.get("failures", [])
+    return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]
 
 
 def note(trial: Trial) -> str:

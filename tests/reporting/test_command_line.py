@@ -1,7 +1,8 @@
-"""`dspy-opro` in processes of its own, on a log directory and on a database."""
+"""`dspy-opro` on a log directory and on a database."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from dspy_opro import OPRO
+from dspy_opro.reporting.command_line import main
 from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.testing import LMCall, ScriptedLM
@@ -28,11 +30,12 @@ def answer(call: LMCall) -> Any:
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
-    """What the command prints. An error goes to stderr."""
-    command = [sys.executable, "-W", "ignore", "-m", "dspy_opro", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    """What the command prints. An error goes to stderr. In this process, as the imports take a second and more."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)), prog_name="dspy-opro")
+    assert end.value.code == code, out.getvalue() + err.getvalue()
+    return out.getvalue() if code == 0 else err.getvalue()
 
 
 def compiled(trainset: Any = TRAINSET, valset: Any = VALSET[:6], **values: Any) -> Any:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -740,7 +740,7 @@ def test_only_a_new_incumbent_is_validated(lag: int) -> None:
 class Checkpoint:
     """A race of four candidates over 8 examples, of whom two go on after 4; most have their first scores."""
 
-    ROWS = [(1, 1, 1, 1), (1, 1, 1, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
+    ROWS: ClassVar = [(1, 1, 1, 1), (1, 1, 1, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
 
     def __init__(self) -> None:
         self.search = Search(Plan(8, num_rounds=1, num_candidates=4, lag=0), student(), Halving(first=4))

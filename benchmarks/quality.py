@@ -217,7 +217,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")
-    parser.add_argument("--show", action="store_true", help="run nothing; tables of the store")
+    parser.add_argument(
+        "--show", action="store_true", help="run nothing; tables of the store, of the given seeds"
+    )
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the store")
     return parser.parse_args(arguments)
 
@@ -227,7 +229,8 @@ def main() -> None:
     args.store.parent.mkdir(parents=True, exist_ok=True)
     if not args.show:
         run_all(args)
-    rows = load([str(args.store)]) if args.store.exists() else []
+    stored = load([str(args.store)]) if args.store.exists() else []
+    rows = [row for row in stored if row["seed"] in args.seeds]
     print(report(rows))
     if args.plot is not None:
         args.plot.write_text(plot(rows), encoding="utf-8")

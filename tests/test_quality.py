@@ -212,6 +212,19 @@ def test_tables_show_gain_interval_and_failures(modules: Any) -> None:
     assert modules.quality_tables.plot(kept).count("<circle") == 2
 
 
+def test_the_store_is_shown_for_the_given_seeds(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, runs = (
+        tmp_path / "store.jsonl",
+        [stored("student", 0, 2), stored("OPRO", 0, 6), stored("OPRO", 1, 2)],
+    )
+    store.write_text("\n".join(map(json.dumps, runs)) + "\n")
+    monkeypatch.setattr("sys.argv", ["quality.py", "--show", "--store", str(store), "--seeds", "0"])
+    modules.quality.main()
+    assert "| OPRO | 1 | 0.600 |" in capsys.readouterr().out
+
+
 def test_an_interval_covers_seeds_and_examples(modules: Any) -> None:
     interval = modules.quality_tables.interval
     low, high = interval([[0.0, 1.0] * 50])

@@ -121,7 +121,8 @@ class Halving:
         """Who goes on after the checkpoint at `num_examples`, whatever the missing scores within [0, 1] are.
 
         Args:
-            race: With the scores that are known; some candidates have fewer than `num_examples`.
+            race: With the scores that are known. A candidate that misses some has fewer than `num_examples`, without
+                gaps, so that they are in the order of the race but not position by position the incumbent's.
             num_examples: A checkpoint.
 
         Returns:

@@ -5,7 +5,7 @@ A round looks at the other rounds only as they were when it opened, so rounds ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from itertools import islice
 
@@ -146,7 +146,7 @@ class Round:
             self._finish(self._trial(candidate, reason, reference))
             self._worklist.forget(candidate)
 
-    def _prefix(self) -> Collection[int]:
+    def _prefix(self) -> Set[int]:
         """Positions of the examples up to the current checkpoint."""
         return set(self.order.positions[: self._checkpoints[self._stage]])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from .order import RaceOrder
@@ -189,11 +189,11 @@ class Worklist:
             p: replace(o, calls=None) for p, o in known.items() if o is not None and o.calls is not None
         }
 
-    def keep_only(self, candidate: Candidate, positions: Collection[int]) -> None:
+    def keep_only(self, candidate: Candidate, positions: Set[int]) -> None:
         """Forget what a candidate gave on all other train examples."""
         key: tuple[str, Split] = (candidate.id, "train")
         outcomes, usages = self._outcomes.get(key, {}), self._usages.get(key, {})
-        for position in outcomes.keys() - set(positions):
+        for position in outcomes.keys() - positions:
             del outcomes[position]
             usages.pop(position, None)
 

@@ -30,7 +30,10 @@ def answer(call: LMCall) -> Any:
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
-    """What the command prints. An error goes to stderr. In this process, as the imports take a second and more."""
+    """What the command prints to stdout, or to stderr if it ends with an error.
+
+    It runs in this process, because the imports of a new one take a second or more.
+    """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
         main(list(map(str, arguments)), prog_name="dspy-opro")

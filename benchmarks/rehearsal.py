@@ -8,17 +8,21 @@ is left out is the scored program (its answers come straight from the task), thr
 from __future__ import annotations
 
 import heapq
+import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 from simulation import PROPOSER_LATENCY, SCORER_LATENCY, SIGNALS
 
 from dspy_opro.compile import Job
 from dspy_opro.config.arguments import make_config
-from dspy_opro.search.tasks import ProposalTask, ScoringTask, Task, TaskResult, urgency
-from dspy_opro.search.trajectory import Outcome
+from dspy_opro.proposers.demos import is_labeled, num_bootstrapped
+from dspy_opro.search.tasks import Proposal, ProposalTask, ScoringTask, Task, TaskResult, rng, urgency
+from dspy_opro.search.trajectory import Candidate, Outcome, Usage
 from dspy_opro.testing import Latency, ScriptedLM, VocabularyTask
+from dspy_opro.testing.models import uniform
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,29 @@ class Rehearsal:
     gain: float
     """The quality less that of the student's instruction."""
     num_rounds: int
+    has_demos: bool
+
+
+@dataclass(frozen=True)
+class Demos:
+    """What sets of demos are worth. Each set adds to the quality of an instruction what a normal distribution gives."""
+
+    mean: float = 0.0
+    deviation: float = 0.0
+
+    def task_of(self, task: VocabularyTask, candidate: Candidate) -> VocabularyTask:
+        """The task as it is for a candidate with its demos."""
+        text = text_of(candidate)
+        if not text:
+            return task
+        drawn = min(0.999, max(0.001, uniform("worth", task.seed, text)))
+        worth = self.mean + self.deviation * NormalDist().inv_cdf(drawn)
+        return replace(task, base=min(1.0, max(0.0, task.base + worth)))
+
+
+def text_of(candidate: Candidate) -> str:
+    """The demos of a candidate as one text; nothing without demos."""
+    return "".join((candidate.demos or {}).values())
 
 
 def rehearse(
@@ -46,11 +73,13 @@ def rehearse(
     num_examples: int = 60,
     signal: str = "strong",
     validates: bool = False,
+    demos: Demos = Demos(),
     **options: Any,
 ) -> Rehearsal:
     """One run; `options` are those of `OPROTeleprompter`, with `auto=None`.
 
-    If it `validates`, it has a valset of `num_examples`, too.
+    If it `validates`, it has a valset of `num_examples`, too. `demos` says what the sets are worth that it searches if
+    `options` say so. Bootstrapping is simulated: each try passes as often as the student is right.
     """
     task = VocabularyTask(seed, **SIGNALS[signal])
     proposer = ScriptedLM(task.proposer, keep_calls=False)
@@ -59,13 +88,14 @@ def rehearse(
     values |= {"valset": task.valset(num_examples)} if validates else {}
     job = Job(make_config({**values, **options}), task.student())
     latencies = {ProposalTask: proposer_latency, ScoringTask: scorer_latency}
-    clock = _Clock(job, task, latencies, num_threads, seed)
+    clock = _Clock(job, task, demos, latencies, num_threads, seed)
     try:
         clock.run()
     finally:
         job.close()
     search = job.queue.search
-    quality = task.true_quality(next(iter(search.returned.candidate.instructions.values())))
+    returned = search.returned.candidate
+    quality = demos.task_of(task, returned).true_quality(next(iter(returned.instructions.values())))
     return Rehearsal(
         scorer_calls=clock.num_done[ScoringTask],
         proposer_calls=clock.num_done[ProposalTask],
@@ -74,6 +104,7 @@ def rehearse(
         quality=quality,
         gain=quality - task.true_quality(task.student().signature.instructions),
         num_rounds=len(search.best_scores) - 1,
+        has_demos=returned.demo_set is not None,
     )
 
 
@@ -84,11 +115,12 @@ class _Clock:
         self,
         job: Job,
         task: VocabularyTask,
+        demos: Demos,
         latencies: dict[type, Latency],
         num_threads: int,
         seed: int,
     ) -> None:
-        self._job, self._vocabulary, self._latencies = job, task, latencies
+        self._job, self._vocabulary, self._demos, self._latencies = job, task, demos, latencies
         self._search = job.queue.search
         self._num_threads, self._draws = num_threads, random.Random(seed)
         self._waiting: list[tuple[tuple[bool, int], int, Task]] = []  # urgency, number, task
@@ -123,10 +155,28 @@ class _Clock:
 
     def _perform(self, task: Task) -> TaskResult:
         if isinstance(task, ProposalTask):
-            return self._job.writer.write(task)
+            return self._bootstrap(task) if task.is_for_demos else self._job.writer.write(task)
         (instruction,) = task.candidate.instructions.values()
         question = self._job.inputs.splits[task.split][task.position].question
         item = question.removesuffix("?").split()[-1]
-        is_right = self._vocabulary.is_right(instruction, item)
+        vocabulary = self._demos.task_of(self._vocabulary, task.candidate)
+        is_right = vocabulary.is_right(instruction, item, text_of(task.candidate))
         output = f"answer: {self._vocabulary.answer(item) if is_right else 'code unknown'}"
         return TaskResult(Outcome(float(is_right), output))
+
+    def _bootstrap(self, task: ProposalTask) -> TaskResult:
+        """A set of demos. It has the labels alone, or tries examples until it has enough or may try no more."""
+        config, plan = self._job.config, self._search.plan
+        most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
+        tries = 0
+        if not is_labeled(task.slot, most, labeled):
+            chance = self._vocabulary.true_quality(self._vocabulary.student().signature.instructions)
+            draws = rng(self._vocabulary.seed, "bootstrap", task.slot)
+            wanted = draws.randint(1, most)
+            left = plan.max_demo_calls // num_bootstrapped(plan.num_demo_sets, most, labeled)
+            while wanted and tries < left:
+                tries += 1
+                wanted -= draws.random() < chance
+        text = json.dumps([{"question": f"Which demos are in set {task.slot}?", "answer": "code 0000"}])
+        texts = dict.fromkeys(self._search.student.instructions, text)
+        return TaskResult(Proposal(texts), Usage(metric_calls=tries))

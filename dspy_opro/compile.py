@@ -119,7 +119,7 @@ class Job:
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
             search = make_search(config, search.student, inputs.sizes, carried)
-            self._demo_writer = assembly.make_demo_writer(inputs, search.plan.max_demo_calls)
+            self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
             is_shown = config.display_progress or config.verbose

@@ -35,7 +35,7 @@ class OPROTeleprompter(Teleprompter):
         trainset, valset: The data for a `compile` that gets none.
         name, description: Texts for the report. `name` also names the study.
         auto: The preset: "light", "medium", "heavy", "paper" (the paper to the letter) or None. Explicit values
-            override the preset.
+            override the preset. The first three also search for demos.
         num_rounds: The most rounds. Default of the preset: "light" 8, "medium" 8, "heavy" 10, "paper" 200; without a
             preset no limit. With a budget (`max_metric_calls`, `max_full_evals`, `max_tokens`, `max_cost`,
             `timeout_seconds`) the preset sets no limit.
@@ -82,8 +82,10 @@ class OPROTeleprompter(Teleprompter):
             candidates. Default: 4, or fewer with few examples. With an Optuna pruner: the examples between two of its
             decisions, by default 16.
         seed: The same seed, data and answers give the same trials.
-        max_bootstrapped_demos, max_labeled_demos: The most demos per predictor. Above 0, demo sets by DSPy's
-            BootstrapFewShot race together with the instructions. By default the student keeps its own demos.
+        max_bootstrapped_demos, max_labeled_demos: The most demos per predictor, 0 for none. Demo sets by DSPy's
+            BootstrapFewShot race together with the instructions. Default of "light", "medium" and "heavy": 4 and 4 if
+            the student has no demos and the trainset at least 64 examples. A quarter of these, and at most 64, may then
+            be demos, and no candidate is scored on them. Otherwise the student keeps the demos that it has.
         teacher: The program that bootstraps demos; from a list the first. Without a search for demos it has no effect.
         max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
         storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,
@@ -179,7 +181,7 @@ class OPROTeleprompter(Teleprompter):
             trainset: Examples with `.with_inputs(...)`. Candidates are scored on them.
             metric: Overrides the constructor's metric.
             valset: Confirms the result: the student and the best candidate are compared on it. With
-                `confirm=False`, and for the most part if demos are searched, it decides early stopping and the result.
+                `confirm=False`, and if demos are scored examples, it decides early stopping and the result.
             keywords: Any argument of the constructor, for this call, and the keywords of DSPy's own optimizers;
                 `docs/migrating.md` explains them.
 

@@ -45,6 +45,7 @@ def main() -> None:
     teleprompter = OPROTeleprompter(
         metric=is_right,
         proposer=Sentences(),
+        auto=None,
         max_metric_calls=flags.max_metric_calls,
         num_threads=flags.num_threads,
         seed=flags.seed,

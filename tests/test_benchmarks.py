@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -92,6 +93,37 @@ def test_search_efficiency_has_a_table_for_each_signal(tmp_path: Path) -> None:
     for row in map(json.loads, kept.read_text().splitlines()):
         gains.setdefault(row["signal"], []).append(row["gain"])
     assert sum(gains["strong"]) > 3 * sum(gains["real"]) > 0
+
+
+def test_demos_shows_what_a_search_for_them_gains_and_costs(tmp_path: Path) -> None:
+    kept = tmp_path / "rows.jsonl"
+    arguments = ["--budgets", "300", "--seeds", "0", "2", "--keep", str(kept)]
+    output = run("demos.py", *arguments)
+    alone, much = cells(output, "instructions alone"), cells(output, "demos too, which help much")
+    assert (alone[5], much[5]) == ("0", "100")
+    assert float(much[3].split()[0]) > float(alone[3].split()[0]) + 10
+    lines = kept.read_text()
+    assert run("demos.py", *arguments) == output
+    assert kept.read_text() == lines  # nothing ran again
+
+
+def test_demos_compares_published_prompts_under_the_same_instruction(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "main_results" / "sums" / "model" / "CAPO" / "seed42"
+    folder.mkdir(parents=True)
+    demo = "\n\nInput:\n1 + 1\nOutput:\n{}"
+    prompts = [
+        ("Add.", 0.5),
+        ("Add." + demo.format("2"), 0.6),
+        ("Add." + demo.format("2.0"), 0.8),
+        ("Add." + demo.format("2.0"), 0.9),  # the same prompt in another step
+        ("Sum." + demo.format("2"), 0.1),
+    ]
+    with (folder / "step_results_eval.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["prompt", "test_score"])
+        rows.writerows(prompts)
+    found = cells(run("demos.py", "--published", str(tmp_path)), "sums")
+    assert found == ["sums", "model", "1", "+20.0", "14.1", "1"]
 
 
 def test_overhead_shows_every_part() -> None:

@@ -71,7 +71,7 @@ def test_a_valset_confirms_the_result_and_the_search_does_not_see_it() -> None:
 def test_a_third_of_the_valset_does_not_select_among_demos() -> None:
     """Train examples are demos, so train scores flatter candidates with demos."""
     task = VocabularyTask(1)
-    program, _ = compiled(task, 40, valset=task.valset(60), num_rounds=2, max_labeled_demos=2)
+    program, _ = compiled(task, 40, valset=task.valset(60), num_rounds=2, max_labeled_demos=6)
     result = program.opro_result
     assert result.selected_on == "valset"
     assert len(result.baseline.valset_scores) == 40

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 12_930
+MOST_LINES = 13_000
 MOST_RUNNER_LINES = 600
 
 

@@ -18,10 +18,13 @@ from .sizes import PAPER_CANDIDATES, usual_candidates
 
 Auto = Literal["light", "medium", "heavy", "paper"]
 
+DEMOS: Mapping[str, int] = {"max_bootstrapped_demos": 4, "max_labeled_demos": 4}
+"""What a preset searches; MIPROv2 has the same defaults."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100},
-    "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300},
-    "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000},
+    "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100, **DEMOS},
+    "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300, **DEMOS},
+    "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000, **DEMOS},
     # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the paper and
     # opt/optimize_instructions.py of its code. The steps do not overlap, and every candidate is scored in full.
     "paper": {"num_rounds": 200, "num_candidates": PAPER_CANDIDATES, "k_best": 20, "lag": 0, "pruner": None},
@@ -237,6 +240,8 @@ class OPROConfig(_Arguments):
                 preset.pop(name, None)
         if (self.max_metric_calls or self.max_full_evals) and not paper(self):
             preset.pop("num_candidates", None)  # a larger budget has larger rounds
+        if any(getattr(self, name) is not None for name in DEMOS):  # it says what kind of demos is wanted
+            preset = {name: value for name, value in preset.items() if name not in DEMOS}
         if self.num_trials is not None:
             if not paper(self):
                 preset["num_candidates"] = usual_candidates(self.num_trials / PAPER_CANDIDATES)

@@ -19,7 +19,7 @@ from dspy_opro.programs.metering import Budget
 from dspy_opro.programs.program import is_async_only
 from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
-from dspy_opro.proposers.demos import DemoWriter
+from dspy_opro.proposers.demos import DemoWriter, num_bootstrapped
 from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
 from dspy_opro.proposers.opro import OPROProposer, PaperProposer
 from dspy_opro.proposers.reflective import adapt
@@ -105,22 +105,20 @@ def needs_a_try(inputs: Inputs) -> bool:
     return is_asked and not is_called and config.example_timeout_seconds is None
 
 
-def make_demo_writer(inputs: Inputs, max_tries: int | None) -> DemoWriter:
-    """What makes demo sets, from the examples that no candidate is scored on if there are enough of them."""
+def make_demo_writer(inputs: Inputs, plan: Plan) -> DemoWriter:
+    """What makes demo sets, from the examples that are kept for them, or else from those that score the candidates."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
-    scored = {*inputs.orders["train"], *(() if inputs.splits["val"] else inputs.orders["unseen"])}
-    others = [example for index, example in enumerate(inputs.trainset) if index not in scored]
     return DemoWriter(
         program=inputs.program,
         metric=inputs.metric,
-        trainset=others if len(others) >= 2 * (most + labeled) else inputs.splits["train"],
+        trainset=inputs.for_demos or inputs.splits["train"][: plan.num_train],
         max_bootstrapped_demos=most,
         max_labeled_demos=labeled,
         max_rounds=config.max_rounds,
         metric_threshold=config.metric_threshold,
         max_errors=config.max_errors,
-        max_tries=max_tries,
+        max_tries=plan.max_demo_calls // max(1, num_bootstrapped(plan.num_demo_sets, most, labeled)),
         teacher=inputs.teacher,
         teacher_settings=config.teacher_settings,
         seed=config.seed,

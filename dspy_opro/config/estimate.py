@@ -115,8 +115,6 @@ def estimate(
         notes.append('No price is known: give prices={"model": (input, output)}.')
     elif prompt_model not in prices:
         notes.append(f"The dollars leave out the proposals: give the price of {prompt_model} in prices.")
-    if search.plan.num_demo_sets and search.plan.max_demo_calls is None:
-        notes.append("The examples that demo sets try come on top of what a run spends at most.")
     budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
     # The most that the search can do is known only before it begins.
     work, max_waves, most = most_work(search), search.plan.max_waves, None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dspy_opro.programs.metering import Budget
+from dspy_opro.proposers.demos import num_bootstrapped
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
 from dspy_opro.search.reserve import held_back, held_back_of_valset
@@ -32,6 +33,8 @@ from .sizes import (
 
 logger = logging.getLogger("dspy_opro")
 
+TRIES_PER_DEMO = 8
+"""Examples that bootstrapping tries at most for one demo. A program that is right less often has fewer demos."""
 FEW_EXAMPLES = 20
 """A run with fewer train examples gets a warning."""
 
@@ -47,37 +50,64 @@ class Sizes:
     """Unseen examples that confirm the result."""
     num_unseen: int
     """All unseen examples, the last ones in order: of the valset if there is one, otherwise of the trainset."""
-    num_per_pass: int
+    num_per_pass: int = 0
     """Examples of a pass over trainset and valset, which `max_full_evals` counts."""
+    num_for_demos: int = 0
+    """Train examples that may be demos. No candidate is scored on them. They come before the others in the run's
+    order. 0 where there are too few: then the examples that score the candidates may be demos, too."""
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     """The sizes for the resolved arguments and the numbers of examples given.
 
     Where the result is confirmed, a valset confirms it and the search does not see it:
-    docs/decisions/0021-valset-confirms.md. A search for demos is different: train scores flatter a candidate whose
-    demos are train examples, so two thirds of the valset select, if the budget is not below `LEAST_TO_VALIDATE`.
+    docs/decisions/0021-valset-confirms.md. Train scores flatter a candidate whose demos are scored examples. So a
+    search for demos keeps examples for demos alone: docs/decisions/0023-demos-by-default.md. Where there are too few
+    for that, two thirds of the valset select, if the budget is not below `LEAST_TO_VALIDATE`.
     """
-    budget, searches_demos = config.max_metric_calls, _searches_demos(config)
+    num_for_demos = num_kept_for_demos(config, num_train)
+    num_per_pass = min(num_train, config.max_train_examples or num_train) + num_val
+    are_scored = most_demos(config) > 0 and num_for_demos == 0
+    sizes = _scored_sizes(config, num_train - num_for_demos, num_val, are_scored)
+    return replace(sizes, num_per_pass=num_per_pass, num_for_demos=num_for_demos)
+
+
+def num_kept_for_demos(config: OPROConfig, num_train: int) -> int:
+    """A quarter of the trainset, and at most what eight sets of demos take.
+
+    0 without a search for demos, where a quarter is less than two sets take, and with `auto="paper"`, which scores all.
+    """
+    in_a_set = most_demos(config)
+    count = 0 if paper(config) else min(num_train // 4, 8 * in_a_set)
+    return count if count >= 2 * in_a_set else 0
+
+
+def most_demos(config: OPROConfig) -> int:
+    """Examples that one set of demos takes at most; 0 without a search for demos."""
+    return (config.max_bootstrapped_demos or 0) + (config.max_labeled_demos or 0)
+
+
+def _scored_sizes(config: OPROConfig, num_train: int, num_val: int, are_demos_scored: bool) -> Sizes:
+    """How many of the examples that score candidates are used for what."""
+    budget = config.max_metric_calls
     affordable = _num_wanted(config, num_train)
     useful = affordable if num_val else _num_wanted(config, num_train, useful_examples)
-    num_per_pass = min(num_train, config.max_train_examples or num_train) + num_val
     limit = num_val if budget is None or paper(config) else affordable_examples(budget)
-    without = Sizes(useful, min(num_val, limit), 0, 0, num_per_pass)
+    without = Sizes(useful, min(num_val, limit), 0, 0)
     if not config.confirm or paper(config):
         return without
-    if num_val and searches_demos and (budget is None or budget >= LEAST_TO_VALIDATE):
+    if num_val and are_demos_scored and (budget is None or budget >= LEAST_TO_VALIDATE):
         held = held_back(num_val, without.num_val, budget)
         selecting = min(without.num_val, num_val - held)
-        confirmed = Sizes(affordable, selecting, held, min(2 * held, num_val - selecting), num_per_pass)
+        confirmed = Sizes(affordable, selecting, held, min(2 * held, num_val - selecting))
     elif num_val:
         held = held_back_of_valset(num_val, affordable, budget)
-        confirmed = Sizes(affordable, 0, held, min(2 * held, num_val), num_per_pass)
+        confirmed = Sizes(affordable, 0, held, min(2 * held, num_val))
     else:
         held = held_back(num_train, affordable, budget)
         # More than is affordable is searched only where it is not held back.
         searched = min(useful, num_train - held)
-        confirmed = Sizes(searched, 0, held, min(2 * held, num_train - searched), num_per_pass)
+        confirmed = Sizes(searched, 0, held, min(2 * held, num_train - searched))
     is_paid = budget is None or budget - 2 * held >= confirmed.num_train + confirmed.num_val
     return confirmed if held and is_paid else without
 
@@ -185,15 +215,12 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     return budget and budget - 2 * sizes.num_held_back
 
 
-def _searches_demos(config: OPROConfig) -> bool:
-    return bool(config.max_bootstrapped_demos or config.max_labeled_demos)
-
-
 def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
-    """Half of the first round's candidates, if the user wants demos."""
-    if not _searches_demos(config):
+    """Half of the first round's candidates, as far as the user's own instructions leave room."""
+    if not most_demos(config):
         return 0
-    return max(1, min(num_candidates, config.num_trials or num_candidates) // 2)
+    first_round: int = min(num_candidates, config.num_trials or num_candidates)
+    return max(0, min(max(1, first_round // 2), num_candidates - len(config.initial_instructions)))
 
 
 def _num_initial(config: OPROConfig, most: int) -> int:
@@ -206,11 +233,11 @@ def _num_initial(config: OPROConfig, most: int) -> int:
     return number
 
 
-def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int | None:
-    """Examples that one demo set may try. With a budget all sets together may try an eighth of it."""
-    if not config.max_bootstrapped_demos:
-        return 0
-    return None if max_metric_calls is None else max_metric_calls // 8 // num_demo_sets
+def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int:
+    """Examples that bootstrapping may try for all sets together: `TRIES_PER_DEMO`, and an eighth of the budget."""
+    most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
+    tries: int = num_bootstrapped(num_demo_sets, most, labeled) * TRIES_PER_DEMO * most * config.max_rounds
+    return tries if max_metric_calls is None else min(tries, max_metric_calls // 8)
 
 
 def _stoppers(config: OPROConfig) -> list[Stopper]:
@@ -275,7 +302,7 @@ def most_work(search: Search) -> Work | None:
         return None if plan.max_metric_calls is None else Work(plan.max_metric_calls + confirming, None)
     num_slots = most_slots(plan)
     full, rest = divmod(num_slots, size)
-    examples = plan.num_train + plan.num_val + full * search.most_calls(size)
+    examples = plan.num_train + plan.num_val + plan.max_demo_calls + full * search.most_calls(size)
     examples += search.most_calls(rest) if rest else 0
     if plan.max_metric_calls is not None:
         examples = min(examples, plan.max_metric_calls)
@@ -308,6 +335,6 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."
-    if plan.num_demo_sets and plan.max_demo_calls is None:
-        text += f" The examples that {plan.num_demo_sets} demo sets try come on top."
+    if plan.num_demo_sets:
+        text += f" {plan.num_demo_sets} of the candidates bring demos."
     return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

@@ -13,7 +13,7 @@ from dspy_opro.programs.program import Program, check_examples, same_inputs
 from dspy_opro.search.tasks import rng
 
 from .arguments import FIELDS, OPROConfig, warn
-from .plan import Sizes, data_sizes
+from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Inputs:
     """The whole trainset of the user."""
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the run's order."""
+    for_demos: Sequence[Any]
+    """Train examples that may be demos and score no candidate; none where the trainset is too small."""
     orders: Mapping[str, Sequence[int]]
     """Split -> index into the user's dataset, by position in the run's order. Unseen ones are of the valset, if any."""
     sizes: Sizes
@@ -50,8 +52,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         ValueError: A dataset, the program or a setting is not usable.
         TypeError: An input has the wrong type.
     """
-    _warn(config)
-    config = config.resolve()
+    asked, config = config, config.resolve()
     if not isinstance(student, dspy.Module):
         raise TypeError(f"student must be a dspy.Module, but is {_kind(student)}.")
     metric, trainset = config.metric, config.trainset
@@ -60,15 +61,36 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         raise ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
     _check_data(trainset, config.valset)
     program = Program(student)
+    if most_demos(config) and not most_demos(asked) and not _suits_demos(config, student, len(trainset)):
+        config = config.model_copy(update={"max_bootstrapped_demos": 0, "max_labeled_demos": 0})
+    _warn(config)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     trainset, valset = list(trainset), list(config.valset or ())
-    train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
     sizes = data_sizes(config, len(trainset), len(valset))
+    train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
+    for_demos, train_order = train_order[: sizes.num_for_demos], train_order[sizes.num_for_demos :]
     unseen = (val_order or train_order)[::-1][: sizes.num_unseen]
     orders = {"train": train_order[: config.max_train_examples], "val": val_order, "unseen": unseen}
     data = {"train": trainset, "val": valset, "unseen": valset or trainset}
     splits = {split: [data[split][index] for index in order] for split, order in orders.items()}
-    return Inputs(config, Metric(metric), program, teacher, prompt_model, trainset, splits, orders, sizes)
+    return Inputs(
+        config=config,
+        metric=Metric(metric),
+        program=program,
+        teacher=teacher,
+        prompt_model=prompt_model,
+        trainset=trainset,
+        splits=splits,
+        for_demos=[trainset[index] for index in for_demos],
+        orders=orders,
+        sizes=sizes,
+    )
+
+
+def _suits_demos(config: OPROConfig, student: dspy.Module, num_train: int) -> bool:
+    """Whether a preset searches for demos: the student has none, and they need not be scored examples."""
+    has_demos = any(predictor.demos for predictor in student.predictors())
+    return not has_demos and num_kept_for_demos(config, num_train) > 0
 
 
 def _shuffled(seed: int, name: str, examples: Sequence[Any]) -> list[int]:

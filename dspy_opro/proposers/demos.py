@@ -39,8 +39,8 @@ class DemoWriter:
     max_rounds: int
     metric_threshold: float | None
     max_errors: int | None
-    max_tries: int | None
-    """The most examples that one set may try. None has no limit."""
+    max_tries: int
+    """The most examples that one set may try."""
     teacher: Any
     teacher_settings: Mapping[str, Any] | None
     seed: int
@@ -64,8 +64,8 @@ class DemoWriter:
     def demo_set(self, number: int, spend: Callable[[Usage], None] = lambda usage: None) -> dict[str, str]:
         """Predictor name -> its demos in set `number`. `spend` gets a usage for every example that is tried.
 
-        The sets differ as in MIPROv2. Set 0 is the one of BootstrapFewShot. Set 1 has only labeled demos, if the user
-        wants labeled demos. Every other set has its own order of the trainset and a random number of demos.
+        Set 0 is the one of BootstrapFewShot. Every set after it has its own order of the trainset. `is_labeled` says
+        which sets have labeled demos alone. The others have a random number of bootstrapped demos, as in MIPROv2.
 
         Raises:
             ValueError: There are no demos: none passed the metric, or none belongs to a predictor of the program.
@@ -74,7 +74,7 @@ class DemoWriter:
         trainset, most = list(self.trainset), self.max_bootstrapped_demos
         if number > 0:
             generator.shuffle(trainset)
-        if most == 0 or (number == 1 and self.max_labeled_demos > 0):
+        if is_labeled(number, most, self.max_labeled_demos):
             compiled = self._labeled(self._copy(), trainset)
         else:
             size = most if number == 0 else generator.randint(1, most)
@@ -111,7 +111,7 @@ class DemoWriter:
             rule = "no demo is of the program's own predictors: the program calls copies, like BestOfN and Refine"
             raise ValueError(rule)
         limit = "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
-        limit += "" if self.max_tries is None else f" among the first {self.max_tries} that the budget allows"
+        limit += f" in {optimizer.num_tries} tries"
         raise ValueError(f"no demo passed the metric{limit}")
 
     def _copy(self) -> dspy.Module:
@@ -132,10 +132,10 @@ class DemoWriter:
 class _Bootstrapping(BootstrapFewShot):
     """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4. It counts the examples it tries."""
 
-    def __init__(self, spend: Callable[[Usage], None], max_tries: int | None, **arguments: Any) -> None:
+    def __init__(self, spend: Callable[[Usage], None], max_tries: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.spend = spend
-        self.tries_left = float("inf") if max_tries is None else max_tries
+        self.max_tries, self.num_tries = max_tries, 0
 
     def _bootstrap(self, *, max_bootstraps: int | None = None) -> None:
         self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
@@ -150,11 +150,24 @@ class _Bootstrapping(BootstrapFewShot):
         random.Random(0).shuffle(self.validation)
 
     def _try(self, example: Any, attempt: int) -> bool:
-        if self.tries_left < 1:
+        if self.num_tries >= self.max_tries:
             return False
-        self.tries_left -= 1
+        self.num_tries += 1
         self.spend(ONE_EXAMPLE)
         return bool(self._bootstrap_one_example(example, attempt))
+
+
+def is_labeled(number: int, max_bootstrapped_demos: int, max_labeled_demos: int) -> bool:
+    """Whether a set has labeled demos alone: every other set has, if both kinds are wanted.
+
+    Labeled demos cost no LM calls. A weak LM bootstraps little, and what it gets right is not typical of the data.
+    """
+    return max_bootstrapped_demos == 0 or (max_labeled_demos > 0 and number % 2 == 1)
+
+
+def num_bootstrapped(num_sets: int, max_bootstrapped_demos: int, max_labeled_demos: int) -> int:
+    """How many of the first sets are bootstrapped."""
+    return sum(not is_labeled(n, max_bootstrapped_demos, max_labeled_demos) for n in range(num_sets))
 
 
 def _compile(optimizer: Any, program: dspy.Module, **arguments: Any) -> Any:

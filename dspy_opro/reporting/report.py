@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
+import json
 import math
 import os
 import platform
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dspy_opro.search.tasks import Failure
-from dspy_opro.search.trajectory import Trial
+from dspy_opro.search.trajectory import Candidate, Trial
 
 from .heat_map import compared, heat_maps, rectangles
 from .result import NOT_ENDED, OPROResult, counted
@@ -218,6 +219,18 @@ class Words:
     is_same: bool = False
 
 
+def demos_of(candidate: Candidate, predictor: str) -> list[dict[str, str]]:
+    """The predictor's demos, each as field -> text; none where only the number of the set is known."""
+    demos = json.loads((candidate.demos or {}).get(predictor, "[]"))
+    return [
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in demo.items() if name != "augmented"  # DSPy's mark of a bootstrapped demo
+        }
+        for demo in demos
+    ]  # fmt: skip
+
+
 def word_diff(before: str, after: str) -> list[Words]:
     """The two texts as runs of words in reading order.
 
@@ -283,7 +296,7 @@ TEMPLATES = Environment(
 )
 TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration, "counted": counted}
 TEMPLATES.globals |= {"score_axes": score_axes, "effort_axes": effort_axes, "effort_bars": effort_bars}
-TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes, "compared": compared}
+TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes, "compared": compared, "demos_of": demos_of}
 TEMPLATES.globals |= {
     "NOT_ENDED": NOT_ENDED,
     "lineage": lineage,

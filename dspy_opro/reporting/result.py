@@ -348,9 +348,11 @@ class OPROResult:
         return f"{self.baseline.score:.3f} -> {self.best_score:.3f}"
 
     def _confirmed(self) -> list[str]:
-        """The gain with its interval, in up to two sentences."""
+        """The gain with its interval and what is returned, in up to three sentences."""
+        has_demos = bool(self.curve) and self.best.candidate.demo_set is not None
+        shown = ["The returned program shows demos to the LM."] if has_demos else []
         if self.gain is None:
-            return []
+            return shown
         lines = (
             [str(self.gain)] if self.gain.interval.num_examples > 1 else []
         )  # one example gives no interval
@@ -360,7 +362,7 @@ class OPROResult:
             shorter = "A shorter prompt is as good as the best one, and is returned."
             kept = "No new instruction was reliably better. The program on record is returned."
             lines.append(shorter if self.gain.is_proven else kept)
-        return lines
+        return lines + shown
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:
         row = {

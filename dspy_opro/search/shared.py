@@ -76,8 +76,8 @@ class Rules:
         return self.pruner.most_calls(self.plan.num_train, num_candidates) + self.plan.num_val
 
     def most_demo_calls(self, round: int) -> int:
-        """Examples that making the demo sets of a round tries at most, as far as there is a limit."""
-        return self.plan.num_demo_sets * (self.plan.max_demo_calls or 0) if round == 1 else 0
+        """Examples that making the demo sets of a round tries at most."""
+        return self.plan.max_demo_calls if round == 1 else 0
 
     def most_candidates(self, round: int) -> int:
         """How many candidates a round may propose as far as the number of trials goes."""

@@ -31,8 +31,8 @@ class Plan:
     """Candidates of the first round that have the student's instructions and demos of their own."""
     num_initial: int = 0
     """Candidates of the first round, after those, that have instructions of the user."""
-    max_demo_calls: int | None = None
-    """Examples that making one demo set may try at most. They count towards `max_metric_calls`. None has no limit."""
+    max_demo_calls: int = 0
+    """Examples that making all the demo sets may try at most. They count towards `max_metric_calls`."""
     predictor_strategy: Strategy = "all"
     max_metric_calls: int | None = None
     """Examples that the rounds score at most. Confirming the result comes on top."""

@@ -146,10 +146,11 @@ class VocabularyTask:
             return (quality - narrow / 2) / wide
         return 1 - (1 - quality) ** 2 / (2 * narrow * wide)
 
-    def is_right(self, instruction: str, item: str) -> bool:
-        """Whether the scorer under this instruction gets the item right."""
+    def is_right(self, instruction: str, item: str, demos: str = "") -> bool:
+        """Whether the scorer under this instruction gets the item right. Other `demos` give another draw."""
         difficulty = uniform("difficulty", self.seed, item)
-        draw = uniform("draw", self.seed, sorted(self.words(instruction)), item)
+        shown = sorted(self.words(instruction)), *([demos] if demos else [])
+        draw = uniform("draw", self.seed, *shown, item)
         share = 1 - self.noise
         return share * difficulty + (1 - share) * draw < self.quality(instruction)
 

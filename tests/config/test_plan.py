@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dspy_opro.config.arguments import OPROConfig, make_config
-from dspy_opro.config.plan import Sizes, data_sizes, forecast, make_search
+from dspy_opro.config.plan import Sizes, data_sizes, forecast, make_search, most_demos
 from dspy_opro.search import Search
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate
@@ -14,7 +14,14 @@ STUDENT = Candidate({"self": "Answer."})
 
 
 def search(num_train: int = 60, num_val: int = 0, **options: Any) -> tuple[OPROConfig, Search]:
-    config = make_config({"metric": lambda example, prediction: 1.0, "confirm": False, **options}).resolve()
+    """The plan of a run that keeps the student's demos, unless the options say otherwise."""
+    values = {
+        "metric": lambda example, prediction: 1.0,
+        "confirm": False,
+        "max_bootstrapped_demos": 0,
+        **options,
+    }
+    config = make_config(values).resolve()
     return config, make_search(config, STUDENT, data_sizes(config, num_train, num_val))
 
 
@@ -101,6 +108,14 @@ def test_trials_are_candidates_in_all() -> None:
             ),
         ),
         (
+            {"num_train": 100, "max_bootstrapped_demos": 4, "max_labeled_demos": 4},
+            (
+                "OPRO (auto='light'): at most 64 candidates in 8 rounds, 1,123 examples scored and 64 proposals (192 "
+                "if all of them are rejected). The race usually needs far fewer examples. 4 of the candidates bring "
+                "demos. The run may end earlier because of patience."
+            ),
+        ),
+        (
             {"auto": None, "timeout_seconds": 60, "stoppers": [lambda state: None]},
             "OPRO (auto=None): rounds of 16 candidates until timeout_seconds or stoppers ends the run.",
         ),
@@ -130,19 +145,24 @@ def test_the_forecast_names_what_is_active_and_nothing_else(options: dict[str, A
         ({"num_rounds": 5}, (60, 0, 60, 60)),
         ({"num_rounds": 5, "num_val": 400}, (60, 0, 60, 120)),
         ({"num_rounds": 5, "num_val": 7}, (60, 7, 0, 0)),
-        # A search for demos chooses by other examples than those that may be demos.
-        ({"num_rounds": 5, "max_labeled_demos": 4}, (60, 40, 20, 20)),
-        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 4}, (60, 100, 240, 300)),
-        ({"max_metric_calls": 1000, "max_bootstrapped_demos": 4}, (31, 31, 29, 29)),
-        ({"max_metric_calls": 500, "max_bootstrapped_demos": 4}, (16, 0, 37, 60)),
+        # No candidate is scored on an example that may be a demo,
+        ({"num_rounds": 5, "max_labeled_demos": 4}, (45, 0, 45, 60)),
+        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 4}, (45, 0, 45, 90)),
+        # and where there are too few examples for that, others than these choose.
+        ({"num_rounds": 5, "max_labeled_demos": 8}, (60, 40, 20, 20)),
+        ({"max_metric_calls": 3200, "num_val": 400, "max_labeled_demos": 8}, (60, 100, 240, 300)),
+        ({"max_metric_calls": 1000, "max_bootstrapped_demos": 8}, (31, 31, 29, 29)),
+        ({"max_metric_calls": 500, "max_bootstrapped_demos": 8}, (16, 0, 37, 60)),
     ],
 )
 def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
     options: dict[str, Any], sizes: Sizes
 ) -> None:
     values = {"num_val": 60, "auto": None, "metric": lambda example, prediction: 1.0, **options}
-    num_val = values.pop("num_val")
-    assert data_sizes(make_config(values).resolve(), 60, num_val) == Sizes(*sizes, 60 + num_val)
+    num_val, num_for_demos = values.pop("num_val"), 15 if most_demos(make_config(values)) == 4 else 0
+    assert data_sizes(make_config(values).resolve(), 60, num_val) == Sizes(
+        *sizes, 60 + num_val, num_for_demos
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Demos: kept by default; asked for, sets of them race together with the instructions."""
+"""Demos: sets of them race together with the instructions, if they are asked for or a preset has enough examples."""
 
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,48 @@ def lm() -> Iterator[ScriptedLM]:
 DEMOS = {"max_bootstrapped_demos": 1, "max_labeled_demos": 1, "num_rounds": 4, "num_candidates": 6}
 
 
-def test_by_default_the_students_demos_are_kept() -> None:
+def searches_demos(program: Any) -> bool:
+    return any(t.candidate.demo_set is not None for t in program.opro_result.trajectory.trials)
+
+
+@pytest.mark.parametrize("num_examples", [4, 70])
+def test_the_students_demos_are_kept(num_examples: int) -> None:
     student = dspy.Predict(QA)
     student.demos = [dspy.Example(question="a", answer="b")]
-    best = teleprompter().compile(student, trainset=trainset())
+    best = teleprompter().compile(student, trainset=trainset(num_examples))
     assert best.demos == student.demos
-    assert all(t.candidate.demo_set is None for t in best.opro_result.trajectory.trials)
+    assert not searches_demos(best)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "changes", "are_searched"),
+    [
+        (64, {}, True),
+        (63, {}, False),  # a quarter of the examples is less than two sets of 4 and 4 demos
+        (64, {"auto": "medium", "max_train_examples": 16}, True),
+        (64, {"max_metric_calls": 100}, True),
+        (64, {"auto": None}, False),
+        (64, {"auto": "paper"}, False),
+        (64, {"max_labeled_demos": 0}, False),
+        (
+            64,
+            {"initial_instructions": ["One {product}.", "Two {product}."]},
+            False,
+        ),  # they leave no room in a round of two
+    ],
+)
+def test_a_preset_searches_for_demos_where_they_need_not_be_scored_examples(
+    num_examples: int, changes: Mapping[str, Any], are_searched: bool
+) -> None:
+    best = teleprompter(**changes).compile(dspy.Predict(QA), trainset=trainset(num_examples))
+    assert searches_demos(best) is are_searched
+
+
+def test_a_preset_bootstraps_from_the_users_teacher(recwarn: pytest.WarningsRecorder) -> None:
+    teacher = dspy.Predict(QA.with_instructions(f"{MAGIC} Mind {{product}}."))
+    best = teleprompter(num_candidates=4).compile(dspy.Predict(QA), trainset=trainset(64), teacher=teacher)
+    assert searches_demos(best)
+    assert not [str(w.message) for w in recwarn if "teacher" in str(w.message)]
 
 
 def test_instructions_and_demos_are_raced_together() -> None:
@@ -232,6 +269,47 @@ def test_demos_are_of_examples_that_candidates_are_not_scored_on_where_there_are
     assert bootstrapped.isdisjoint(scored) is are_others
 
 
+@pytest.mark.parametrize("valset", [None, trainset(120)[100:]])
+def test_no_example_that_a_result_stands_on_is_a_demo(valset: Any) -> None:
+    """A budget scores few of the train examples; those that confirm the result are no demos either."""
+    scored: set[str] = set()
+
+    def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+        scored.add(example.question)
+        return metric(example, prediction)
+
+    changes = {
+        "max_labeled_demos": 4,
+        "max_metric_calls": 300,
+        "confirm": True,
+        "auto": None,
+        "num_rounds": None,
+    }
+    data = trainset(100)
+    best = teleprompter(metric=judge, num_candidates=8, **changes).compile(
+        dspy.Predict(QA), trainset=data, valset=valset
+    )
+    assert best.opro_result.gain is not None and best.opro_result.gain.interval.basis == "fresh"
+    demos = [t.candidate.demos for t in best.opro_result.trajectory.trials if t.candidate.demos]
+    shown = {demo["question"] for found in demos for text in found.values() for demo in json.loads(text)}
+    assert len(shown) > 8
+    assert shown.isdisjoint(scored)
+
+
+def test_every_other_set_has_labeled_demos_alone() -> None:
+    most = {"max_bootstrapped_demos": 2, "max_labeled_demos": 2}
+    best = teleprompter(metric=lambda e, p: True, num_candidates=12, **most).compile(
+        dspy.Predict(QA), trainset=trainset(32)
+    )
+    kinds = {}
+    for trial in best.opro_result.trajectory.trials:
+        if trial.candidate.demos:
+            (text,) = trial.candidate.demos.values()
+            kinds[trial.candidate.demo_set] = {"augmented" in demo for demo in json.loads(text)}
+    assert [number for number, kind in kinds.items() if kind == {False}] == [1, 3, 5]
+    assert all(True in kinds[number] for number in (0, 2, 4))
+
+
 def test_nothing_is_printed_while_demos_are_made(capfd: pytest.CaptureFixture[str]) -> None:
     teleprompter(metric=lambda e, p: True, **DEMOS).compile(dspy.Predict(QA), trainset=trainset())
     assert capfd.readouterr() == ("", "")
@@ -300,7 +378,8 @@ def test_examples_that_demos_try_count_towards_the_budget(budget: int, lag: int)
     usage = best.opro_result.usage
     assert len(scored) == usage.metric_calls <= budget
     on_trials = sum(t.num_scored for t in best.opro_result.trajectory.trials)
-    assert usage.metric_calls - on_trials >= 3 * (budget // 8 // 3)
+    num_kept = 30 // 4
+    assert usage.metric_calls - on_trials >= 3 * min(budget // 8 // 3, num_kept)
 
 
 def test_a_resumed_run_counts_what_demos_tried_once(tmp_path: Path) -> None:

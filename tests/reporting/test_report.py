@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import platform
 import re
 from collections.abc import Sequence
@@ -250,6 +251,24 @@ def test_a_set_of_demos_is_told_from_the_student() -> None:
     with_demos = replace(student, candidate=replace(student.candidate, round=1, demo_set=2))
     found = Page(page(result(trajectory=Trajectory().add(student, with_demos), curve=(0.0, 0.0))))
     assert found.text.count("demo set 2 with: ") == 1
+
+
+def test_the_demos_of_the_returned_program_are_shown() -> None:
+    student = trial("Answer.", [0.0])
+    demos = {
+        "answer": json.dumps(
+            [{"augmented": True, "question": "<b>2 + 2?</b>", "answer": 4}, {"question": "3?"}]
+        )
+    }
+    candidate = replace(student.candidate, round=1, demo_set=2, demos=demos)
+    found = result(trajectory=Trajectory().add(student, replace(student, candidate=candidate, reward=1.0)))
+    text = Page(page(found)).text
+    assert "shows demos to the LM: demo set 2." in text
+    assert "2 demos" in text
+    assert "<b>2 + 2?</b>" in text
+    assert "augmented" not in text
+    assert "The returned program shows demos to the LM." in found.summary()
+    assert "demos" not in Page(page(result())).text + result().summary()
 
 
 @pytest.mark.parametrize("reason", sorted(RESUMABLE | {"num_rounds", "patience", "stop_at_score"}))

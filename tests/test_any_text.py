@@ -54,7 +54,9 @@ def run(text: str, **changes: Any) -> Any:
     return program.opro_result
 
 
-@pytest.mark.parametrize("storage", ["log_dir", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "storage", ["log_dir", pytest.param("sqlite", marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS)
 @example(text=ODD)

@@ -321,10 +321,11 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     plan, size = search.plan, search.plan.num_candidates
     limits = [name for name in bounds if name not in ("num_rounds", "num_trials")]
     work = most_work(search)
+    demos = f" {plan.num_demo_sets} of the candidates bring demos." if plan.num_demo_sets else ""
     if work is None or work.num_proposals is None:
         most = "" if work is None else f", at most {work.num_examples:,} examples scored"
         end = " or ".join(limits) or "a limit"
-        return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}."
+        return f"OPRO (auto={auto!r}): rounds of {size} candidates until {end} ends the run{most}.{demos}"
     # With several predictors a round has one more candidate: it combines the best known texts.
     is_mixed = len(search.student.instructions) > 1 and plan.num_trials is None
     num_candidates = most_slots(plan) + ((plan.num_rounds or 0) if is_mixed else 0)
@@ -335,6 +336,5 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     )
     if not isinstance(search.pruner, ScoreAll):
         text += " The race usually needs far fewer examples."
-    if plan.num_demo_sets:
-        text += f" {plan.num_demo_sets} of the candidates bring demos."
+    text += demos
     return f"{text} The run may end earlier because of {' or '.join(limits)}." if limits else text

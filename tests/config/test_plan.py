@@ -116,6 +116,13 @@ def test_trials_are_candidates_in_all() -> None:
             ),
         ),
         (
+            {"num_train": 100, "max_metric_calls": 300, "max_labeled_demos": 4},
+            (
+                "OPRO (auto='light'): rounds of 8 candidates until max_metric_calls ends the run, at most 300 examples "
+                "scored. 4 of the candidates bring demos."
+            ),
+        ),
+        (
             {"auto": None, "timeout_seconds": 60, "stoppers": [lambda state: None]},
             "OPRO (auto=None): rounds of 16 candidates until timeout_seconds or stoppers ends the run.",
         ),

@@ -60,11 +60,8 @@ def test_the_students_demos_are_kept(num_examples: int) -> None:
         (64, {"auto": None}, False),
         (64, {"auto": "paper"}, False),
         (64, {"max_labeled_demos": 0}, False),
-        (
-            64,
-            {"initial_instructions": ["One {product}.", "Two {product}."]},
-            False,
-        ),  # they leave no room in a round of two
+        # A round of two has no room beside these.
+        (64, {"initial_instructions": ["One {product}.", "Two {product}."]}, False),
     ],
 )
 def test_a_preset_searches_for_demos_where_they_need_not_be_scored_examples(

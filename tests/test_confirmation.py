@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -122,18 +123,22 @@ def test_the_confirmation_is_the_same_in_a_resumed_run(tmp_path: Any, num_thread
 
 
 @pytest.mark.parametrize("num_threads", [1, 8])
-@pytest.mark.parametrize("budget", [{"max_tokens": 150_000}, {"timeout_seconds": 6.0}])
+@pytest.mark.parametrize("budget", ["max_tokens", "timeout_seconds"])
 def test_other_budgets_keep_a_share_for_the_confirmation_too(
-    budget: dict[str, Any], num_threads: int, tmp_path: Any
+    budget: str, num_threads: int, tmp_path: Any
 ) -> None:
     task = VocabularyTask(1)
-    options = {"auto": None, "num_threads": num_threads, "log_dir": tmp_path, **budget}
+    started = time.monotonic()
+    compiled(task, 60, num_threads=num_threads, max_metric_calls=300)
+    # The time of 1,800 examples on this machine, be it a slow one: 15% of it confirm with 40.
+    limits = {"max_tokens": 150_000, "timeout_seconds": max(2.0, 6 * (time.monotonic() - started))}
+    options = {"auto": None, "num_threads": num_threads, "log_dir": tmp_path, budget: limits[budget]}
     program, _ = compiled(task, 60, **options)
     result = program.opro_result
-    assert result.stop_reason in budget
+    assert result.stop_reason == budget
     assert result.gain.interval.basis == "fresh"
-    assert result.usage.tokens <= budget.get("max_tokens", 10**9) * 1.02
-    if "max_tokens" in budget:
+    if budget == "max_tokens":
+        assert result.usage.tokens <= 150_000 * 1.02
         again, seen = compiled(task, 60, **options)
         assert seen.questions == []
         assert again.opro_result.gain == result.gain

@@ -214,7 +214,9 @@ def test_permanent_errors_are_never_tried_again(status: int) -> None:
 
 
 def test_the_progress_line_says_what_slows_the_run_down(capsys: pytest.CaptureFixture[str]) -> None:
-    scorer = SimulatedModel(TASK.scorer, rate_limit=RateLimit(20, 0.3))
+    limit = RateLimit(5, 0.25)  # fewer than a slow machine can send
+    scorer = SimulatedModel(TASK.scorer, rate_limit=limit)
     with serve(scorer=scorer) as server:
-        optimize(server, **RUN, **faulty(server), num_threads=16, display_progress=True)
+        values = {**RUN, "num_rounds": 1, "num_candidates": 2}
+        optimize(server, **values, **faulty(server), num_threads=16, display_progress=True)
     assert "calls at a time" in capsys.readouterr().out

@@ -145,6 +145,12 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: a line a request is too much."""
 
 
+class Server(ThreadingHTTPServer):
+    """Lets as many clients connect at once as a run has threads; the standard library refuses more than five."""
+
+    request_queue_size = 128
+
+
 def as_q8(path: Path) -> Path:
     """The file with all quantized weights as Q8_0; it is written once."""
     target = path.with_suffix(".q8_0.gguf")
@@ -187,7 +193,7 @@ def main() -> None:
         name: Model(as_q8(file) if name in args.q8 else file, args.threads) for name, file in files.items()
     }
     print(f"Serving {', '.join(files)} at http://127.0.0.1:{args.port}/v1", flush=True)
-    ThreadingHTTPServer(("127.0.0.1", args.port), Handler).serve_forever()
+    Server(("127.0.0.1", args.port), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ STUDENT, OURS = "student", "OPRO"
 
 
 def report(rows: Iterable[Row]) -> str:
-    """For each model: the mean over tasks, and one table a task."""
+    """For each model: the gains on all tasks, and one table a task."""
     parts = []
     for models, by_task in grouped(rows).items():
         parts.append(f"## {models}\n")
-        parts.append(means(by_task))
+        parts.append(overview(by_task))
         for task, group in by_task.items():
             parts.append(f"\n### {task}\n\n{task_table(group)}")
     return "\n".join(parts) or "The store is empty."
@@ -49,11 +49,13 @@ def finished(runs: Iterable[Row]) -> list[Row]:
 def gains(group: Group, optimizer: str, over: str = STUDENT) -> list[list[float]]:
     """Seed by seed, the difference of each test example to another optimizer with the same seed.
 
-    The student does not depend on the seed, so its first run stands for all seeds.
+    The student does not depend on the seed, so its first run stands for seeds without one. If another machine made the
+    runs of a seed, the student answers differently there.
     """
     others = {row["seed"]: scores(row) for row in finished(group.get(over, ()))}
     if over == STUDENT and others:
-        others = {row["seed"]: next(iter(others.values())) for row in group.get(optimizer, ())}
+        first = next(iter(others.values()))
+        others = {row["seed"]: others.get(row["seed"], first) for row in group.get(optimizer, ())}
     return [
         [a - b for a, b in zip(scores(row), others[row["seed"]], strict=True)]
         for row in finished(group.get(optimizer, ()))
@@ -61,16 +63,68 @@ def gains(group: Group, optimizer: str, over: str = STUDENT) -> list[list[float]
     ]
 
 
-def interval(differences: Sequence[Sequence[float]], resamples: int = 1000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean; seeds and test examples are drawn anew."""
+def interval(*tasks: Sequence[Sequence[float]], resamples: int = 1000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over tasks; each task's seeds and test examples are drawn anew."""
     draws, means = random.Random(0), []
-    examples = range(len(differences[0]))
     for _ in range(resamples):
-        seeds = draws.choices(differences, k=len(differences))
-        drawn = draws.choices(examples, k=len(examples))
-        means.append(statistics.fmean(statistics.fmean(seed[i] for i in drawn) for seed in seeds))
+        drawn_means = []
+        for differences in tasks:
+            examples = range(len(differences[0]))
+            seeds = draws.choices(differences, k=len(differences))
+            drawn = draws.choices(examples, k=len(examples))
+            drawn_means.append(statistics.fmean(statistics.fmean(seed[i] for i in drawn) for seed in seeds))
+        means.append(statistics.fmean(drawn_means))
     means.sort()
     return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+
+
+def overview(by_task: Mapping[str, Group]) -> str:
+    """One line a task with the gains over the student in points, and their mean where an optimizer has all tasks."""
+    names = [n for n in dict.fromkeys(n for group in by_task.values() for n in group) if n != STUDENT]
+    lines = [["task: majority, student", *names], ["---"] * (1 + len(names))]
+    for task, group in by_task.items():
+        done = finished(group.get(STUDENT, ()))
+        score = f"{statistics.fmean(statistics.fmean(scores(row)) for row in done):.3f}" if done else "–"
+        majority = next((f"{r['majority']:.3f}" for runs in group.values() for r in finished(runs)), "–")
+        lines.append([f"{task}: {majority}, {score}", *(_cell(group, name) for name in names)])
+    complete = {
+        name: [_with_failed(group, name) for group in by_task.values()]
+        for name in names if all(gains(group, name) for group in by_task.values())
+    }  # fmt: skip
+    lines.append([f"mean of {len(by_task)}, a failed run counts 0",
+                  *(_points(*complete[name]) if name in complete else "" for name in names)])  # fmt: skip
+    lines.append(["OPRO is better / equal / worse", *(_wins(by_task, name) for name in names)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _points(*tasks: Sequence[Sequence[float]]) -> str:
+    """The mean over tasks in points, and its interval."""
+    mean = statistics.fmean(statistics.fmean(statistics.fmean(seed) for seed in seeds) for seeds in tasks)
+    low, high = interval(*tasks)
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _cell(group: Group, name: str) -> str:
+    runs, differences = group.get(name, ()), gains(group, name)
+    failed = len(runs) - len(finished(runs))
+    parts = [_points(differences)] if differences else []
+    return ", ".join(parts + ([f"{failed} of {len(runs)} failed"] if failed else []))
+
+
+def _with_failed(group: Group, name: str) -> list[list[float]]:
+    """The gains, and none for a run that failed: its user has the student."""
+    found = gains(group, name)
+    failed = len(group[name]) - len(finished(group[name]))
+    return found + [[0.0] * len(found[0])] * failed
+
+
+def _wins(by_task: Mapping[str, Group], name: str) -> str:
+    """On how many tasks OPRO's mean is better, equal and worse, over the seeds that both have."""
+    if name == OURS:
+        return ""
+    ahead = [statistics.fmean(statistics.fmean(seed) for seed in seeds)
+             for group in by_task.values() if (seeds := gains(group, OURS, name))]  # fmt: skip
+    return f"{sum(d > 0 for d in ahead)} / {sum(d == 0 for d in ahead)} / {sum(d < 0 for d in ahead)}"
 
 
 def task_table(group: Group) -> str:
@@ -112,36 +166,8 @@ def _gain(group: Group, optimizer: str) -> tuple[str, str]:
     if optimizer == STUDENT or not differences:
         return "", ""
     by_seed = [statistics.fmean(seed) for seed in differences]
-    low, high = interval(differences)
     counts = (sum(d > 0 for d in by_seed), sum(d == 0 for d in by_seed), sum(d < 0 for d in by_seed))
-    return f"{100 * statistics.fmean(by_seed):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", " / ".join(
-        map(str, counts)
-    )
-
-
-def means(by_task: Mapping[str, Group]) -> str:
-    """The mean over the tasks and seeds that all shown optimizers have, and OPRO's wins and losses by task."""
-    names = list(dict.fromkeys(name for group in by_task.values() for name in group))
-    complete = {
-        task: group for task, group in by_task.items() if all(finished(group.get(name, ())) for name in names)
-    }
-    if not complete:
-        return "No task has a run of every optimizer yet."
-    lines = ["| optimizer | mean test score | tasks where OPRO is better / equal / worse |", "|---|---|---|"]
-    for name in names:
-        mean = statistics.fmean(
-            statistics.fmean(statistics.fmean(scores(row)) for row in finished(group[name]))
-            for group in complete.values()
-        )
-        ahead = [statistics.fmean(statistics.fmean(seed) for seed in seeds)
-                 for group in complete.values() if (seeds := gains(group, OURS, name))]  # fmt: skip
-        counts = (sum(d > 0 for d in ahead), sum(d == 0 for d in ahead), sum(d < 0 for d in ahead))
-        lines.append(f"| {name} | {mean:.3f} | {'' if name == OURS else ' / '.join(map(str, counts))} |")
-    counts = sorted({len(finished(runs)) for group in complete.values() for runs in group.values()})
-    runs = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-    return f"Tasks: {', '.join(complete)}. Runs of each optimizer on each task: {runs}.\n\n" + "\n".join(
-        lines
-    )
+    return _points(differences), " / ".join(map(str, counts))
 
 
 def plot(rows: Iterable[Row], width: int = 720) -> str:

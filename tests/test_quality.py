@@ -207,9 +207,22 @@ def test_tables_show_gain_interval_and_failures(modules: Any) -> None:
     assert line[4:6] == ["2 / 0 / 0", "90%"]
     gepa = next(line for line in lines if line[0] == "GEPA" and len(line) == 10)
     assert (gepa[1], gepa[-1]) == ("1", "1")
-    means = next(line for line in lines if line[0] == "GEPA" and len(line) == 3)
-    assert means == ["GEPA", "0.300", "1 / 0 / 0"]
+    by_task = next(line for line in lines if line[0] == "t: 0.500, 0.200")
+    assert by_task[1].startswith("+30.0 (")
+    assert by_task[2].startswith("+10.0 (") and by_task[2].endswith("), 1 of 2 failed")
+    mean = next(line for line in lines if line[0] == "mean of 1, a failed run counts 0")
+    assert mean[1] == by_task[1]
+    assert mean[2].startswith("+5.0 (")
+    assert ["OPRO is better / equal / worse", "", "1 / 0 / 0"] in [line[:3] for line in lines]
     assert modules.quality_tables.plot(kept).count("<circle") == 2
+
+
+def test_a_run_is_compared_with_the_student_of_its_seed(modules: Any) -> None:
+    """The runs of a seed are of one machine. On another one the student answers differently."""
+    kept = [stored("student", 0, 2), stored("student", 1, 5), stored("OPRO", 0, 6), stored("OPRO", 1, 6)]
+    group = {name: [row for row in kept if row["optimizer"] == name] for name in ("student", "OPRO")}
+    by_seed = [sum(differences) for differences in modules.quality_tables.gains(group, "OPRO")]
+    assert by_seed == [4.0, 1.0]
 
 
 def test_the_store_is_shown_for_the_given_seeds(
@@ -231,6 +244,8 @@ def test_an_interval_covers_seeds_and_examples(modules: Any) -> None:
     assert 0.35 < low < 0.45 < 0.55 < high < 0.65
     wide = interval([[0.0] * 100, [1.0] * 100])
     assert wide == (0.0, 1.0)
+    low, high = interval([[0.0, 1.0] * 50], [[0.0, 1.0] * 50])
+    assert 0.4 < low < 0.5 < high < 0.6
 
 
 def test_a_failure_that_is_no_answer_ends_the_measurement(modules: Any) -> None:

@@ -46,8 +46,8 @@ install() {
 run() { # row python dspy optuna resolution
     extras='.[report,postgresql]' mark='not slow' paths=tests
     case $1 in
-        # What DSPy's version can change. All other tests run on this Python in `oldest`.
-        3.0) paths='tests/conformance tests/programs tests/proposers tests/runner tests/storage tests/test_compile.py' ;;
+        # What DSPy's version can change. All other tests run on these Pythons in `oldest` and `3.3`.
+        3.0 | 3.4) paths='tests/conformance tests/programs tests/proposers tests/runner tests/storage tests/test_compile.py' ;;
         oldest) extras=. paths='tests --ignore=tests/test_docs.py' ;; # the pages use extras and newer versions
         tools) extras='.[report,integrations,dask]' mark='' paths='tests/conformance tests/integrations tests/test_docs.py' ;;
     esac

@@ -232,10 +232,8 @@ def measured_budget(config: OPROConfig) -> Budget:
 
 
 def failure_limit(config: OPROConfig) -> FailureLimit:
-    traces = config.provide_traceback
-    if traces is None:
-        traces = bool(dspy.settings.provide_traceback)
-    return FailureLimit(config.max_errors, dspy.settings.max_errors, traces)
+    traces = dspy.settings.provide_traceback if config.provide_traceback is None else config.provide_traceback
+    return FailureLimit(config.max_errors, dspy.settings.max_errors, bool(traces))
 
 
 def time_limit(config: OPROConfig) -> TimeLimit | None:

@@ -88,7 +88,8 @@ class Program:
         for name, predictor in zip(self.names, program.predictors(), strict=True):
             own, text = self.texts[name], candidate.instructions[name]
             if candidate.demos is not None:
-                predictor.demos = read_demos(candidate.demos[name])
+                # The JSON text of `proposers/demos.py`.
+                predictor.demos = [dspy.Example(**demo) for demo in json.loads(candidate.demos[name])]
             if text != own.text:
                 predictor.signature = predictor.signature.with_instructions(own.instructions(text))
         program._compiled = getattr(self.student, "_compiled", False)
@@ -142,11 +143,6 @@ def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
 def is_async_only(module: object) -> bool:
     """Whether a module has an `aforward` and no `forward`."""
     return isinstance(module, dspy.Module) and defines(module, "aforward") and not defines(module, "forward")
-
-
-def read_demos(text: str) -> list[Any]:
-    """The demos of one predictor, from the JSON text of `proposers/demos.py`."""
-    return [dspy.Example(**demo) for demo in json.loads(text)]
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ A proposer is any `dspy.Module` whose call `proposer(request=ProposalRequest)` r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,10 +71,10 @@ class OPROProposer(dspy.Module):
         self.propose_all = dspy.Predict(ProposeInstructions)
 
     def forward(self, request: ProposalRequest) -> Any:
-        return _extended(request, self._predictor(request)(**prompt_fields(request)))
+        return _answered(request, self._predictor(request)(**prompt_fields(request)))
 
     async def aforward(self, request: ProposalRequest) -> Any:
-        return _extended(request, await self._predictor(request).acall(**prompt_fields(request)))
+        return _answered(request, await self._predictor(request).acall(**prompt_fields(request)))
 
     def _predictor(self, request: ProposalRequest) -> Any:
         return self.propose if len(request.predictors) == 1 else self.propose_all
@@ -98,13 +99,26 @@ def _guided(text: str, request: ProposalRequest) -> str:
     return text + rules
 
 
-def _extended(request: ProposalRequest, prediction: Any) -> Any:
-    """The prediction; in the style `extend` its instruction is the best one followed by the answer."""
+def _answered(request: ProposalRequest, prediction: Any) -> Any:
+    """The prediction without sentences of the request, which small models repeat.
+
+    In the style `extend` its instruction is the best one followed by the answer, unless the answer begins with it.
+    """
     answer = prediction.instruction
-    if request.style == "extend" and isinstance(answer, str) and answer.strip():
-        (name,) = request.predictors
-        prediction.instruction = f"{request.current[name].rstrip()} {clean(answer)}"
+    if isinstance(answer, Mapping):
+        answer = {name: _own_words(text, request) for name, text in answer.items()}
+    elif isinstance(answer, str) and (answer := _own_words(answer, request)) and request.style == "extend":
+        best = request.current[request.predictors[0]].rstrip()
+        answer = answer if answer.startswith(best) else f"{best} {answer}"
+    prediction.instruction = answer
     return prediction
+
+
+def _own_words(text: Any, request: ProposalRequest) -> str:
+    cleaned = clean(str(text or ""))
+    for sentence in re.split(r"(?<=\.) ", REQUESTS[request.style]):
+        cleaned = re.sub(re.escape(sentence) + r"\s*", "", cleaned)
+    return cleaned.strip()
 
 
 def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str:

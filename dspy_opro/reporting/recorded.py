@@ -117,7 +117,9 @@ def find_runs(target: str) -> list[Run]:
         names = {study.study_name for study in backend.get_all_studies()}
         own = sorted(name for name in names if f"{name}{LOG_SUFFIX}" in names)
         if directory is not None and isinstance(storage, str):  # a storage has runs of other directories, too
-            own = [name for name in own if name == _study_name(directory)]
+            config = _config(directory)
+            of_directory = config.get("study_name") or config.get("name") or directory.resolve().name
+            own = [name for name in own if name == of_directory]
         runs = [
             Run(
                 optuna.load_study(study_name=name, storage=backend),
@@ -134,11 +136,6 @@ def find_runs(target: str) -> list[Run]:
 def _config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-
-
-def _study_name(directory: Path) -> str:
-    config = _config(directory)
-    return str(config.get("study_name") or config.get("name") or directory.resolve().name)
 
 
 def _storage_of(directory: Path) -> Any:

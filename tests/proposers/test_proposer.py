@@ -78,6 +78,10 @@ def test_the_request_is_for_something_that_generalises(word: str) -> None:
         ("extend", 'Addition: "Mind the sign."', 'Add the numbers. Addition: "Mind the sign."'),
         ("extend", '"Mind the sign."', "Add the numbers. Mind the sign."),
         ("extend", "  ", "  "),
+        ("extend", "Add the numbers. Mind the sign.", "Add the numbers. Mind the sign."),  # all of it again
+        ("extend", REQUESTS["extend"] + " Mind the sign.", "Add the numbers. Mind the sign."),
+        ("extend", REQUESTS["extend"], ""),
+        ("refine", "Count. " + REQUESTS["refine"] + " Twice.", "Count. Twice."),
     ],
 )
 def test_an_extension_is_added_to_the_best_instruction(style: Any, answer: str, expected: str) -> None:
@@ -93,7 +97,7 @@ def test_all_predictors_at_once() -> None:
         current={"a": "A.", "b": "B."},
         scored_instructions={"a": [("A.", 50)], "b": [("B.", None)]},
     )
-    prompt, instruction = asked(request, {"a": "A2.", "b": "B2."})
+    prompt, instruction = asked(request, {"a": "A2.", "b": f"{REQUESTS[request.style]} B2."})
     assert instruction == {"a": "A2.", "b": "B2."}
     assert "Step a:\ntext:\nA.\nscore:\n50\n\nStep b:\ntext:\nB.\nscore:\nnot scored yet" in prompt
 

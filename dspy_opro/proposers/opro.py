@@ -102,14 +102,13 @@ def _guided(text: str, request: ProposalRequest) -> str:
 def _answered(request: ProposalRequest, prediction: Any) -> Any:
     """The prediction without sentences of the request, which small models repeat.
 
-    In the style `extend` its instruction is the best one followed by the answer, unless the answer begins with it.
+    In the style `extend` its instruction is the best one followed by the answer.
     """
     answer = prediction.instruction
     if isinstance(answer, Mapping):
         answer = {name: _own_words(text, request) for name, text in answer.items()}
     elif isinstance(answer, str) and (answer := _own_words(answer, request)) and request.style == "extend":
-        best = request.current[request.predictors[0]].rstrip()
-        answer = answer if answer.startswith(best) else f"{best} {answer}"
+        answer = f"{request.current[request.predictors[0]].rstrip()} {answer}"
     prediction.instruction = answer
     return prediction
 

@@ -78,7 +78,6 @@ def test_the_request_is_for_something_that_generalises(word: str) -> None:
         ("extend", 'Addition: "Mind the sign."', 'Add the numbers. Addition: "Mind the sign."'),
         ("extend", '"Mind the sign."', "Add the numbers. Mind the sign."),
         ("extend", "  ", "  "),
-        ("extend", "Add the numbers. Mind the sign.", "Add the numbers. Mind the sign."),  # all of it again
         ("extend", REQUESTS["extend"] + " Mind the sign.", "Add the numbers. Mind the sign."),
         ("extend", REQUESTS["extend"], ""),
         ("refine", "Count. " + REQUESTS["refine"] + " Twice.", "Count. Twice."),

@@ -218,7 +218,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")
     parser.add_argument(
-        "--show", action="store_true", help="run nothing; tables of the store, of the given seeds"
+        "--show", action="store_true", help="run nothing; tables of the store, of the given seeds and tasks"
     )
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the store")
     return parser.parse_args(arguments)
@@ -231,6 +231,8 @@ def main() -> None:
         run_all(args)
     stored = load([str(args.store)]) if args.store.exists() else []
     rows = [row for row in stored if row["seed"] in args.seeds]
+    if args.tasks:
+        rows = [row for row in rows if row["task"] in args.tasks]
     print(report(rows))
     if args.plot is not None:
         args.plot.write_text(plot(rows), encoding="utf-8")

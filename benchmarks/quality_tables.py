@@ -93,18 +93,25 @@ def overview(by_task: Mapping[str, Group]) -> str:
     }  # fmt: skip
     lines.append([f"mean of {len(by_task)}, a failed run counts 0",
                   *(_points(*complete[name]) if name in complete else "" for name in names)])  # fmt: skip
-    lines.append(["OPRO is better / equal / worse", *(_wins(by_task, name) for name in names)])
+    lines.append(["OPRO's lead", *(_lead(by_task, name) for name in names)])
+    lines.append(["tasks where OPRO is better / equal / worse", *(_wins(by_task, name) for name in names)])
+    lines.append(["runs worse than the student", *(_losses(by_task, name) for name in names)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _mean(differences: Sequence[Sequence[float]]) -> float:
+    """The mean over seeds and test examples."""
+    return statistics.fmean(map(statistics.fmean, differences))
 
 
 def _points(*tasks: Sequence[Sequence[float]]) -> str:
     """The mean over tasks in points, and its interval."""
-    mean = statistics.fmean(statistics.fmean(statistics.fmean(seed) for seed in seeds) for seeds in tasks)
     low, high = interval(*tasks)
-    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * statistics.fmean(map(_mean, tasks)):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _cell(group: Group, name: str) -> str:
+    """The gain on one task, and how many runs failed."""
     runs, differences = group.get(name, ()), gains(group, name)
     failed = len(runs) - len(finished(runs))
     parts = [_points(differences)] if differences else []
@@ -118,13 +125,34 @@ def _with_failed(group: Group, name: str) -> list[list[float]]:
     return found + [[0.0] * len(found[0])] * failed
 
 
+def _lead(by_task: Mapping[str, Group], name: str) -> str:
+    """By how much OPRO's mean over the tasks is higher, over the seeds that both have on every task."""
+    leads = [gains(group, OURS, name) for group in by_task.values()]
+    return _points(*leads) if name != OURS and all(leads) else ""
+
+
 def _wins(by_task: Mapping[str, Group], name: str) -> str:
     """On how many tasks OPRO's mean is better, equal and worse, over the seeds that both have."""
-    if name == OURS:
-        return ""
-    ahead = [statistics.fmean(statistics.fmean(seed) for seed in seeds)
-             for group in by_task.values() if (seeds := gains(group, OURS, name))]  # fmt: skip
-    return f"{sum(d > 0 for d in ahead)} / {sum(d == 0 for d in ahead)} / {sum(d < 0 for d in ahead)}"
+    leads = [_mean(seeds) for group in by_task.values() if (seeds := gains(group, OURS, name))]
+    return _counts(leads) if name != OURS else ""
+
+
+def _losses(by_task: Mapping[str, Group], name: str) -> str:
+    """How many runs returned a program with a lower test score than the student's, and the largest loss in points."""
+    by_run = [statistics.fmean(seed) for group in by_task.values() for seed in gains(group, name)]
+    losses = [-gain for gain in by_run if gain < 0]
+    most = f", by up to {100 * max(losses):.1f}" if losses else ""
+    return f"{len(losses)} of {len(by_run)}{most}"
+
+
+def _counts(differences: Sequence[float]) -> str:
+    """How many are better, equal and worse."""
+    signs = (
+        sum(d > 0 for d in differences),
+        sum(d == 0 for d in differences),
+        sum(d < 0 for d in differences),
+    )
+    return " / ".join(map(str, signs))
 
 
 def task_table(group: Group) -> str:
@@ -165,9 +193,7 @@ def _gain(group: Group, optimizer: str) -> tuple[str, str]:
     differences = gains(group, optimizer)
     if optimizer == STUDENT or not differences:
         return "", ""
-    by_seed = [statistics.fmean(seed) for seed in differences]
-    counts = (sum(d > 0 for d in by_seed), sum(d == 0 for d in by_seed), sum(d < 0 for d in by_seed))
-    return _points(differences), " / ".join(map(str, counts))
+    return _points(differences), _counts([statistics.fmean(seed) for seed in differences])
 
 
 def plot(rows: Iterable[Row], width: int = 720) -> str:
@@ -175,17 +201,12 @@ def plot(rows: Iterable[Row], width: int = 720) -> str:
     drawn: list[tuple[str, str, float, float, float]] = []
     for models, by_task in grouped(rows).items():
         for task, group in by_task.items():
-            for name in group:
-                if name != STUDENT and (differences := gains(group, name)):
-                    mean = statistics.fmean(statistics.fmean(seed) for seed in differences)
-                    drawn.append(
-                        (
-                            f"{task}, {models.partition(',')[0]}",
-                            name,
-                            100 * mean,
-                            *(100 * x for x in interval(differences)),
-                        )
-                    )
+            title = f"{task}, {models.partition(',')[0]}"
+            drawn.extend(
+                (title, name, 100 * _mean(differences), *(100 * x for x in interval(differences)))
+                for name in group
+                if name != STUDENT and (differences := gains(group, name))
+            )
     low, high = (min((d[3] for d in drawn), default=0) - 2, max((d[4] for d in drawn), default=0) + 2)
     low, high = min(low, -5), max(high, 5)
 

@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Lets as many clients connect at once as a run has threads; the standard library refuses more than five."""
+    """A run connects with all its threads at once. The standard library lets five connections wait, no more."""
 
     request_queue_size = 128
 

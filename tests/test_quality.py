@@ -213,7 +213,13 @@ def test_tables_show_gain_interval_and_failures(modules: Any) -> None:
     mean = next(line for line in lines if line[0] == "mean of 1, a failed run counts 0")
     assert mean[1] == by_task[1]
     assert mean[2].startswith("+5.0 (")
-    assert ["OPRO is better / equal / worse", "", "1 / 0 / 0"] in [line[:3] for line in lines]
+    assert ["tasks where OPRO is better / equal / worse", "", "1 / 0 / 0"] in [line[:3] for line in lines]
+    lead = next(line for line in lines if line[0] == "OPRO's lead")
+    assert lead[1] == ""
+    assert lead[2].startswith("+30.0 (")
+    assert ["runs worse than the student", "0 of 2", "0 of 1"] in [line[:3] for line in lines]
+    worse = modules.quality_tables.report([stored("student", 0, 5), stored("OPRO", 0, 3)])
+    assert "| runs worse than the student | 1 of 1, by up to 20.0 |" in worse
     assert modules.quality_tables.plot(kept).count("<circle") == 2
 
 
@@ -225,17 +231,20 @@ def test_a_run_is_compared_with_the_student_of_its_seed(modules: Any) -> None:
     assert by_seed == [4.0, 1.0]
 
 
-def test_the_store_is_shown_for_the_given_seeds(
+def test_the_store_is_shown_for_the_given_seeds_and_tasks(
     modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, runs = (
-        tmp_path / "store.jsonl",
-        [stored("student", 0, 2), stored("OPRO", 0, 6), stored("OPRO", 1, 2)],
-    )
+    other = [stored("student", 0, 2, "other"), stored("OPRO", 0, 9, "other")]
+    store = tmp_path / "store.jsonl"
+    runs = [stored("student", 0, 2), stored("OPRO", 0, 6), stored("OPRO", 1, 2), *other]
     store.write_text("\n".join(map(json.dumps, runs)) + "\n")
-    monkeypatch.setattr("sys.argv", ["quality.py", "--show", "--store", str(store), "--seeds", "0"])
+    monkeypatch.setattr(
+        "sys.argv", ["quality.py", "--show", "--store", str(store), "--seeds", "0", "--tasks", "t"]
+    )
     modules.quality.main()
-    assert "| OPRO | 1 | 0.600 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| OPRO | 1 | 0.600 |" in printed
+    assert "other" not in printed
 
 
 def test_an_interval_covers_seeds_and_examples(modules: Any) -> None:

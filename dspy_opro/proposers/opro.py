@@ -114,6 +114,7 @@ def _answered(request: ProposalRequest, prediction: Any) -> Any:
 
 
 def _own_words(text: Any, request: ProposalRequest) -> str:
+    """The cleaned answer without the sentences of the request."""
     cleaned = clean(str(text or ""))
     for sentence in re.split(r"(?<=\.) ", REQUESTS[request.style]):
         cleaned = re.sub(re.escape(sentence) + r"\s*", "", cleaned)

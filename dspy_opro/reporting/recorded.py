@@ -118,8 +118,8 @@ def find_runs(target: str) -> list[Run]:
         own = sorted(name for name in names if f"{name}{LOG_SUFFIX}" in names)
         if directory is not None and isinstance(storage, str):  # a storage has runs of other directories, too
             config = _config(directory)
-            of_directory = config.get("study_name") or config.get("name") or directory.resolve().name
-            own = [name for name in own if name == of_directory]
+            study_name = config.get("study_name") or config.get("name") or directory.resolve().name
+            own = [name for name in own if name == study_name]
         runs = [
             Run(
                 optuna.load_study(study_name=name, storage=backend),

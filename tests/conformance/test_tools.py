@@ -226,7 +226,7 @@ def test_openinference_has_complete_spans_of_proposals_and_evaluations(
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter", reason=reason)
     exporter, provider = memory.InMemorySpanExporter(), trace.TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
-    # Version 0.1.48 takes DSPy's own wrapper for callbacks away, too, when it removes its wrappers.
+    # With its own wrappers openinference-instrumentation-dspy 0.1.48 removes DSPy's, and callbacks are not called.
     for owner in (dspy.LM, dspy.Module, dspy.Adapter, dspy.Tool):
         for name in ("__call__", "acall"):
             monkeypatch.setattr(owner, name, getattr(owner, name))

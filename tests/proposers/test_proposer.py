@@ -78,15 +78,24 @@ def test_the_request_is_for_something_that_generalises(word: str) -> None:
         ("extend", 'Addition: "Mind the sign."', 'Add the numbers. Addition: "Mind the sign."'),
         ("extend", '"Mind the sign."', "Add the numbers. Mind the sign."),
         ("extend", "  ", "  "),
-        ("extend", REQUESTS["extend"] + " Mind the sign.", "Add the numbers. Mind the sign."),
-        ("extend", REQUESTS["extend"], ""),
-        ("refine", "Count. " + REQUESTS["refine"] + " Twice.", "Count. Twice."),
     ],
 )
 def test_an_extension_is_added_to_the_best_instruction(style: Any, answer: str, expected: str) -> None:
     prompt, instruction = asked(replace(REQUEST, style=style), answer)
     assert REQUESTS[style] in prompt
     assert instruction.strip() == expected.strip()
+
+
+@pytest.mark.parametrize(
+    ("style", "answer", "expected"),
+    [
+        ("extend", REQUESTS["extend"] + " Mind the sign.", "Add the numbers. Mind the sign."),
+        ("extend", REQUESTS["extend"], ""),
+        ("refine", "Count. " + REQUESTS["refine"] + " Twice.", "Count. Twice."),
+    ],
+)
+def test_sentences_of_the_request_are_left_out(style: Any, answer: str, expected: str) -> None:
+    assert asked(replace(REQUEST, style=style), answer)[1] == expected
 
 
 def test_all_predictors_at_once() -> None:

@@ -132,11 +132,16 @@ class Measurement:
 
 
 def described(program: dspy.Module) -> dict[str, Any]:
-    """The instructions, and how many demos each predictor has. Demos are data, so they are not stored."""
+    """The instructions, how many demos each predictor has, and why a run of ours stopped.
+
+    Demos are data, so they are not stored.
+    """
     named = program.named_predictors()
+    result = getattr(program, "opro_result", None)
     return {
         "instructions": {name: predictor.signature.instructions for name, predictor in named},
         "demos": {name: len(predictor.demos) for name, predictor in named},
+        **({} if result is None else {"stop_reason": result.stop_reason}),
     }
 
 

@@ -97,6 +97,7 @@ def test_every_optimizer_keeps_to_the_budget_and_never_sees_a_test_example(
     assert test.isdisjoint(asked[: -len(test)])
     assert set(asked[-len(test) :]) == test
     assert len(row["test"]) == SIZES[2]
+    assert bool(row.get("stop_reason")) == optimizer.startswith("OPRO")
     assert (row["proposer_calls"] > 0) == (optimizer not in ("student", "random search, demos"))
     assert "text number" not in json.dumps(
         {key: value for key, value in row.items() if key != "instructions"}

@@ -71,8 +71,9 @@ def scorer(call: LMCall) -> dict[str, str]:
     return {"team": team if knows else "support"}
 
 
-def proposer(call: LMCall) -> dict[str, str]:
-    return {name: PROPOSALS[(call.rollout_id or 0) % len(PROPOSALS)] for name in call.output_fields}
+def proposer(call: LMCall) -> dict[str, str] | str:
+    text = PROPOSALS[(call.rollout_id or 0) % len(PROPOSALS)]
+    return dict.fromkeys(call.output_fields, text) or text
 
 
 def metric(example: Any, prediction: Any, trace: Any = None) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def rendered() -> dict[str, str]:
         "several": f"[[ ## role ## ]]\n{first.inputs['role']}\n\n[[ ## examples ## ]]\n{first.inputs['examples']}",
         "default": "\n\n".join(f"--- {role} ---\n{text}" for role, text in explore.messages),
         "requests": "\n\n".join(f"{style}: {words}" for style, words in REQUESTS.items()),
+        "induce": next(call.prompt for call in default if REQUESTS["induce"] in call.prompt),
         "paper": paper[0].messages[-1][1],
     }
 

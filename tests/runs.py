@@ -11,12 +11,18 @@ from typing import Any
 import dspy
 
 from dspy_opro import OPROTeleprompter
+from dspy_opro.proposers.opro import REQUESTS
 from dspy_opro.testing import Latency, LMCall, ScriptedLM, SimulatedModel, SimulatedServer, VocabularyTask
 
 TASK = VocabularyTask(seed=1)
 TRAINSET = TASK.trainset(12)
 VALSET = TASK.valset(8)
 metric = TASK.metric
+
+
+def is_proposal(call: LMCall) -> bool:
+    """Whether the call asks for an instruction: with the field of the meta-prompt, or in the style `induce`."""
+    return "instruction" in call.output_fields or REQUESTS["induce"] in call.prompt
 
 
 def propose(call: LMCall) -> str | Mapping[str, Any]:

@@ -14,7 +14,18 @@ import pytest
 
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import Fault, SimulatedServer
-from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, decisions, metric, optimize, serve, teleprompter
+from tests.runs import (
+    TASK,
+    TRAINSET,
+    VALSET,
+    TwoSteps,
+    decisions,
+    is_proposal,
+    metric,
+    optimize,
+    serve,
+    teleprompter,
+)
 
 
 def shown(study: optuna.Study) -> list[Any]:
@@ -205,7 +216,7 @@ def test_the_language_models_are_resolved_when_compile_runs(server: SimulatedSer
 def _both(call: Any) -> Any:
     from tests.runs import propose
 
-    return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+    return propose(call) if is_proposal(call) else TASK.scorer(call)
 
 
 # --- from anywhere ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import LMCall, ScriptedLM, VocabularyTask
+from tests.runs import is_proposal
 
 
 class Seen:
@@ -19,7 +20,7 @@ class Seen:
         self.questions: list[str] = []
 
     def __call__(self, call: LMCall) -> Any:
-        if "instruction" in call.output_fields:
+        if is_proposal(call):
             return self.task.proposer(call)
         self.questions.append(call.inputs["question"])
         return self.task.scorer(call)

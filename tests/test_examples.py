@@ -16,6 +16,7 @@ import dspy
 import pytest
 
 from dspy_opro.testing import LMCall, SimulatedServer
+from tests.runs import is_proposal
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HINT = "Mind the details."
@@ -29,7 +30,8 @@ def reviews(call: LMCall) -> dict[str, Any]:
     """`good` to all, as the small model does; right once the instruction has a hint."""
     if "verdict" not in call.output_fields:
         # MIPROv2's proposer asks for observations and tips, too.
-        return {name: f"{HINT} Variant {len(call.prompt)}." for name in call.output_fields}
+        text = f"{HINT} Variant {len(call.prompt)}."
+        return dict.fromkeys(call.output_fields, text) or {"instruction": text}
     rows = [json.loads(line) for line in (EXAMPLES / "data" / "reviews.jsonl").read_text().splitlines()]
     right = {row["review"]: row["verdict"] for row in rows}[call.inputs["review"]]
     knows = HINT in call.instructions or "complains" in call.instructions
@@ -37,7 +39,7 @@ def reviews(call: LMCall) -> dict[str, Any]:
 
 
 def town(call: LMCall) -> dict[str, Any]:
-    if "instruction" in call.output_fields:
+    if is_proposal(call):
         return instruct(call)
     if "query" in call.output_fields:
         return {"query": call.inputs["question"] if HINT in call.instructions else "Ostermark"}
@@ -48,7 +50,7 @@ def town(call: LMCall) -> dict[str, Any]:
 
 def shop(call: LMCall) -> dict[str, Any]:
     """Asks for one price at a time, then adds, where the instruction has a hint."""
-    if "instruction" in call.output_fields:
+    if is_proposal(call):
         return instruct(call)
     question = call.inputs["question"]
     items = re.findall(r"lamp|chair|desk|shelf|clock|mirror", question)
@@ -65,7 +67,7 @@ def shop(call: LMCall) -> dict[str, Any]:
 
 
 def orders(call: LMCall) -> dict[str, Any]:
-    if "instruction" in call.output_fields:
+    if is_proposal(call):
         return instruct(call)
     extraction = importlib.import_module("extraction")
     (right,) = [order for mail, order in extraction.MAILS if mail in call.user]

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_000
+MOST_LINES = 13_070
 MOST_RUNNER_LINES = 600
 
 

@@ -41,6 +41,7 @@ class Watched(OPROProposer):
         return {
             (r.round, r.slot, r.wave, ",".join(r.predictors)): prompt_fields(r)["examples"]
             for r in self.requests
+            if r.style != "induce"
         }
 
 
@@ -87,9 +88,11 @@ def test_the_metric_is_asked_about_the_shown_examples_only(server: SimulatedServ
     shown = {
         (exemplar.input_fields["question"], name)
         for request in watched.requests
+        if request.style != "induce"
         for exemplar in request.exemplars
         for name in request.predictors
     }
+    assert {request.style for request in watched.requests} == {"explore", "refine", "extend", "induce"}
     assert set(asked) == shown
     assert len(asked) == len(shown) < result.usage.metric_calls
     for (*_, name), text in watched.shown.items():

@@ -55,6 +55,12 @@ def clean(text: str) -> str:
             return text
 
 
+def first_text(answers: Sequence[Any]) -> str:
+    """The text of the first answer that a `dspy.LM` returns: a str, or of a reasoning model a dict with `text`."""
+    answer = answers[0]
+    return (answer if isinstance(answer, str) else answer["text"]) or ""
+
+
 def placeholders(text: str) -> frozenset[str]:
     """The `{names}` and `{{names}}` in a text."""
     return frozenset(_PLACEHOLDER.findall(text))

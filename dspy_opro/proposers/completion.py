@@ -16,7 +16,7 @@ import dspy
 from dspy_opro.programs.program import Fields
 from dspy_opro.search.tasks import rng
 
-from .cleaning import clean
+from .cleaning import clean, first_text
 from .meta_prompt import ProposalRequest
 
 # Typical tasks of programs, as (input, answers, instructions from worse to better). They show a small model what an
@@ -60,8 +60,7 @@ class CompletionProposer(dspy.Module):
         if request.guidance:
             prompt = f"Rules for every instruction:\n{request.guidance}\n\n{prompt}"
         lm = dspy.settings.lm.copy(model_type="text", max_tokens=self.max_tokens, stop=["\n"])
-        (answer, *_) = lm(prompt)
-        text = clean((answer if isinstance(answer, str) else answer["text"]) or "")
+        text = clean(first_text(lm(prompt)))
         return dspy.Prediction(instruction=f"{begin}{text}" if text else "")
 
     def prompt(self, request: ProposalRequest) -> tuple[str, str]:

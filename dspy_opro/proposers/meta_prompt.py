@@ -14,8 +14,9 @@ from dspy_opro.programs.values import fields, shown
 from dspy_opro.search.tasks import ProposalTask, View, rng
 from dspy_opro.search.trajectory import Outcome, Trajectory, percent, scores_by_example, squared_distances
 
-Style = Literal["explore", "refine", "extend"]
+Style = Literal["explore", "refine", "extend", "induce"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
+"""The styles of requests in turn, for a proposer without `styles` of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Exemplar:
     """Lowest and highest score seen, in the metric's own scale."""
     input_fields: Mapping[str, str] = field(default_factory=dict)
     """Input field -> its whole value, as text."""
+    expected_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Expected output field -> its value."""
     calls: Mapping[str, Call] = field(default_factory=dict)
     """Predictor of the request -> its call, empty if the program did not call it. A program with one
     predictor has no entries, nor has an example that was not run yet."""
@@ -81,21 +84,22 @@ class MetaPrompt:
     guidance: str = ""
     feedback: PredictorFeedback | None = None
     """Asks the metric for feedback on single predictors. None asks for none."""
+    styles: Sequence[Style] = STYLES
+    """The styles of requests for one predictor, in turn."""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
         """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
         view = task.view
-        styles = STYLES[:1] if self.is_paper else STYLES if len(task.predictors) == 1 else STYLES[:2]
-        style = styles[(task.round + task.slot + task.wave) % len(styles)]
-        count = self.k_best if style == "explore" else min(3, self.k_best)
         # The paper draws the exemplars once per step. Here every proposal sees other exemplars.
         generator = rng(self.seed, "exemplars", task.round, 0 if self.is_paper else task.slot)
         positions = choose(view, self.num_exemplars, generator, at_random=self.is_paper)
+        style = self._style(task, positions)
+        count = self.k_best if style == "explore" else min(3, self.k_best)
         return ProposalRequest(
             predictors=task.predictors,
             current={name: view.base.instructions[name] for name in task.predictors},
             scored_instructions={name: _scored(task, name, count) for name in task.predictors},
-            exemplars=[self._exemplar(task, p) for p in positions],
+            exemplars=[self._exemplar(task, p, style) for p in positions],
             role="\n".join(self.program.texts[name].role for name in task.predictors),
             fields={name: self.program.texts[name].fields for name in task.predictors},
             style=style,
@@ -106,20 +110,27 @@ class MetaPrompt:
             guidance=self.guidance,
         )
 
-    def _exemplar(self, task: ProposalTask, position: int) -> Exemplar:
+    def _style(self, task: ProposalTask, positions: Sequence[int]) -> Style:
+        styles = STYLES[:1] if self.is_paper else self.styles if len(task.predictors) == 1 else STYLES[:2]
+        style = styles[(task.round + task.slot + task.wave) % len(styles)]
+        has_answers = any(fields(self.trainset[p].labels()) for p in positions)
+        return style if has_answers or style != "induce" else "explore"
+
+    def _exemplar(self, task: ProposalTask, position: int, style: Style) -> Exemplar:
         example, outcome = self.trainset[position], task.view.outcomes[position]
-        inputs = fields(example.inputs())
+        inputs, expected = fields(example.inputs()), fields(example.labels())
         calls = outcome.calls if outcome is not None and outcome.calls and not self.is_paper else {}
         names = task.predictors if calls else ()
         said = {
             name: self.feedback.of((task.view.base.id, position, name), example, calls)
             for name in names
-            if self.feedback is not None
+            if self.feedback is not None and style != "induce"
         }
         return Exemplar(
             inputs=describe(inputs),
-            expected=describe(fields(example.labels())),
+            expected=describe(expected),
             input_fields={name: shown(value) for name, value in inputs.items()},
+            expected_fields=expected,
             prediction="" if outcome is None else outcome.output,
             outcome=outcome,
             score_range=task.view.trajectory.score_range,

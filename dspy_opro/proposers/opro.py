@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import dspy
 
 from dspy_opro.programs.program import describe
 
-from .cleaning import clean
-from .meta_prompt import Exemplar, ProposalRequest, verdict
+from .cleaning import clean, first_text, placeholders
+from .meta_prompt import STYLES, Exemplar, ProposalRequest, Style, verdict
 
 
 class ProposeInstruction(dspy.Signature):
@@ -58,12 +58,23 @@ REQUESTS: Mapping[str, str] = {
         "Write one or two sentences to add at the end of the best instruction. They must fix what goes wrong in the "
         "examples. Answer only with these sentences."
     ),
+    "induce": (
+        "By which rule is the right answer chosen? Write a better instruction for this step, which says what to do and "
+        "by which rule each answer is chosen. It must also hold for inputs that you have not seen, so do not quote the "
+        "examples. Answer only with the text of the instruction."
+    ),
 }
-"""Style -> the request in the meta-prompt. An answer to `extend` is appended to the best instruction."""
+"""Style -> the request in the prompt. An answer to `extend` is appended to the best instruction."""
 
 
 class OPROProposer(dspy.Module):
-    """The default proposer: OPRO's meta-prompt (arXiv 2309.03409, section 4.2) with requests of three styles."""
+    """The default proposer: OPRO's meta-prompt (arXiv 2309.03409, section 4.2) with requests of three styles.
+
+    A fourth style, `induce`, shows no scores. It asks for the rule behind the right answers (instruction induction,
+    arXiv 2205.10782) in a message without the field markers of DSPy's adapters.
+    """
+
+    styles: ClassVar[Sequence[Style]] = (*STYLES, "induce")
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,17 +82,31 @@ class OPROProposer(dspy.Module):
         self.propose_all = dspy.Predict(ProposeInstructions)
 
     def forward(self, request: ProposalRequest) -> Any:
-        return _answered(request, self._predictor(request)(**prompt_fields(request)))
+        texts = prompt_fields(request)
+        if request.style == "induce":
+            prediction = dspy.Prediction(instruction=first_text(dspy.settings.lm(texts["prompt"])))
+        else:
+            prediction = self._predictor(request)(**texts)
+        return _answered(request, prediction)
 
     async def aforward(self, request: ProposalRequest) -> Any:
-        return _answered(request, await self._predictor(request).acall(**prompt_fields(request)))
+        texts = prompt_fields(request)
+        if request.style == "induce":
+            prediction = dspy.Prediction(
+                instruction=first_text(await dspy.settings.lm.acall(texts["prompt"]))
+            )
+        else:
+            prediction = await self._predictor(request).acall(**texts)
+        return _answered(request, prediction)
 
     def _predictor(self, request: ProposalRequest) -> Any:
         return self.propose if len(request.predictors) == 1 else self.propose_all
 
 
 def prompt_fields(request: ProposalRequest) -> dict[str, str]:
-    """The texts of a meta-prompt."""
+    """The texts of a meta-prompt; in the style `induce` the one `prompt`."""
+    if request.style == "induce":
+        return {"prompt": induction_prompt(request)}
     return {
         "role": request.role,
         "scored_instructions": "\n\n".join(
@@ -91,6 +116,27 @@ def prompt_fields(request: ProposalRequest) -> dict[str, str]:
         "examples": "\n\n".join(exemplar_text(e) for e in request.exemplars) or "(none)",
         "request": _guided(REQUESTS[request.style], request),
     }
+
+
+def induction_prompt(request: ProposalRequest) -> str:
+    """Inputs with the right answers, and the request for the rule behind them.
+
+    Of a predictor whose output fields have the names of expected outputs, these outputs alone are shown.
+    """
+    (name,) = request.predictors
+
+    def answer(exemplar: Exemplar) -> str:
+        own = {k: v for k, v in exemplar.expected_fields.items() if k in request.fields[name].outputs}
+        return describe(own) if own else exemplar.expected
+
+    answers = "\n\n".join(f"Input:\n{e.inputs}\nRight answer:\n{answer(e)}" for e in request.exemplars)
+    kept = " Keep every placeholder in {curly braces}." if placeholders(request.current[name]) else ""
+    text = (
+        f"Someone writes the instruction of one step of a program.\n\n{request.role}\n\n"
+        f"The instruction so far:\n{request.current[name]}\n\n"
+        f"Inputs of the program, each with the right answer:\n\n{answers}\n\n{REQUESTS['induce']}{kept}"
+    )
+    return _guided(text, request)
 
 
 def _guided(text: str, request: ProposalRequest) -> str:

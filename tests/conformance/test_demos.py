@@ -15,11 +15,12 @@ from dspy.teleprompt import BootstrapFewShot
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.conformance.programs import CASES, QA
 from tests.conformance.world import MAGIC, metric, scripted, teleprompter, trainset
+from tests.runs import is_proposal
 
 
 def answer(call: LMCall) -> str | Mapping[str, Any]:
     """Half right when told to be precise, half right when shown an example, right with both."""
-    if "instruction" in call.output_fields:
+    if is_proposal(call):
         return {"instruction": f"{MAGIC} Mind {{product}}. Variant {hash(call.rollout_id) % 10_000}."}
     number = int("".join(filter(str.isdigit, call.inputs["question"])) or 0)
     is_shown = len(call.messages) > 2

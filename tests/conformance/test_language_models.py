@@ -15,6 +15,7 @@ from dspy_opro.testing import Fault, LMCall, ScriptedLM, SimulatedModel, Simulat
 from dspy_opro.testing.calls import render
 from tests.conformance.programs import CASES, QA
 from tests.conformance.world import VERSION, answer, scripted, teleprompter, trainset
+from tests.runs import is_proposal
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_settings_of_a_predictor_reach_the_model_untouched() -> None:
     student = dspy.Predict(QA, temperature=0.25, max_tokens=77)
     with dspy.context(lm=lm):
         best = teleprompter(num_rounds=1).compile(student, trainset=trainset())
-    program_calls = [call for call in lm.calls if "instruction" not in call.output_fields]
+    program_calls = [call for call in lm.calls if not is_proposal(call)]
     assert {(c.temperature, c.request.get("max_tokens")) for c in program_calls} == {(0.25, 77)}
     assert best.config == student.config
 

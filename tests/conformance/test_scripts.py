@@ -32,6 +32,7 @@ from dspy_opro.testing import ScriptedLM
 from tests.conformance.programs import QA
 from tests.conformance.test_language_models import Plugin
 from tests.conformance.world import MAGIC, VERSION, metric, scripted, state, teleprompter, trainset
+from tests.runs import is_proposal
 
 QUIET = {"display_progress": False, "num_threads": 4}
 
@@ -162,7 +163,7 @@ def test_an_instruction_proposer_of_gepa_proposes(lm: Any) -> None:
         dspy.Predict(QA), trainset=trainset()
     )
     assert best.score == 100.0
-    assert all("instruction" not in call.output_fields for call in lm.calls)
+    assert all(not is_proposal(call) for call in lm.calls)
     assert proposals.seen[0][0] == {"self": QA.instructions}
     example = proposals.seen[-1][1]["self"][0]
     assert set(example) == {"Inputs", "Generated Outputs", "Feedback"}
@@ -180,9 +181,9 @@ def test_num_trials_counts_candidates() -> None:
 def test_the_reflection_lm_proposes_and_the_other_one_scores(lm: Any) -> None:
     reflection = scripted()
     best = teleprompter(reflection_lm=reflection, num_rounds=2).compile(dspy.Predict(QA), trainset=trainset())
-    others = [call for call in reflection.calls if "instruction" not in call.output_fields]
+    others = [call for call in reflection.calls if not is_proposal(call)]
     assert [call.prompt for call in others] == ["Answer with OK."]  # the test request
-    assert all("instruction" not in call.output_fields for call in lm.calls)
+    assert all(not is_proposal(call) for call in lm.calls)
     usage = best.opro_result.usage
     assert (usage.proposer_calls, usage.scorer_calls) == (reflection.num_calls, lm.num_calls)
     assert reflection.num_calls > 0

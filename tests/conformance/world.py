@@ -12,6 +12,7 @@ import dspy
 
 from dspy_opro import OPROTeleprompter
 from dspy_opro.testing import LMCall, ScriptedLM, SimulatedServer
+from tests.runs import is_proposal
 
 VERSION = tuple(int(part) for part in dspy.__version__.split(".")[:2])
 MAGIC = "Be precise."
@@ -20,7 +21,7 @@ TASK = "Answer the customer's question.\n\nMind {product}."
 
 def answer(call: LMCall) -> str | Mapping[str, Any]:
     """Every field that a module of DSPy may ask for; right once the instructions say so."""
-    if "instruction" in call.output_fields:
+    if is_proposal(call):
         steps = call.inputs.get("role", "")
         number = next(_numbers)
         text = f"{MAGIC} Mind {{product}}. Variant {number}."

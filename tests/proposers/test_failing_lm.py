@@ -45,9 +45,11 @@ def test_a_run_whose_every_proposal_failed_raises_and_goes_on_later(lag: int, tm
     is_down = True
 
     def answer(call: Any) -> Any:
-        if is_down and "instruction" in call.output_fields:
+        if "answer" in call.output_fields:
+            return TASK.scorer(call)
+        if is_down:
             raise RuntimeError("the provider is down")
-        return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+        return propose(call)
 
     def run(**changes: Any) -> Any:
         lm = ScriptedLM(answer)

@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from proposers.test_proposer import REQUEST
-from runs import TASK, TRAINSET, TwoSteps, metric
+from runs import TASK, TRAINSET, TwoSteps, is_proposal, metric
 
 from dspy_opro import OPROTeleprompter, ProposalRequest
 from dspy_opro.proposers import CompletionProposer, OPROProposer, PaperProposer, ReflectiveProposer
@@ -23,7 +23,7 @@ def run(propose: Callable[[LMCall], str], student: Any = None, **changes: Any) -
     """A result, and the calls of the optimizer LM."""
 
     def answer(call: LMCall) -> Any:
-        if "instruction" in call.output_fields:
+        if is_proposal(call):
             return {"instruction": propose(call)}
         return dict.fromkeys(call.output_fields, "x")
 
@@ -32,7 +32,7 @@ def run(propose: Callable[[LMCall], str], student: Any = None, **changes: Any) -
     with dspy.context(lm=lm):
         teleprompter = OPROTeleprompter(metric=metric, **{**values, **changes})
         result = teleprompter.compile(student or TASK.student(), trainset=TRAINSET).opro_result
-    return result, [call for call in lm.calls if "instruction" in call.output_fields]
+    return result, [call for call in lm.calls if is_proposal(call)]
 
 
 def texts(result: Any) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -9,6 +10,7 @@ import dspy
 from dspy_opro import ProposalRequest
 from dspy_opro.programs.program import Program
 from dspy_opro.proposers.meta_prompt import MetaPrompt
+from dspy_opro.proposers.opro import OPROProposer
 from dspy_opro.search.tasks import ProposalTask, View
 from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial
 
@@ -78,6 +80,26 @@ def test_styles_alternate_between_slots_rounds_and_waves() -> None:
     assert sorted(styles) == ["explore", "extend", "refine"]
     assert request(meta_prompt(), slot=0, wave=1).style == styles[1]
     assert request(meta_prompt(), slot=0, round=2).style == styles[1]
+
+
+def test_a_proposer_names_its_styles() -> None:
+    of = meta_prompt(styles=OPROProposer.styles)
+    assert [request(of, slot=slot).style for slot in range(3, 7)] == ["explore", "refine", "extend", "induce"]
+
+    class Two(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = dspy.Predict("a -> b"), dspy.Predict("b -> c")
+
+    for_all = meta_prompt(Two(), styles=OPROProposer.styles)
+    assert {request(for_all, slot=slot).style for slot in range(4)} == {"explore", "refine"}
+
+
+def test_without_expected_outputs_there_is_nothing_to_induce() -> None:
+    of = meta_prompt(styles=("induce",))
+    assert request(of).style == "induce"
+    unlabeled = replace(of, trainset=[dspy.Example(question="1").with_inputs("question")] * len(TRAINSET))
+    assert request(unlabeled).style == "explore"
 
 
 def test_the_paper_shows_one_meta_prompt_a_step() -> None:

@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from dspy_opro import Exemplar, ProposalRequest
-from dspy_opro.programs.program import Fields
+from dspy_opro.programs.program import Fields, describe
 from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
 from dspy_opro.search.trajectory import Outcome
 from dspy_opro.testing import ScriptedLM
@@ -96,6 +96,64 @@ def test_an_extension_is_added_to_the_best_instruction(style: Any, answer: str, 
 )
 def test_sentences_of_the_request_are_left_out(style: Any, answer: str, expected: str) -> None:
     assert asked(replace(REQUEST, style=style), answer)[1] == expected
+
+
+INDUCE = replace(REQUEST, style="induce")
+
+
+def test_an_induction_shows_inputs_and_right_answers_and_nothing_that_the_program_did() -> None:
+    prompt, instruction = asked(INDUCE)
+    parts = [
+        REQUEST.role,
+        "Add the numbers.",
+        "Input:\nquestion: 2 + 2\nRight answer:\nanswer: 4\n",
+        "Input:\nquestion: 1 + 1\nRight answer:\nanswer: 4\n",
+        REQUESTS["induce"],
+    ]
+    places = [prompt.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert not any(
+        word in prompt for word in ("Guess.", "12", "57", "answer: 5", "wrong", "Say it shorter.", "[[ ##")
+    )
+    assert instruction == "New."
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [({"answer": "4", "unit": "m"}, "answer: 4"), ({"total": "4", "unit": "m"}, "total: 4\nunit: m")],
+)
+def test_an_induction_shows_the_predictors_own_outputs_if_the_names_tell_them(names: Any, shown: str) -> None:
+    labeled = exemplar(1.0, expected=describe(names), expected_fields=names)
+    prompt, _ = asked(replace(INDUCE, exemplars=[labeled]))
+    assert f"Right answer:\n{shown}\n\nBy which rule" in prompt
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"guidance": "Keep it short."}, "\n\nThese rules hold for every instruction:\nKeep it short."),
+        ({"current": {"step": "Add {numbers}."}}, " Keep every placeholder in {curly braces}."),
+        ({}, "Answer only with the text of the instruction."),
+    ],
+)
+def test_an_induction_ends_with_what_every_instruction_keeps(changes: Any, expected: str) -> None:
+    assert asked(replace(INDUCE, **changes))[0].endswith(expected)
+
+
+def test_an_induction_is_cleaned_and_has_no_sentence_of_the_request() -> None:
+    assert asked(INDUCE, f"Instruction: {REQUESTS['induce']} Count.")[1] == "Count."
+
+
+async def test_a_reasoning_model_induces_in_an_async_program() -> None:
+    class Thinking(ScriptedLM):
+        async def acall(self, *args: Any, **kwargs: Any) -> Any:
+            (text,) = await super().acall(*args, **kwargs)
+            return [{"text": text, "reasoning_content": "2 and 2 are 4"}]
+
+    with dspy.context(lm=Thinking(lambda call: "Count.")):
+        result = await OPROProposer().acall(request=INDUCE)
+    assert result.instruction == "Count."
 
 
 def test_all_predictors_at_once() -> None:

@@ -20,13 +20,13 @@ from dspy_opro.reporting.command_line import main
 from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.testing import LMCall, ScriptedLM
-from tests.runs import TASK, TRAINSET, VALSET, metric, propose
+from tests.runs import TASK, TRAINSET, VALSET, is_proposal, metric, propose
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def answer(call: LMCall) -> Any:
-    return propose(call) if "instruction" in call.output_fields else TASK.scorer(call)
+    return propose(call) if is_proposal(call) else TASK.scorer(call)
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
@@ -44,7 +44,14 @@ def run(*arguments: str | Path, code: int = 0) -> str:
 def compiled(trainset: Any = TRAINSET, valset: Any = VALSET[:6], **values: Any) -> Any:
     """So few validation examples can't confirm the result, so they select."""
     lm = ScriptedLM(answer)
-    values = {"num_rounds": 4, "display_progress": False, "prompt_model": lm, "task_model": lm, **values}
+    values = {
+        "num_rounds": 4,
+        "seed": 1,
+        "display_progress": False,
+        "prompt_model": lm,
+        "task_model": lm,
+        **values,
+    }
     return OPRO(metric, **values).compile(TASK.student(), trainset=trainset, valset=valset).opro_result
 
 

@@ -30,7 +30,7 @@ task, student_size, count = VocabularyTask(seed=1), 4, 0
 
 def answer(call):
     global count
-    if "instruction" in call.output_fields:
+    if "answer" not in call.output_fields:
         return task.proposer(call)
     count += 1
     if count == student_size + 8:
@@ -196,9 +196,7 @@ def test_compile_leaves_no_handler_behind(how: str) -> None:
     from dspy_opro.testing import ScriptedLM
 
     before = current()
-    lm = ScriptedLM(
-        lambda call: TASK.proposer(call) if "instruction" in call.output_fields else TASK.scorer(call)
-    )
+    lm = ScriptedLM(lambda call: TASK.scorer(call) if "answer" in call.output_fields else TASK.proposer(call))
     judge: Any = metric if how == "compile" else lambda e, p: None
     optimizer = OPRO(
         judge, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2, display_progress=False

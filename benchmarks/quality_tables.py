@@ -14,7 +14,7 @@ from typing import Any
 Row = Mapping[str, Any]
 Group = dict[str, list[Row]]
 """Optimizer -> its runs of one model on one task, by seed."""
-STUDENT, OURS = "student", "OPRO"
+STUDENT, OURS, OURS_WITH_DEMOS = "student", "OPRO", "OPRO, demos"
 
 
 def report(rows: Iterable[Row]) -> str:
@@ -93,8 +93,11 @@ def overview(by_task: Mapping[str, Group]) -> str:
     }  # fmt: skip
     lines.append([f"mean of {len(by_task)}, a failed run counts 0",
                   *(_points(*complete[name]) if name in complete else "" for name in names)])  # fmt: skip
-    lines.append(["OPRO's lead", *(_lead(by_task, name) for name in names)])
-    lines.append(["tasks where OPRO is better / equal / worse", *(_wins(by_task, name) for name in names)])
+    for ours, title in ((OURS, "OPRO"), (OURS_WITH_DEMOS, "OPRO with demos")):
+        if ours in names:
+            lines.append([f"lead of {title}", *(_lead(by_task, ours, name) for name in names)])
+            wins = (_wins(by_task, ours, name) for name in names)
+            lines.append([f"tasks where {title} is better / equal / worse", *wins])
     lines.append(["runs worse than the student", *(_losses(by_task, name) for name in names)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -125,16 +128,16 @@ def _with_failed(group: Group, name: str) -> list[list[float]]:
     return found + [[0.0] * len(found[0])] * failed
 
 
-def _lead(by_task: Mapping[str, Group], name: str) -> str:
-    """By how much OPRO's mean over the tasks is higher, over the seeds that both have on every task."""
-    leads = [gains(group, OURS, name) for group in by_task.values()]
-    return _points(*leads) if name != OURS and all(leads) else ""
+def _lead(by_task: Mapping[str, Group], ours: str, name: str) -> str:
+    """By how much the mean of `ours` over the tasks is higher, over the seeds that both have on every task."""
+    leads = [gains(group, ours, name) for group in by_task.values()]
+    return _points(*leads) if name != ours and all(leads) else ""
 
 
-def _wins(by_task: Mapping[str, Group], name: str) -> str:
-    """On how many tasks OPRO's mean is better, equal and worse, over the seeds that both have."""
-    leads = [_mean(seeds) for group in by_task.values() if (seeds := gains(group, OURS, name))]
-    return _counts(leads) if name != OURS else ""
+def _wins(by_task: Mapping[str, Group], ours: str, name: str) -> str:
+    """On how many tasks the mean of `ours` is better, equal and worse, over the seeds that both have."""
+    leads = [_mean(seeds) for group in by_task.values() if (seeds := gains(group, ours, name))]
+    return _counts(leads) if name != ours else ""
 
 
 def _losses(by_task: Mapping[str, Group], name: str) -> str:

@@ -215,7 +215,7 @@ def test_tables_show_gain_interval_and_failures(modules: Any) -> None:
     assert mean[1] == by_task[1]
     assert mean[2].startswith("+5.0 (")
     assert ["tasks where OPRO is better / equal / worse", "", "1 / 0 / 0"] in [line[:3] for line in lines]
-    lead = next(line for line in lines if line[0] == "OPRO's lead")
+    lead = next(line for line in lines if line[0] == "lead of OPRO")
     assert lead[1] == ""
     assert lead[2].startswith("+30.0 (")
     assert ["runs worse than the student", "0 of 2", "0 of 1"] in [line[:3] for line in lines]

@@ -44,6 +44,11 @@ class Watched(OPROProposer):
             if r.style != "induce"
         }
 
+    @property
+    def prompts(self) -> dict[tuple[int, int, int], tuple[str, ...]]:
+        """Round, slot and wave -> all texts of the request."""
+        return {(r.round, r.slot, r.wave): tuple(prompt_fields(r).values()) for r in self.requests}
+
 
 def run(server: SimulatedServer, **changes: Any) -> tuple[Watched, Any]:
     watched = Watched()
@@ -92,7 +97,7 @@ def test_the_metric_is_asked_about_the_shown_examples_only(server: SimulatedServ
         for exemplar in request.exemplars
         for name in request.predictors
     }
-    assert {request.style for request in watched.requests} == {"explore", "refine", "extend", "induce"}
+    assert "induce" in {request.style for request in watched.requests}
     assert set(asked) == shown
     assert len(asked) == len(shown) < result.usage.metric_calls
     for (*_, name), text in watched.shown.items():
@@ -116,7 +121,7 @@ def test_a_resumed_run_makes_the_same_requests(server: SimulatedServer, tmp_path
     resumed, result = run(server, **place)
     assert decisions(result) == decisions(expected)
     assert len(resumed.requests) == len(whole.requests) - 2
-    assert resumed.shown.items() < whole.shown.items()
+    assert resumed.prompts.items() < whole.prompts.items()
 
 
 def test_an_executor_gives_the_same_requests(server: SimulatedServer) -> None:

@@ -20,7 +20,7 @@ from dspy_opro.programs.program import is_async_only
 from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter, num_bootstrapped
-from dspy_opro.proposers.meta_prompt import STYLES, MetaPrompt, guidance_text
+from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
 from dspy_opro.proposers.opro import OPROProposer, PaperProposer
 from dspy_opro.proposers.reflective import adapt
 from dspy_opro.proposers.writer import InstructionWriter, initial_texts
@@ -84,7 +84,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
             is_paper,
             guidance,
             PredictorFeedback(program, inputs.metric, loop, config.task_model),
-            getattr(own if config.proposer is None else config.proposer, "styles", STYLES),
+            getattr(own if config.proposer is None else config.proposer, "induces", False),
         ),
         rules,
         loop,

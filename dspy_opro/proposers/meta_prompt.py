@@ -16,7 +16,7 @@ from dspy_opro.search.trajectory import Outcome, Trajectory, percent, scores_by_
 
 Style = Literal["explore", "refine", "extend", "induce"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
-"""The styles of requests in turn, for a proposer without `styles` of its own."""
+"""The styles of requests that have a history of scores, in turn."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class MetaPrompt:
     guidance: str = ""
     feedback: PredictorFeedback | None = None
     """Asks the metric for feedback on single predictors. None asks for none."""
-    styles: Sequence[Style] = STYLES
-    """The styles of requests for one predictor, in turn."""
+    induces: bool = False
+    """Whether half of the requests for one predictor have the style `induce` as long as the student alone is scored."""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
         """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
@@ -111,10 +111,14 @@ class MetaPrompt:
         )
 
     def _style(self, task: ProposalTask, positions: Sequence[int]) -> Style:
-        styles = STYLES[:1] if self.is_paper else self.styles if len(task.predictors) == 1 else STYLES[:2]
-        style = styles[(task.round + task.slot + task.wave) % len(styles)]
+        styles = STYLES[:1] if self.is_paper else STYLES if len(task.predictors) == 1 else STYLES[:2]
+        turn = task.round + task.slot + task.wave
         has_answers = any(fields(self.trainset[p].labels()) for p in positions)
-        return style if has_answers or style != "induce" else "explore"
+        has_history = len(task.view.trajectory) > 1
+        # Two by two, because every other slot rewrites all predictors.
+        if self.induces and styles is STYLES and has_answers and not has_history and turn // 2 % 2 == 0:
+            return "induce"
+        return styles[turn % len(styles)]
 
     def _exemplar(self, task: ProposalTask, position: int, style: Style) -> Exemplar:
         example, outcome = self.trainset[position], task.view.outcomes[position]

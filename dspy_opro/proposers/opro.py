@@ -15,7 +15,7 @@ import dspy
 from dspy_opro.programs.program import describe
 
 from .cleaning import clean, first_text, placeholders
-from .meta_prompt import STYLES, Exemplar, ProposalRequest, Style, verdict
+from .meta_prompt import Exemplar, ProposalRequest, verdict
 
 
 class ProposeInstruction(dspy.Signature):
@@ -70,11 +70,12 @@ REQUESTS: Mapping[str, str] = {
 class OPROProposer(dspy.Module):
     """The default proposer: OPRO's meta-prompt (arXiv 2309.03409, section 4.2) with requests of three styles.
 
-    A fourth style, `induce`, shows no scores. It asks for the rule behind the right answers (instruction induction,
-    arXiv 2205.10782) in a message without the field markers of DSPy's adapters.
+    As long as the student alone is scored, half of the requests have a fourth style, `induce`. It asks for the rule
+    behind the right answers (instruction induction, arXiv 2205.10782), in a message without the field markers of DSPy's
+    adapters.
     """
 
-    styles: ClassVar[Sequence[Style]] = (*STYLES, "induce")
+    induces: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -82,24 +83,31 @@ def test_styles_alternate_between_slots_rounds_and_waves() -> None:
     assert request(meta_prompt(), slot=0, round=2).style == styles[1]
 
 
-def test_a_proposer_names_its_styles() -> None:
-    of = meta_prompt(styles=OPROProposer.styles)
-    assert [request(of, slot=slot).style for slot in range(3, 7)] == ["explore", "refine", "extend", "induce"]
+def test_without_a_history_half_of_the_requests_ask_for_the_rule() -> None:
+    of = meta_prompt(induces=OPROProposer.induces)
+    styles = [request(of, slot=slot).style for slot in range(12)]
+    assert Counter(styles) == {"induce": 6, "explore": 2, "refine": 2, "extend": 2}
+    assert "induce" in styles[::2] and "induce" in styles[1::2]  # an even slot rewrites all predictors
+    assert sorted(request(of, slot=slot, view=known()).style for slot in range(3)) == [
+        "explore",
+        "extend",
+        "refine",
+    ]
 
     class Two(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.one, self.other = dspy.Predict("a -> b"), dspy.Predict("b -> c")
 
-    for_all = meta_prompt(Two(), styles=OPROProposer.styles)
+    for_all = meta_prompt(Two(), induces=True)
     assert {request(for_all, slot=slot).style for slot in range(4)} == {"explore", "refine"}
 
 
 def test_without_expected_outputs_there_is_nothing_to_induce() -> None:
-    of = meta_prompt(styles=("induce",))
+    of = meta_prompt(induces=True)
     assert request(of).style == "induce"
     unlabeled = replace(of, trainset=[dspy.Example(question="1").with_inputs("question")] * len(TRAINSET))
-    assert request(unlabeled).style == "explore"
+    assert "induce" not in {request(unlabeled, slot=slot).style for slot in range(6)}
 
 
 def test_the_paper_shows_one_meta_prompt_a_step() -> None:

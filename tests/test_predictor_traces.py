@@ -24,6 +24,10 @@ def server() -> Iterator[SimulatedServer]:
         yield started
 
 
+def _key(request: ProposalRequest) -> tuple[int, int, int, str]:
+    return request.round, request.slot, request.wave, ",".join(request.predictors)
+
+
 class Watched(OPROProposer):
     """The default proposer. It keeps the requests."""
 
@@ -38,16 +42,12 @@ class Watched(OPROProposer):
     @property
     def shown(self) -> dict[tuple[int, int, int, str], str]:
         """Round, slot, wave and predictors -> the examples in the meta-prompt."""
-        return {
-            (r.round, r.slot, r.wave, ",".join(r.predictors)): prompt_fields(r)["examples"]
-            for r in self.requests
-            if r.style != "induce"
-        }
+        return {_key(r): prompt_fields(r)["examples"] for r in self.requests if r.style != "induce"}
 
     @property
-    def prompts(self) -> dict[tuple[int, int, int], tuple[str, ...]]:
-        """Round, slot and wave -> all texts of the request."""
-        return {(r.round, r.slot, r.wave): tuple(prompt_fields(r).values()) for r in self.requests}
+    def prompts(self) -> dict[tuple[int, int, int, str], tuple[str, ...]]:
+        """Round, slot, wave and predictors -> all texts of the request."""
+        return {_key(r): tuple(prompt_fields(r).values()) for r in self.requests}
 
 
 def run(server: SimulatedServer, **changes: Any) -> tuple[Watched, Any]:

@@ -16,7 +16,7 @@ from dspy_opro.search.trajectory import Outcome, Trajectory, percent, scores_by_
 
 Style = Literal["explore", "refine", "extend", "induce"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
-"""The styles of requests that have a history of scores, in turn."""
+"""The styles of requests, in turn. `induce` comes beside them as long as the student alone is scored."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,17 @@ class MetaPrompt:
         )
 
     def _style(self, task: ProposalTask, positions: Sequence[int]) -> Style:
-        styles = STYLES[:1] if self.is_paper else STYLES if len(task.predictors) == 1 else STYLES[:2]
         turn = task.round + task.slot + task.wave
-        has_answers = any(fields(self.trainset[p].labels()) for p in positions)
-        has_history = len(task.view.trajectory) > 1
-        # Two by two, because every other slot rewrites all predictors.
-        if self.induces and styles is STYLES and has_answers and not has_history and turn // 2 % 2 == 0:
+        if self.is_paper:
+            return "explore"
+        if len(task.predictors) > 1:
+            return STYLES[turn % 2]  # an extension is for one instruction
+        is_first = len(task.view.trajectory) <= 1
+        is_turn = turn // 2 % 2 == 0  # two by two, because every other slot rewrites all predictors
+        answers = [fields(self.trainset[p].labels()) for p in positions]
+        if self.induces and is_first and is_turn and any(answers):
             return "induce"
-        return styles[turn % len(styles)]
+        return STYLES[turn % 3]
 
     def _exemplar(self, task: ProposalTask, position: int, style: Style) -> Exemplar:
         example, outcome = self.trainset[position], task.view.outcomes[position]

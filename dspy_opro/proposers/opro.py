@@ -93,9 +93,8 @@ class OPROProposer(dspy.Module):
     async def aforward(self, request: ProposalRequest) -> Any:
         texts = prompt_fields(request)
         if request.style == "induce":
-            prediction = dspy.Prediction(
-                instruction=first_text(await dspy.settings.lm.acall(texts["prompt"]))
-            )
+            answers = await dspy.settings.lm.acall(texts["prompt"])
+            prediction = dspy.Prediction(instruction=first_text(answers))
         else:
             prediction = await self._predictor(request).acall(**texts)
         return _answered(request, prediction)

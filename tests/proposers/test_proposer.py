@@ -50,6 +50,12 @@ def asked(request: ProposalRequest, answer: Any = "New.", proposer: Any = None) 
     return call.prompt, result.instruction
 
 
+def assert_in_order(prompt: str, parts: list[str]) -> None:
+    places = [prompt.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 def test_the_meta_prompt_has_all_its_parts_in_order() -> None:
     prompt, _ = asked(REQUEST)
     parts = [
@@ -59,9 +65,7 @@ def test_the_meta_prompt_has_all_its_parts_in_order() -> None:
         "input:\nquestion: 1 + 1\noutput:\nanswer: 5\nexpected:\nanswer: 4\nresult:\ncorrect",
         REQUESTS["explore"],
     ]
-    places = [prompt.find(part) for part in parts]
-    assert -1 not in places
-    assert places == sorted(places)
+    assert_in_order(prompt, parts)
 
 
 @pytest.mark.parametrize("word", ["concise", "generally applicable", "never quote", "{curly braces}"])
@@ -110,9 +114,7 @@ def test_an_induction_shows_inputs_and_right_answers_and_nothing_that_the_progra
         "Input:\nquestion: 1 + 1\nRight answer:\nanswer: 4\n",
         REQUESTS["induce"],
     ]
-    places = [prompt.find(part) for part in parts]
-    assert -1 not in places
-    assert places == sorted(places)
+    assert_in_order(prompt, parts)
     assert not any(
         word in prompt for word in ("Guess.", "12", "57", "answer: 5", "wrong", "Say it shorter.", "[[ ##")
     )

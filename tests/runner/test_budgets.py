@@ -62,7 +62,7 @@ def test_cache_hits_are_counted_apart_in_the_midst_of_a_run(server: SimulatedSer
 
 def test_malformed_answers_are_paid_for(server: SimulatedServer) -> None:
     """Each of them costs a second call through JSONAdapter."""
-    server.inject(Fault("malformed_answer", probability=0.3), model="scorer")
+    server.inject(Fault("malformed_answer", probability=0.6), model="scorer")
     result = optimize(server, num_rounds=1, failure_score=0.0).opro_result
     stats = server.stats()
     assert stats["scorer"].faults["malformed_answer"] > 3

@@ -4,7 +4,8 @@
 holds an answer to the JSON schema of the request. It needs `pip install openvino-genai openvino-tokenizers gguf numpy`.
 
 OpenVINO (2026.4) does not read every kind of quantized weights. `--q8` writes the weights of a file anew as Q8_0,
-beside the file, and serves those.
+beside the file, and serves those. `--f16` writes those as floats of 16 bits, in a folder beside the file. On a CPU with
+AMX this is two to three times as fast; it takes two threads, as OpenVINO ends with an arithmetic error on one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import openvino
 import openvino_genai
 from gguf.quants import dequantize, quantize
+from openvino import opset13
 
 CACHE_GIB = 3
 """Memory of one model for the keys and values of its requests."""
@@ -179,6 +182,49 @@ def as_q8(path: Path) -> Path:
     return target
 
 
+def as_f16(path: Path) -> Path:
+    """A folder with OpenVINO's model of the file, its weights as floats of 16 bits; it is written once."""
+    target = path.with_suffix(".f16")
+    if target.exists():
+        return target
+    source = target.with_suffix(".ov")
+    source.mkdir(exist_ok=True)
+    (source / path.name).hardlink_to(path)
+    openvino_genai.LLMPipeline(str(source / path.name), "CPU", enable_save_ov_model=True)
+    model = openvino.Core().read_model(source / "openvino_model.xml")
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MatMul":
+            weights = _constant(node.input_value(1).get_node())
+            if weights is not None:
+                halves = opset13.convert(opset13.constant(weights.astype("float16")), "f32")
+                node.input(1).replace_source_output(halves.output(0))
+    openvino.save_model(model, source / "halves.xml", compress_to_fp16=False)
+    (source / path.name).unlink()
+    for suffix in ("xml", "bin"):
+        (source / f"halves.{suffix}").replace(source / f"openvino_model.{suffix}")
+    return source.rename(target)
+
+
+def _constant(node: Any) -> Any:
+    """The value of a node as an array of 32-bit floats. None: it depends on the model's input."""
+    if node.get_type_name() == "Constant":
+        return node.get_data().astype("float32")
+    inputs = [_constant(value.get_node()) for value in node.input_values()]
+    if any(value is None for value in inputs):
+        return None
+    match node.get_type_name():
+        case "Convert":
+            return inputs[0]
+        case "Multiply":
+            return inputs[0] * inputs[1]
+        case "Subtract":
+            return inputs[0] - inputs[1]
+        case "Reshape":
+            return inputs[0].reshape(inputs[1].astype(int))
+        case _:
+            return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -187,11 +233,17 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--threads", type=int, default=2, help="threads of a model")
     parser.add_argument("--q8", nargs="+", default=[], metavar="NAME", help="models to serve as Q8_0")
+    parser.add_argument(
+        "--f16", nargs="+", default=[], metavar="NAME", help="models to serve as 16-bit floats"
+    )
     args = parser.parse_args()
     files = {name: Path(file) for name, _, file in (model.partition("=") for model in args.models)}
-    Handler.models = {
-        name: Model(as_q8(file) if name in args.q8 else file, args.threads) for name, file in files.items()
-    }
+    for name, file in files.items():
+        if name in args.q8 or name in args.f16:
+            files[name] = as_q8(file)
+        if name in args.f16:
+            files[name] = as_f16(files[name])
+    Handler.models = {name: Model(file, args.threads) for name, file in files.items()}
     print(f"Serving {', '.join(files)} at http://127.0.0.1:{args.port}/v1", flush=True)
     Server(("127.0.0.1", args.port), Handler).serve_forever()
 

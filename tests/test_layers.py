@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_070
+MOST_LINES = 13_080
 MOST_RUNNER_LINES = 600
 
 

@@ -27,6 +27,9 @@ _LABEL = re.compile(
     rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)",
     re.IGNORECASE,
 )
+# What surrounds texts in the prompt: field markers of DSPy's `ChatAdapter`, and the score below a text.
+_MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
+_SCORE = re.compile(r"\nscore:\n\d{1,3}\Z")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
 _PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
@@ -34,11 +37,16 @@ _WORD = re.compile(r"\w+")
 
 
 def clean(text: str) -> str:
-    """The instruction in an answer, without the thoughts, fences, tags, labels and quotes around it."""
+    """The instruction in an answer, without the thoughts, fences, tags, labels and quotes around it.
+
+    Where the answer goes on with further fields of the prompt, they are left out.
+    """
     text = storable(text).strip()
     while True:
         before = text
         text = _THINK.sub("", text).strip()
+        text = next((part.strip() for part in _MARKER.split(text) if part.strip()), "")
+        text = _SCORE.sub("", text).strip()
         for pattern, group in ((_FENCE, 1), (_TAGGED, 2)):
             match = pattern.match(text)
             if match:

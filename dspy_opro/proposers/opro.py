@@ -146,7 +146,7 @@ def _guided(text: str, request: ProposalRequest) -> str:
 
 
 def _answered(request: ProposalRequest, prediction: Any) -> Any:
-    """The prediction without sentences of the request, which small models repeat.
+    """The prediction without what small models repeat: sentences of the request, and descriptions of the fields.
 
     In the style `extend` its instruction is the best one followed by the answer.
     """
@@ -160,11 +160,12 @@ def _answered(request: ProposalRequest, prediction: Any) -> Any:
 
 
 def _own_words(text: Any, request: ProposalRequest) -> str:
-    """The cleaned answer without the sentences of the request."""
+    """The cleaned answer without the sentences of the request and the lines that describe the fields."""
     cleaned = clean(str(text or ""))
     for sentence in re.split(r"(?<=\.) ", REQUESTS[request.style]):
         cleaned = re.sub(re.escape(sentence) + r"\s*", "", cleaned)
-    return cleaned.strip()
+    described = {line for line in request.role.splitlines() if line.startswith("- ")}
+    return "\n".join(line for line in cleaned.splitlines() if line.strip() not in described).strip()
 
 
 def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str:

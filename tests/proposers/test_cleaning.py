@@ -53,6 +53,11 @@ TEXT = "Read the review. Answer with one word."
         f"Sure! Here's the improved instruction:\n\n```text\n{TEXT}\n```\n\nIt says what matters.",
         f"„{TEXT}“",
         f"「{TEXT}」",
+        f"[[ ## instruction ## ]]\n{TEXT}",
+        f"{TEXT}[[ ## completed ## ]]",
+        f"Instruction: {TEXT} [[ ## completed ## ]]",
+        f"{TEXT}\n\n[[ ## examples ## ]]\ninput:\n1 + 1\n\n[[ ## completed ## ]]",
+        f"text:\n{TEXT}\nscore:\n90",
     ],
 )
 def test_what_is_around_an_instruction_goes(answer: str) -> None:
@@ -79,6 +84,7 @@ def test_what_is_around_an_instruction_goes(answer: str) -> None:
         "Sure answers only; otherwise say so.",
         "Think step by step.",
         "Reason between <think> and </think>, then answer.",
+        "Give a score.\nscore: 5",
     ],
 )
 def test_what_is_in_an_instruction_stays(text: str) -> None:
@@ -90,11 +96,23 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
-@given(
-    st.lists(
-        st.sampled_from(["<think>", "</think>", "```", "```text\n", "\n", '"', "[", "]", "Prompt:", "a b"])
-    )
-)
+PIECES = [
+    "<think>",
+    "</think>",
+    "```",
+    "```text\n",
+    "\n",
+    '"',
+    "[",
+    "]",
+    "Prompt:",
+    "a b",
+    "[[ ## a ## ]]",
+    "\nscore:\n9",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES)))
 def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
     text = clean("".join(parts))
     assert clean(text) == text == text.strip()

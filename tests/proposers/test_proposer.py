@@ -102,6 +102,18 @@ def test_sentences_of_the_request_are_left_out(style: Any, answer: str, expected
     assert asked(replace(REQUEST, style=style), answer)[1] == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (REQUEST.role, ""),
+        (f"Count.\n{REQUEST.role}\nTwice.", "Count.\nTwice."),
+        ("- input `question` (str) is a sum", "- input `question` (str) is a sum"),
+    ],
+)
+def test_lines_that_describe_the_fields_are_left_out(answer: str, expected: str) -> None:
+    assert asked(REQUEST, answer)[1] == expected
+
+
 INDUCE = replace(REQUEST, style="induce")
 
 

@@ -4,8 +4,9 @@
 holds an answer to the JSON schema of the request. It needs `pip install openvino-genai openvino-tokenizers gguf numpy`.
 
 OpenVINO (2026.4) does not read every kind of quantized weights. `--q8` writes the weights of a file anew as Q8_0,
-beside the file, and serves those. `--f16` writes those as floats of 16 bits, in a folder beside the file. On a CPU with
-AMX this is two to three times as fast; it takes two threads, as OpenVINO ends with an arithmetic error on one.
+beside the file, and serves those. `--f16` writes the weights of that Q8_0 file as floats of 16 bits, in a folder beside
+it. On a CPU with AMX this is two to three times as fast. It needs at least two threads: with one, OpenVINO 2026.4 ended
+with an arithmetic error.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ def as_f16(path: Path) -> Path:
         return target
     source = target.with_suffix(".ov")
     source.mkdir(exist_ok=True)
+    (source / path.name).unlink(missing_ok=True)  # of a start that was interrupted
     (source / path.name).hardlink_to(path)
     openvino_genai.LLMPipeline(str(source / path.name), "CPU", enable_save_ov_model=True)
     model = openvino.Core().read_model(source / "openvino_model.xml")

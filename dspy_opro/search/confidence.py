@@ -3,7 +3,7 @@
 `compare` is the rule: score differences go in, and figures come out. It does not know where the scores are from. A
 difference is the candidate's score minus the student's on one example, so that easy and hard examples cancel. What the
 search chose a candidate by flatters it; examples that the search never used do not.
-docs/decisions/0014-honest-scores.md has the figures.
+docs/decisions/0014-honest-scores.md has the reasons, 0025-lower-bar.md the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .trajectory import Outcome, Trajectory, Trial, mean
 
 Basis = Literal["fresh", "selected"]
 
-PROOF = 0.80
+PROOF = 0.75
 """How probable a gain must be for the candidate to be returned, given fresh examples."""
 PROOF_WITHOUT_FRESH = 0.90
 """The same without fresh examples."""
@@ -61,7 +61,7 @@ class Gain:
     is_proven: bool
     """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
     value: float
-    """The expected gain of the returned program over the student: 0 if the run returned the student."""
+    """The expected gain of the returned program: 0 for the student itself, and where unseen scores are equal."""
     interval: Interval
     """The interval of the best candidate, whether the run returned it or not."""
     student_score: float
@@ -132,7 +132,7 @@ def compare(
 
     Two estimates are averaged by their precision: the mean of the fresh differences, and the mean of the search's
     less `luck(num_tried, share)` of its standard errors. The candidate is returned where a gain is at least `PROOF`
-    probable and the fresh mean is above 0.
+    probable and the fresh mean is not below 0.
 
     The fresh mean is reported only when it is high, so on average it is too high. The gain is less by what the mean of
     a normal distribution that is cut off at the bar lies above that of the whole one: the average's standard error
@@ -164,7 +164,7 @@ def compare(
         average = told = estimate
         proof = PROOF_WITHOUT_FRESH
     above = average / error - _NORMAL.inv_cdf(proof)
-    if above <= 0 or told <= 0:
+    if above <= 0 or told < 0:
         return Comparison(False, 0.0, interval)
     return Comparison(True, max(0.0, told - error * _NORMAL.pdf(above) / _NORMAL.cdf(above)), interval)
 

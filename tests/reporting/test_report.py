@@ -357,6 +357,14 @@ def test_without_unseen_examples_the_gain_is_corrected() -> None:
     assert "These examples also chose the result. Corrected for that, the gain is +0.250" in found
 
 
+def test_a_candidate_that_is_equal_on_unseen_examples_is_returned_for_its_lead_in_the_search() -> None:
+    equal = Gain(True, 0.0, Interval(0.0, -0.2, 0.2, 0.95, 40, "fresh"), 0.5, 0.5)
+    found, reason = result(gain=equal), "returned because of its lead in the search."
+    assert f"Equal on unseen examples. It is {reason}" in found.summary()
+    assert f"The candidate is {reason}" in Page(page(found)).text
+    assert reason not in result(gain=interval("fresh", 0.1)).summary()
+
+
 @pytest.mark.parametrize("basis", ["fresh", "selected"])
 def test_a_gain_that_is_not_proven_is_no_success(basis: str) -> None:
     student = result().baseline.id

@@ -210,8 +210,14 @@ def test_luck_alone_does_not_pass() -> None:
     assert compare(lucky, 60, pairs(3, 0, 20), share=0.25).is_better
 
 
-def test_fresh_examples_that_show_no_gain_are_not_outvoted() -> None:
-    assert not compare(pairs(30, 0, 40), 60, pairs(1, 1, 8)).is_better
+def test_fresh_examples_that_show_a_loss_are_not_outvoted() -> None:
+    assert not compare(pairs(30, 0, 40), 60, pairs(1, 2, 8)).is_better
+
+
+def test_equal_scores_on_fresh_examples_leave_it_to_the_search_and_no_gain_is_told() -> None:
+    equal = pairs(1, 1, 8)
+    assert compare(pairs(30, 0, 40), 60, equal)[:2] == (True, 0.0)
+    assert not compare(pairs(7, 3, 40), 60, equal, share=0.25).is_better
 
 
 def test_a_gain_that_just_passes_is_told_smaller() -> None:

@@ -183,3 +183,16 @@ def test_one_example_gives_no_interval(confirm: bool) -> None:
     assert result.trajectory.best.score == 1.0
     assert "interval" not in result.summary()
     assert ("No instruction was reliably better" in result.summary()) is confirm
+
+
+def test_examples_that_were_kept_for_demos_confirm_a_program_without_demos() -> None:
+    program, _ = compiled(VocabularyTask(1), 64)
+    result = program.opro_result
+    assert result.best.id != result.baseline.id
+    assert result.best.candidate.demo_set is None
+    places: dict[str, set[int]] = {}
+    for row in result.examples():
+        places.setdefault(row["split"], set()).add(row["example"])
+    assert (len(places["train"]), len(places["unseen"])) == (32, 32)
+    assert not places["train"] & places["unseen"]
+    assert result.gain.interval.num_examples == 32

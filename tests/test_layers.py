@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_080
+MOST_LINES = 13_110
 MOST_RUNNER_LINES = 600
 
 

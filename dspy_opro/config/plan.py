@@ -12,7 +12,7 @@ from dspy_opro.programs.metering import Budget
 from dspy_opro.proposers.demos import num_bootstrapped
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
-from dspy_opro.search.reserve import held_back, held_back_of_valset
+from dspy_opro.search.reserve import held_back, held_back_of_valset, num_pairs
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
 from dspy_opro.search.tasks import Plan
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
@@ -152,6 +152,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         max_metric_calls=max_metric_calls,
         num_held_back=sizes.num_held_back,
         num_unseen=sizes.num_unseen,
+        num_for_demos=0 if config.valset else sizes.num_for_demos,
         confirms=config.confirm and not paper(config),
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
@@ -166,7 +167,7 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     first_round = plan.num_trials, plan.num_demo_sets, plan.num_initial
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
-        "data": [plan.num_train, plan.num_val],
+        "data": [plan.num_train, plan.num_val, *([plan.num_for_demos] if plan.num_for_demos else [])],
         "rounds": [size, *first_round, plan.lag, plan.predictor_strategy],
         "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
@@ -298,6 +299,8 @@ def most_work(search: Search) -> Work | None:
     """The most that a new search can do; None if neither rounds nor examples have a limit."""
     plan, size = search.plan, search.plan.num_candidates
     confirming = 2 * plan.num_held_back
+    if confirming and plan.max_metric_calls is None:
+        confirming = 2 * num_pairs(plan.num_held_back, plan.num_unseen, num_for_demos=plan.num_for_demos)
     if plan.num_rounds is None:
         return None if plan.max_metric_calls is None else Work(plan.max_metric_calls + confirming, None)
     num_slots = most_slots(plan)

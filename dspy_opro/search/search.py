@@ -315,22 +315,25 @@ class Search:
         self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
         if self.plan.num_held_back and self.chosen.id != self.student.id:
             # The confirmation needs them in any case, so threads that have nothing else to do may score them now.
-            self._worklist.score(self.student, LAST, "unseen", range(self.plan.num_held_back))
+            self._worklist.score(self.student, LAST, "unseen", self._unseen()[: self.plan.num_held_back])
 
     # -- the end ---------------------------------------------------------------------------------
 
     def _end(self, reason: str, is_early: bool = False) -> None:
         """The rounds are over: confirm the result on unseen examples, where there are some.
 
-        After an early end, what later rounds have used depends on the order of arrival. So only the held-back examples
-        are scored.
+        After an early end, what later rounds have used of a budget depends on the order of arrival. So only the
+        held-back examples are scored.
         """
-        plan, left, count = self.plan, None, 0
-        if plan.max_metric_calls is not None and not is_early:
+        plan, unseen, left, count = self.plan, self._unseen(), None, 0
+        further = len(unseen) - plan.num_unseen
+        if plan.max_metric_calls is not None and is_early:
+            further = 0
+        elif plan.max_metric_calls is not None:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_examples
         self._rounds.clear()
         if plan.num_held_back and self.chosen.id != self.student.id:
-            count = num_pairs(plan.num_held_back, plan.num_unseen, left)
+            count = num_pairs(plan.num_held_back, plan.num_unseen, left, further)
         self._worklist.clear(kept="unseen")
         if not count:
             self._finish(reason)
@@ -339,7 +342,16 @@ class Search:
         # Pair by pair, as a limit may cut them off. Some of the student's may be scored already.
         for stop in range(1, count + 1):
             for candidate in self._compared():
-                self._worklist.score(candidate, LAST, "unseen", range(stop))
+                self._worklist.score(candidate, LAST, "unseen", unseen[:stop])
+
+    def _unseen(self) -> Sequence[int]:
+        """Positions of the examples that may confirm the chosen candidate, in the order in which they do.
+
+        Examples that were kept for demos are unseen where it has no demos: no candidate was scored on them.
+        """
+        for_demos, has_demos = range(self.plan.num_for_demos), self.chosen.candidate.demo_set is not None
+        others = range(len(for_demos), len(for_demos) + self.plan.num_unseen)
+        return others if has_demos else [*others, *for_demos]
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()

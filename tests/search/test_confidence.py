@@ -293,6 +293,14 @@ def test_what_the_search_did_not_spend_makes_more_pairs() -> None:
     assert num_pairs(0, 44, 500) == 0
 
 
+def test_examples_kept_for_demos_make_more_pairs_where_few_are_held_back() -> None:
+    assert num_pairs(16, 16, num_for_demos=16) == 32
+    assert num_pairs(25, 25, num_for_demos=25) == 40
+    assert num_pairs(100, 100, num_for_demos=64) == 100
+    assert num_pairs(22, 30, 200, num_for_demos=25) == 44
+    assert num_pairs(22, 30, 60, num_for_demos=25) == 30
+
+
 # --- ties ------------------------------------------------------------------------------------------------
 
 

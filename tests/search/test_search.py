@@ -850,6 +850,33 @@ def test_a_run_that_a_stopper_ends_confirms_with_what_is_held_back(order: int) -
 
 
 @pytest.mark.parametrize("order", range(5))
+@pytest.mark.parametrize(("is_better_with_demos", "first"), [(True, 5), (False, 0)])
+def test_examples_kept_for_demos_confirm_a_candidate_without_demos(
+    is_better_with_demos: bool, first: int, order: int
+) -> None:
+    class Sorted(World):
+        def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+            is_new = candidate.round > 0
+            return Outcome(float(is_new and (candidate.demo_set is not None) == is_better_with_demos))
+
+    plan = Plan(16, num_rounds=2, num_demo_sets=4, num_held_back=10, num_unseen=10, num_for_demos=5)
+    record = run(plan, Sorted(), order=random.Random(order), capacity=8)
+    chosen = record.search.chosen.candidate
+    assert (chosen.demo_set is not None) == is_better_with_demos
+    unseen = [(task.candidate.id, task.position) for task in record.examples if task.split == "unseen"]
+    assert sorted(unseen) == sorted((id_, p) for id_ in (student().id, chosen.id) for p in range(first, 15))
+
+
+def test_examples_kept_for_demos_do_not_lift_a_budget() -> None:
+    plan = Plan(
+        *(16, 0, 30, 6), max_metric_calls=700, num_held_back=10, num_unseen=10, num_for_demos=20, lag=3
+    )
+    ended = run(plan, stoppers=[lambda state: "enough" if state.round == 2 else None])
+    assert sum(task.split == "unseen" for task in ended.examples) == 20
+    assert run(plan).num_calls <= 720
+
+
+@pytest.mark.parametrize("order", range(5))
 def test_threads_without_other_work_score_the_student_for_the_confirmation(order: int) -> None:
     plan = Plan(16, num_rounds=6, num_candidates=4, num_held_back=10, num_unseen=10, lag=0)
     one_by_one, idle = run(plan), run(plan, order=random.Random(order), capacity=64)

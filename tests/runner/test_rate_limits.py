@@ -133,13 +133,18 @@ def test_a_metric_that_asks_an_lm_is_tried_again_too(expected: Any) -> None:
 def test_a_provider_that_is_down_for_a_while_is_waited_for(
     expected: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def break_down() -> None:
+        while server.stats()["scorer"].completions < 5:  # of the student's 60
+            time.sleep(0.002)
+        server.inject(Fault("status", status=503))
+        time.sleep(2.7)
+        server.inject()
+
     with serve(seconds=0.005) as server:
-        down = threading.Timer(0.3, server.inject, [Fault("status", status=503)])
-        up = threading.Timer(3.0, server.inject)
-        down.start()
-        up.start()
+        outage = threading.Thread(target=break_down, daemon=True)
+        outage.start()
         result = optimize(server, **RUN, **faulty(server), max_outage_seconds=60).opro_result
-        up.join()
+        outage.join()
         faults = sum(model.faults.get("status", 0) for model in server.stats().models.values())
     assert decisions(result) == decisions(expected)
     assert 0 < faults < 60

@@ -55,6 +55,8 @@ class Sizes:
     num_for_demos: int = 0
     """Train examples that may be demos. No candidate is scored on them. They come before the others in the run's
     order. 0 where there are too few: then the examples that score the candidates may be demos, too."""
+    num_spare: int = 0
+    """Those of them that are unseen examples, too, before the others: all. 0 with a valset and without confirmation."""
 
 
 def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
@@ -69,7 +71,8 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     num_per_pass = min(num_train, config.max_train_examples or num_train) + num_val
     are_scored = most_demos(config) > 0 and num_for_demos == 0
     sizes = _scored_sizes(config, num_train - num_for_demos, num_val, are_scored)
-    return replace(sizes, num_per_pass=num_per_pass, num_for_demos=num_for_demos)
+    num_spare = num_for_demos if sizes.num_held_back and not num_val else 0
+    return replace(sizes, num_per_pass=num_per_pass, num_for_demos=num_for_demos, num_spare=num_spare)
 
 
 def num_kept_for_demos(config: OPROConfig, num_train: int) -> int:
@@ -152,7 +155,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         max_metric_calls=max_metric_calls,
         num_held_back=sizes.num_held_back,
         num_unseen=sizes.num_unseen,
-        num_for_demos=0 if config.valset else sizes.num_for_demos,
+        num_spare=sizes.num_spare,
         confirms=config.confirm and not paper(config),
         lag=usual_lag(most_rounds(num_candidates)) if config.lag is None else config.lag,
         seed=config.seed,
@@ -167,7 +170,7 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     first_round = plan.num_trials, plan.num_demo_sets, plan.num_initial
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
-        "data": [plan.num_train, plan.num_val, *([plan.num_for_demos] if plan.num_for_demos else [])],
+        "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],
         "rounds": [size, *first_round, plan.lag, plan.predictor_strategy],
         "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
@@ -299,8 +302,8 @@ def most_work(search: Search) -> Work | None:
     """The most that a new search can do; None if neither rounds nor examples have a limit."""
     plan, size = search.plan, search.plan.num_candidates
     confirming = 2 * plan.num_held_back
-    if confirming and plan.max_metric_calls is None:
-        confirming = 2 * num_pairs(plan.num_held_back, plan.num_unseen, num_for_demos=plan.num_for_demos)
+    if plan.max_metric_calls is None:
+        confirming = 2 * num_pairs(plan.num_held_back, plan.num_unseen, plan.num_spare)
     if plan.num_rounds is None:
         return None if plan.max_metric_calls is None else Work(plan.max_metric_calls + confirming, None)
     num_slots = most_slots(plan)

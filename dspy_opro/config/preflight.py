@@ -69,8 +69,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     sizes = data_sizes(config, len(trainset), len(valset))
     train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
     for_demos, train_order = train_order[: sizes.num_for_demos], train_order[sizes.num_for_demos :]
-    unseen = (val_order or train_order)[::-1][: sizes.num_unseen]
-    unseen = unseen if val_order else [*for_demos, *unseen]
+    unseen = [*for_demos[: sizes.num_spare], *(val_order or train_order)[::-1][: sizes.num_unseen]]
     orders = {"train": train_order[: config.max_train_examples], "val": val_order, "unseen": unseen}
     data = {"train": trainset, "val": valset, "unseen": valset or trainset}
     splits = {split: [data[split][index] for index in order] for split, order in orders.items()}

@@ -161,6 +161,6 @@ class Reporter:
     @cached_property
     def _texts(self) -> Mapping[Split, Sequence[ExampleText]]:
         plan = self.search.plan
-        num_unseen = plan.num_for_demos + plan.num_unseen
+        num_unseen = plan.num_spare + plan.num_unseen
         sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val, "unseen": num_unseen}
         return {s: as_texts(self.splits[s][:size], self.orders[s]) for s, size in sizes.items() if size}

@@ -359,7 +359,9 @@ class OPROResult:
         if self.best.id == self.baseline.id:
             lines.append("No instruction was reliably better than yours. The student is returned.")
         elif self.gain.is_proven and self.gain.interval.estimate == 0:
-            lines.append("Equal on unseen examples. It is returned because of its lead in the search.")
+            lines.append(
+                "The candidate equals the student on unseen examples. It is returned for its lead in the search."
+            )
         elif self.best.id != self.trajectory.best.id:
             shorter = "A shorter prompt is as good as the best one, and is returned."
             kept = "No new instruction was reliably better. The program on record is returned."

@@ -53,20 +53,20 @@ def held_back_of_valset(num_val: int, num_wanted: int, max_metric_calls: int | N
     return count if count >= FEWEST_FRESH else 0
 
 
-def num_pairs(
-    num_held_back: int, num_unseen: int, num_left: int | None = None, num_for_demos: int = 0
-) -> int:
+def num_pairs(num_held_back: int, num_unseen: int, num_spare: int, num_left: int | None = None) -> int:
     """Fresh examples that student and candidate are scored on at the end.
 
     Args:
         num_held_back: As `held_back` said.
         num_unseen: Examples that the search did not use: with a small budget more than were held back.
+        num_spare: Further ones, which were kept for demos. Without a budget they fill up to `USEFUL_FRESH`.
         num_left: Metric calls that the budget has left; what the search did not spend makes up to twice as many pairs.
-        num_for_demos: Further ones, which were kept for demos. Without a budget they fill up to `USEFUL_FRESH`.
 
     Returns:
-        0 where the budget has nothing left, as after a stop from outside.
+        0 where nothing is held back, and where the budget has nothing left, as after a stop from outside.
     """
+    if not num_held_back:
+        return 0
     if num_left is None:
-        return min(num_held_back, num_unseen) + min(num_for_demos, max(0, USEFUL_FRESH - num_held_back))
-    return max(0, min(2 * num_held_back, num_unseen + num_for_demos, num_left // 2))
+        return min(num_held_back, num_unseen) + min(num_spare, max(0, USEFUL_FRESH - num_held_back))
+    return max(0, min(2 * num_held_back, num_unseen + num_spare, num_left // 2))

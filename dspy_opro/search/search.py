@@ -326,32 +326,32 @@ class Search:
         held-back examples are scored.
         """
         plan, unseen, left, count = self.plan, self._unseen(), None, 0
-        further = len(unseen) - plan.num_unseen
+        num_spare = len(unseen) - plan.num_unseen
         if plan.max_metric_calls is not None and is_early:
-            further = 0
+            num_spare = 0
         elif plan.max_metric_calls is not None:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_examples
         self._rounds.clear()
-        if plan.num_held_back and self.chosen.id != self.student.id:
-            count = num_pairs(plan.num_held_back, plan.num_unseen, left, further)
+        if self.chosen.id != self.student.id:
+            count = num_pairs(plan.num_held_back, plan.num_unseen, num_spare, left)
         self._worklist.clear(kept="unseen")
         if not count:
             self._finish(reason)
             return
         self._ending = reason
         # Pair by pair, as a limit may cut them off. Some of the student's may be scored already.
-        for stop in range(1, count + 1):
+        for position in unseen[:count]:
             for candidate in self._compared():
-                self._worklist.score(candidate, LAST, "unseen", unseen[:stop])
+                self._worklist.score(candidate, LAST, "unseen", [position])
 
     def _unseen(self) -> Sequence[int]:
         """Positions of the examples that may confirm the chosen candidate, in the order in which they do.
 
         Examples that were kept for demos are unseen where it has no demos: no candidate was scored on them.
         """
-        for_demos, has_demos = range(self.plan.num_for_demos), self.chosen.candidate.demo_set is not None
-        others = range(len(for_demos), len(for_demos) + self.plan.num_unseen)
-        return others if has_demos else [*others, *for_demos]
+        spare, has_demos = range(self.plan.num_spare), self.chosen.candidate.demo_set is not None
+        others = range(len(spare), len(spare) + self.plan.num_unseen)
+        return others if has_demos else [*others, *spare]
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()

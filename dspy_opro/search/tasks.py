@@ -40,9 +40,9 @@ class Plan:
     """Unseen examples that are kept for confirming the result; 0 confirms nothing."""
     num_unseen: int = 0
     """Unseen examples that there are, `num_held_back` or more."""
-    num_for_demos: int = 0
-    """Examples that were kept for demos: the first ones of the split "unseen", before those. They confirm a candidate
-    without demos, too."""
+    num_spare: int = 0
+    """Examples that were kept for demos, and come before those in the split "unseen". They confirm a candidate without
+    demos, too."""
     confirms: bool = False
     """Whether the student is returned where no gain over it is proven."""
     lag: int = 2

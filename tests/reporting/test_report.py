@@ -359,8 +359,8 @@ def test_without_unseen_examples_the_gain_is_corrected() -> None:
 
 def test_a_candidate_that_is_equal_on_unseen_examples_is_returned_for_its_lead_in_the_search() -> None:
     equal = Gain(True, 0.0, Interval(0.0, -0.2, 0.2, 0.95, 40, "fresh"), 0.5, 0.5)
-    found, reason = result(gain=equal), "returned because of its lead in the search."
-    assert f"Equal on unseen examples. It is {reason}" in found.summary()
+    found, reason = result(gain=equal), "returned for its lead in the search."
+    assert f"The candidate equals the student on unseen examples. It is {reason}" in found.summary()
     assert f"The candidate is {reason}" in Page(page(found)).text
     assert reason not in result(gain=interval("fresh", 0.1)).summary()
 

@@ -283,22 +283,23 @@ def test_examples_that_are_held_back(available: int, wanted: int, budget: int | 
 
 
 def test_what_the_search_did_not_spend_makes_more_pairs() -> None:
-    assert num_pairs(15, 44, 30) == 15
-    assert num_pairs(15, 44, 37) == 18
-    assert num_pairs(15, 44, 500) == 30
-    assert num_pairs(20, 20, 500) == 20
-    assert num_pairs(20, 20) == 20
-    assert num_pairs(15, 44, 1) == 0
-    assert num_pairs(15, 44, -3) == 0
-    assert num_pairs(0, 44, 500) == 0
+    assert num_pairs(15, 44, 0, 30) == 15
+    assert num_pairs(15, 44, 0, 37) == 18
+    assert num_pairs(15, 44, 0, 500) == 30
+    assert num_pairs(20, 20, 0, 500) == 20
+    assert num_pairs(20, 20, 0) == 20
+    assert num_pairs(15, 44, 0, 1) == 0
+    assert num_pairs(15, 44, 0, -3) == 0
+    assert num_pairs(0, 44, 0, 500) == 0
 
 
 def test_examples_kept_for_demos_make_more_pairs_where_few_are_held_back() -> None:
-    assert num_pairs(16, 16, num_for_demos=16) == 32
-    assert num_pairs(25, 25, num_for_demos=25) == 40
-    assert num_pairs(100, 100, num_for_demos=64) == 100
-    assert num_pairs(22, 30, 200, num_for_demos=25) == 44
-    assert num_pairs(22, 30, 60, num_for_demos=25) == 30
+    assert num_pairs(16, 16, 16) == 32
+    assert num_pairs(25, 25, 25) == 40
+    assert num_pairs(100, 100, 64) == 100
+    assert num_pairs(22, 30, 25, 200) == 44
+    assert num_pairs(22, 30, 25, 60) == 30
+    assert num_pairs(0, 0, 25) == 0
 
 
 # --- ties ------------------------------------------------------------------------------------------------

@@ -859,7 +859,7 @@ def test_examples_kept_for_demos_confirm_a_candidate_without_demos(
             is_new = candidate.round > 0
             return Outcome(float(is_new and (candidate.demo_set is not None) == is_better_with_demos))
 
-    plan = Plan(16, num_rounds=2, num_demo_sets=4, num_held_back=10, num_unseen=10, num_for_demos=5)
+    plan = Plan(16, num_rounds=2, num_demo_sets=4, num_held_back=10, num_unseen=10, num_spare=5)
     record = run(plan, Sorted(), order=random.Random(order), capacity=8)
     chosen = record.search.chosen.candidate
     assert (chosen.demo_set is not None) == is_better_with_demos
@@ -868,9 +868,7 @@ def test_examples_kept_for_demos_confirm_a_candidate_without_demos(
 
 
 def test_examples_kept_for_demos_do_not_lift_a_budget() -> None:
-    plan = Plan(
-        *(16, 0, 30, 6), max_metric_calls=700, num_held_back=10, num_unseen=10, num_for_demos=20, lag=3
-    )
+    plan = Plan(*(16, 0, 30, 6), max_metric_calls=700, num_held_back=10, num_unseen=10, num_spare=20, lag=3)
     ended = run(plan, stoppers=[lambda state: "enough" if state.round == 2 else None])
     assert sum(task.split == "unseen" for task in ended.examples) == 20
     assert run(plan).num_calls <= 720

@@ -44,7 +44,8 @@ OPENED_BY, LOST_CALLS = "opened_by", "lost_calls"
 """Attributes of the study: the process that has the run open; calls in flight when earlier ones were killed."""
 
 RESUMABLE = frozenset({
-    *("interrupted", "error", "max_tokens", "max_cost", "timeout_seconds", "callback", "stop_file", "storage_lost"),
+    *("interrupted", "error", "max_tokens", "max_cost", "timeout_seconds", "callback", "stop_file"),
+    *("max_outage_seconds", "storage_lost"),
 })  # fmt: skip
 """Reasons after which the next process may go on with the trials that were under way."""
 

@@ -160,7 +160,7 @@ def test_a_provider_that_stays_down_ends_the_run_which_can_be_resumed(expected: 
 
         def stop_working(state: Any) -> None:
             if state.round == 1 and not ended:
-                server.inject(Fault("reset"))
+                server.inject(Fault("reset"), model="scorer")  # proposals still come, and their trials begin
 
         ended: list[Any] = []
         values = {**RUN, **faulty(server), "log_dir": tmp_path, "stoppers": [stop_working]}
@@ -174,6 +174,17 @@ def test_a_provider_that_stays_down_ends_the_run_which_can_be_resumed(expected: 
         resumed = optimize(server, **values).opro_result
     assert decisions(resumed)["trials"] == decisions(expected)["trials"]
     assert resumed.num_failures == 0
+    candidates = [trial.user_attrs["candidate_id"] for trial in resumed.study.trials]
+    assert len(candidates) == len(set(candidates))  # what was under way at the outage went on as the same trial
+
+
+def test_an_optimizer_lm_that_is_down_ends_the_run_with_the_student() -> None:
+    with serve() as server:
+        server.inject(Fault("status", status=503), model="proposer")
+        values = {**RUN, **faulty(server), "max_outage_seconds": 1.0}
+        result = optimize(server, **values).opro_result
+    assert result.stop_reason == "max_outage_seconds"
+    assert result.best.id == result.baseline.id
 
 
 def test_a_provider_that_is_down_from_the_start_is_an_error() -> None:

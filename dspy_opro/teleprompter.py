@@ -186,7 +186,7 @@ class OPROTeleprompter(Teleprompter):
                 `docs/migrating.md` explains them.
 
         Returns:
-            The best program. On the deciding data it is never worse than the student. Its `opro_result` says more.
+            The best program, or the student if no candidate is better. Its `opro_result` says how certain the gain is.
 
         Raises:
             ValueError, TypeError: An argument, the data or the program is not usable, or the storage has a run of

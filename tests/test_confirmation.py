@@ -152,7 +152,7 @@ def test_few_train_examples_are_warned_of(
     compiled(VocabularyTask(1), num_train, num_rounds=1)
     told = [text for text in caplog.messages if text.startswith(f"Train examples: only {num_train}.")]
     assert len(told) == is_few
-    assert all("at least 20 make a gain of 0.1 visible" in text for text in told)
+    assert all("Give at least 20" in text for text in told)
 
 
 def test_a_student_with_little_to_gain_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:

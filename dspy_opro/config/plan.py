@@ -270,8 +270,8 @@ def warn_after_student(
         logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
     if num_train < FEW_EXAMPLES:
         logger.warning(
-            "Train examples: only %d. A score on so few is uncertain by %.2f or more; at least %d make a gain "
-            "of 0.1 visible.",
+            "Train examples: only %d. A score on so few is uncertain by %.2f or more. Give at least %d, and more "
+            "to tell a small gain from chance.",
             *(num_train, 1.0 / num_train**0.5, FEW_EXAMPLES),
         )
     goal = config.stop_at_score

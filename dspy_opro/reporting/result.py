@@ -36,7 +36,7 @@ class OPROResult:
     trajectory: Trajectory
     """All decided trials in order; the first is the student itself."""
     curve: Sequence[float]
-    """Best score after each round, from round 0. With a valset these are valset scores."""
+    """Best score after each round, from round 0, on the data that `selected_on` names."""
     stop_reason: str
     """The reason why the run ended, e.g. "patience", "max_tokens", "interrupted"."""
     usage: Usage
@@ -47,7 +47,10 @@ class OPROResult:
     """The first 1,000 failed examples."""
     num_failures: int = 0
     selected_on: str = "trainset"
-    """The data that decided the result: "valset" if there was one, otherwise "trainset"."""
+    """The data that chose the result: "trainset", or "valset" if the valset did not only confirm it.
+
+    The valset chooses with `confirm=False`, if demos are scored examples, and if fewer than 8 examples can confirm.
+    """
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's settings as readable values."""
     study_name: str = ""

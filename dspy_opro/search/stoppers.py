@@ -16,7 +16,7 @@ class RunState:
     """The last round that was decided; 0 is the student's own score."""
     trajectory: Trajectory
     best_scores: Sequence[float]
-    """Best score after each round so far, from round 0. With a valset these are valset scores."""
+    """Best score after each round so far, from round 0. If the valset chooses the result, these are valset scores."""
     usage: Usage
     seconds: float
     """Wall time of this run so far."""

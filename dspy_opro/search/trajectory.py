@@ -72,7 +72,7 @@ class Candidate:
     instructions: Mapping[str, str]
     """Predictor name -> task text."""
     round: int = 0
-    """The round that proposed it; 0 is the student itself."""
+    """The round that proposed it; 0 is the student, and what a run takes over from an earlier plan."""
     parent: str | None = None
     """Id of the candidate that it rewrites."""
     rewritten: tuple[str, ...] = ()

@@ -222,7 +222,10 @@ class OPROTeleprompter(Teleprompter):
         valset: Sequence[Any] | None = None,
         **arguments: Unpack[Keywords],
     ) -> Any:
-        """`compile` for async code. The running loop awaits the program if it has its own `aforward`."""
+        """`compile` for async code: the same arguments, result and errors.
+
+        The running loop awaits the program if it has its own `aforward`.
+        """
         data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize_in_thread
         from .dry_run import dry_run

@@ -186,7 +186,7 @@ class _Run:
             for task in search.next_tasks():
                 waiting.push(task)
             if (urgent := waiting.pop(now=0.0)) is not None:
-                waiting.landed(urgent)
+                waiting.ended(urgent)
                 self._perform(urgent, demo_calls)
             search.events()
         return search.done

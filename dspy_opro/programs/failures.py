@@ -27,7 +27,11 @@ breaks the output format half of the time fails on three in a row in one of eigh
 
 
 class TooManyErrors(RuntimeError):
-    """The program failed on `max_errors` examples, or on every example for a while. The first error is the cause."""
+    """The run can't go on. The first error is the cause.
+
+    The program failed on `max_errors` examples, on the first ten, or on every example for a while; examples hang on
+    all threads; or the provider was down before the student had a score.
+    """
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ MOST = 1e100
 
 
 class MetricError(TypeError):
-    """The metric can't be called, or it returned something that is not a score."""
+    """The metric can't be called, returned something that is not a score, or raised an error on the first example."""
 
 
 class Metric:

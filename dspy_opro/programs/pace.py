@@ -196,7 +196,7 @@ class WaitingTasks:
         task = None if only_examples else self._proposals.pop(now)
         return task or self._examples.pop(now)
 
-    def landed(self, task: Task) -> None:
+    def ended(self, task: Task) -> None:
         """A task is not in flight any more."""
         self.lane(task).num_in_flight -= 1
 

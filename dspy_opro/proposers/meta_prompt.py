@@ -24,10 +24,13 @@ class Exemplar:
     """One train example as the meta-prompt shows it."""
 
     inputs: str
+    """The input fields, one a line."""
     expected: str
+    """The expected output fields, one a line."""
     prediction: str
     """The output of the program under the best instructions; empty if the example was not run yet."""
     outcome: Outcome | None
+    """What the best instructions got on the example; None if it was not run yet."""
     score_range: tuple[float, float]
     """Lowest and highest score seen, in the metric's own scale."""
     input_fields: Mapping[str, str] = field(default_factory=dict)
@@ -52,12 +55,15 @@ class ProposalRequest:
     scored_instructions: Mapping[str, Sequence[tuple[str, int | None]]]
     """Predictor name -> (text, score from 0 to 100), ascending; the score is None before the first round."""
     exemplars: Sequence[Exemplar]
+    """The train examples to show, in the order to show them."""
     role: str
     """The predictors' place in the program and their fields, in words."""
     fields: Mapping[str, Fields]
     """Predictor name -> its fields."""
     style: Style
+    """How the proposal should differ from the best instructions; see `opro.py`."""
     round: int
+    """The round of the proposal, from 1."""
     slot: int
     """Index of this proposal within the round."""
     wave: int

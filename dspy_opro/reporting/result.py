@@ -46,14 +46,16 @@ class OPROResult:
     failures: Sequence[Failure] = ()
     """The first 1,000 failed examples."""
     num_failures: int = 0
+    """All failed examples."""
     selected_on: str = "trainset"
     """The data that chose the result: "trainset", or "valset" if the valset did not only confirm it.
 
     The valset chooses with `confirm=False`, if demos are scored examples, and if fewer than 8 examples can confirm.
     """
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The run's settings as readable values."""
+    """The run's settings: argument -> readable value. `trainset` and `valset` are numbers of examples."""
     study_name: str = ""
+    """The name of the run's Optuna study."""
     problems: Sequence[str] = ()
     """The reason for each proposal that was not used (the first 1,000)."""
     returned: str = ""
@@ -322,6 +324,7 @@ class OPROResult:
 
     @property
     def total_metric_calls(self) -> int:
+        """Examples scored, as `usage.metric_calls`. GEPA's name for it."""
         return self.usage.metric_calls
 
     def scored(self) -> Sequence[tuple[float, Trial]]:

@@ -86,7 +86,7 @@ class TaskQueue:
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
         self._known: dict[str, TaskResult] = {}  # task key -> recorded result of a task not handed out yet
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
-        self._wish: str | None = None  # why somebody wants the run to end
+        self._requested_stop: str | None = None  # why somebody wants the run to end
         self._error: Exception | None = None
         self._is_closed = False
         self._started = time.monotonic()
@@ -127,7 +127,7 @@ class TaskQueue:
                         self._in_flight[task_key(task)] = _InFlight(task, now)
                         return task
                     if task is not None:
-                        self.waiting.landed(task)
+                        self.waiting.ended(task)
                         continue
                     pause = self.waiting.pause(now)
                 self._changed.wait(pause)
@@ -141,7 +141,7 @@ class TaskQueue:
         """
         key, verdict = task_key(task), judge(result.error)
         with self._changed:
-            call = self._land(key)
+            call = self._remove(key)
             if call is None or self._is_closed:
                 self._left_behind.discard(key)
                 return False
@@ -158,7 +158,7 @@ class TaskQueue:
     def fail(self, error: Exception, task: Task) -> None:
         """A task can't be performed: the run ends with this error."""
         with self._changed:
-            self._land(task_key(task))
+            self._remove(task_key(task))
             if not self._is_closed:
                 self._fail(error)
 
@@ -169,8 +169,8 @@ class TaskQueue:
 
         It takes no lock, so that a signal handler may call it.
         """
-        if self._wish is None:
-            self._wish = reason
+        if self._requested_stop is None:
+            self._requested_stop = reason
             self._events.put(None)
 
     def events(self) -> Iterator[Event | None]:
@@ -214,7 +214,7 @@ class TaskQueue:
     def _apply_limits(self) -> bool:
         """End what must end. Whether the run is over."""
         if not self.search.done:
-            reason = self._wish or self._budget.exhausted(self._ledger.usage, self._seconds_here())
+            reason = self._requested_stop or self._budget.exhausted(self._ledger.usage, self._seconds_here())
             if reason is not None:
                 self._stop(reason)
             elif (spent := self._spent()) is not None and not self._num_running():
@@ -240,11 +240,11 @@ class TaskQueue:
             self._error = error
             self._stop("error")
 
-    def _land(self, key: str) -> _InFlight | None:
+    def _remove(self, key: str) -> _InFlight | None:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
-            self.waiting.landed(call.task)
+            self.waiting.ended(call.task)
         return call
 
     def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:
@@ -327,7 +327,7 @@ class TaskQueue:
 
     def _look_at_the_clock(self) -> None:
         if self._storage.outage.is_lost:
-            self._wish = self._wish or "storage_lost"
+            self._requested_stop = self._requested_stop or "storage_lost"
         self._apply_limits()
         if self._time_limit is None:
             return
@@ -343,13 +343,14 @@ class TaskQueue:
                 except Exception as error:
                     self._fail(error)
             elif seconds >= 2 * self._time_limit.seconds and len(self._left_behind) < self._num_threads:
-                self._land(key)
+                self._remove(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1
                 if self.num_replaced == 1 or self.num_replaced % 10 == 0:
-                    rule = "took twice example_timeout_seconds. Another worker replaces its worker"
                     logger.warning(
-                        "A call %s (%d so far, %d hang).", rule, self.num_replaced, len(self._left_behind)
+                        "A call took longer than twice example_timeout_seconds. A new thread replaces its thread "
+                        "(%d replaced so far, %d still blocked).",
+                        *(self.num_replaced, len(self._left_behind)),
                     )
         calls = self._in_flight.values()
         oldest_start = now - 3 * self._time_limit.seconds

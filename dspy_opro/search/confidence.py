@@ -20,7 +20,7 @@ from .trajectory import Outcome, Trajectory, Trial, mean
 Basis = Literal["fresh", "selected"]
 
 PROOF = 0.75
-"""How probable a gain must be for the candidate to be returned, given fresh examples."""
+"""How probable a gain must be for the candidate to be returned, given fresh examples. Decision 0025 has the figures."""
 PROOF_WITHOUT_FRESH = 0.90
 """The same without fresh examples."""
 ADDED = 0.6
@@ -37,9 +37,13 @@ class Interval:
     """A candidate's gain over the student, and a range that holds the true gain with a probability of `level`."""
 
     estimate: float
+    """The expected gain, in the metric's own scale."""
     low: float
+    """The lower end of the range."""
     high: float
+    """The upper end of the range."""
     level: float
+    """The probability that the range holds the true gain, in (0, 1)."""
     num_examples: int
     """The examples on which both were scored."""
     basis: Basis

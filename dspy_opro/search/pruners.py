@@ -25,13 +25,16 @@ class Race:
 
     @property
     def num_scored(self) -> int:
+        """Examples that each candidate in the race has been scored on."""
         return len(next(iter(self.scores.values())))
 
     @property
     def num_examples(self) -> int:
+        """Examples of the whole race."""
         return len(self.incumbent)
 
     def difference(self, candidate: str) -> float:
+        """The mean paired difference of a candidate's scores to the incumbent's."""
         return paired_difference(self.scores[candidate], self.incumbent)
 
 
@@ -46,10 +49,15 @@ class Pruner(Protocol):
     """
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
-        """Numbers of examples after which the race calls `drop`, ascending. The last one is `num_examples`."""
+        """Numbers of examples after which the race calls `drop`, ascending. The last one is `num_examples`.
+
+        Args:
+            num_examples: Train examples of the race, at least 1.
+            num_candidates: Candidates at its start, at least 1.
+        """
 
     def drop(self, race: Race) -> Mapping[str, str]:
-        """Candidate id -> the reason why it leaves now."""
+        """Candidate id -> the reason why it leaves now. `race` has the candidates that are still in the race."""
 
     def most_calls(self, num_examples: int, num_candidates: int) -> int:
         """An upper bound on the examples that one round scores."""
@@ -75,7 +83,12 @@ class Halving:
     Args:
         first: Examples that every candidate is scored on before the first decision, at least 1.
         keep: Share of the candidates that goes on after a checkpoint, in (0, 1).
-        slack: A candidate leaves once its mean paired difference is below `-slack` standard errors.
+        slack: A candidate leaves once its mean paired difference is below `-slack` standard errors, at least 0.
+
+    docs/decisions/0005-racing.md has the figures behind the defaults.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     first: int = 4
@@ -92,6 +105,7 @@ class Halving:
             raise ValueError(f"slack must be at least 0, but got {self.slack}.")
 
     def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+        """`first` examples, and then twice as many each time."""
         ends = [min(self.first, num_examples)]
         while ends[-1] < num_examples:
             ends.append(min(2 * ends[-1], num_examples))
@@ -100,6 +114,7 @@ class Halving:
         return ends
 
     def drop(self, race: Race) -> Mapping[str, str]:
+        """Those that cannot win, the worse share of the others, and those that are behind the incumbent."""
         dropped = {}
         if race.bounded:
             for candidate, scores in race.scores.items():
@@ -155,6 +170,7 @@ class Halving:
         return average < -self.slack * math.sqrt(variance / count)
 
     def most_calls(self, num_examples: int, num_candidates: int) -> int:
+        """As if no candidate left for being behind the incumbent."""
         calls, done = 0, 0
         for index, end in enumerate(self.checkpoints(num_examples, num_candidates)):
             calls += max(1, math.ceil(num_candidates * self.keep**index)) * (end - done)

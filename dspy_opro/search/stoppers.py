@@ -15,14 +15,17 @@ class RunState:
     round: int
     """The last round that was decided; 0 is the student's own score."""
     trajectory: Trajectory
+    """All decided trials so far, in order."""
     best_scores: Sequence[float]
     """Best score after each round so far, from round 0. If the valset chooses the result, these are valset scores."""
     usage: Usage
+    """What all processes of the run have spent so far."""
     seconds: float
     """Wall time of this run so far."""
 
     @property
     def best_score(self) -> float:
+        """The best score so far."""
         return self.best_scores[-1]
 
 
@@ -47,6 +50,8 @@ class Patience:
 
 @dataclass(frozen=True)
 class StopAtScore:
+    """Ends the run when the best score reaches `score`, in the metric's own scale."""
+
     score: float
 
     def __call__(self, state: RunState) -> str | None:

@@ -28,12 +28,15 @@ class Usage:
     cached_calls: int = 0
     """LM calls answered from DSPy's cache. They cost nothing and count towards no budget."""
     prompt_tokens: int = 0
+    """Tokens that the LMs read, of paid calls."""
     completion_tokens: int = 0
+    """Tokens that the LMs wrote, of paid calls."""
     cost: float = 0.0
     """US dollars, as far as the prices of the LMs are known."""
 
     @property
     def tokens(self) -> int:
+        """Tokens read and written."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -105,15 +108,19 @@ class Trial:
     """A candidate whose race has ended."""
 
     candidate: Candidate
+    """What was scored."""
     reward: float
     """Mean train score. If the race ended early, an estimate: the incumbent's mean plus the mean paired difference."""
     num_scored: int
     """Train examples behind `reward`."""
     state: State = "complete"
+    """"complete": scored on all train examples. "pruned": dropped earlier. "failed": no score."""
     reason: str = ""
     """Why the race ended for it, in words."""
     valset_score: float | None = None
+    """Mean score on the valset, if it was scored there."""
     num_failures: int = 0
+    """Train and validation examples that failed."""
     scores: Sequence[float] = field(default=(), repr=False)
     """The `num_scored` train scores, by ascending position of their examples."""
     valset_scores: Sequence[float] = field(default=(), repr=False)

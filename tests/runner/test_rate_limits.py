@@ -175,7 +175,8 @@ def test_a_provider_that_stays_down_ends_the_run_which_can_be_resumed(expected: 
     assert decisions(resumed)["trials"] == decisions(expected)["trials"]
     assert resumed.num_failures == 0
     candidates = [trial.user_attrs["candidate_id"] for trial in resumed.study.trials]
-    assert len(candidates) == len(set(candidates))  # what was under way at the outage went on as the same trial
+    # What was under way at the outage went on as the same trial.
+    assert len(candidates) == len(set(candidates))
 
 
 def test_an_optimizer_lm_that_is_down_ends_the_run_with_the_student() -> None:

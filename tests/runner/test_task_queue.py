@@ -740,9 +740,10 @@ def test_workers_that_are_replaced_are_logged_once(caplog: pytest.LogCaptureFixt
     hanging = Hanging(case, 0, 1, 2)
     case()
     hanging.end.set()
-    said = [message for message in caplog.messages if "replaces its worker" in message]
+    said = [message for message in caplog.messages if "replaces its thread" in message]
     assert said == [
-        "A call took twice example_timeout_seconds. Another worker replaces its worker (1 so far, 1 hang)."
+        "A call took longer than twice example_timeout_seconds. A new thread replaces its thread (1 replaced so far, "
+        "1 still blocked)."
     ]
 
 

@@ -16,6 +16,8 @@ from .provider import Verdict
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+NUM_TRIES = 3
+"""So often the run calls again after an error that may be the program's own, if other tasks work."""
 WARNING_PAUSE_SECONDS = 60.0
 """Between two warnings about calls that are tried again."""
 
@@ -152,12 +154,15 @@ class Lane:
         """Try a task again later, whose call met a transient error.
 
         Returns:
-            False where the provider answers others, but not this task for `max_outage_seconds`: the task has failed.
+            False where other tasks work, but this one fails for `max_outage_seconds`, or more than `NUM_TRIES` times
+            with an error that may be the program's own: the task has failed.
         """
         self.pace.failed(verdict, started, now)
         retry = self._retries.setdefault(task_key(task), _Retry(now))
         is_old = now - retry.since > self._max_outage_seconds
-        if is_old and self.pace.last_answer > retry.since and not verdict.is_rate_limit:
+        is_tried = retry.num_calls >= NUM_TRIES and not verdict.is_of_provider
+        others_work = self.pace.last_answer > retry.since or self._only_one_fails
+        if others_work and (is_old or is_tried) and not verdict.is_rate_limit:
             return False
         wait = 0.0 if verdict.is_rate_limit else pause_after(retry.num_calls)
         retry.num_calls += 1
@@ -169,9 +174,14 @@ class Lane:
             logger.warning("A call failed and is tried again (%s): %s", reason, error)
         return True
 
+    @property
+    def _only_one_fails(self) -> bool:
+        """Whether all tasks but one were answered. If the provider is down, the next task fails, too."""
+        return len(self._retries) == 1 and self.pace.last_answer > -math.inf
+
     def is_down_for_too_long(self, now: float) -> bool:
         """Whether the next call would come more than `max_outage_seconds` after the provider's last answer."""
-        since = self.pace.down_since
+        since = None if self._only_one_fails else self.pace.down_since
         return since is not None and now + self.pace.pause(now) - since > self._max_outage_seconds
 
 

@@ -21,6 +21,8 @@ class Verdict:
     is_rate_limit: bool = False
     retry_after: float | None = None
     """Seconds, where the provider gives them."""
+    is_of_provider: bool = True
+    """Whether an HTTP status or the library of an LM says so. A plain `TimeoutError` may be the program's own."""
 
 
 class ErrorElsewhere(RuntimeError):
@@ -76,7 +78,8 @@ def judge(error: BaseException | None) -> Verdict:
         if status != 429 and any(isinstance(cause, json.JSONDecodeError) for cause in chain):
             break  # LiteLLM reports a garbled answer as status 500
         retry_after = next((seconds for cause in chain if (seconds := _retry_after(cause)) is not None), None)
-        return Verdict("transient", status == 429 or "LMRateLimitError" in names, retry_after)
+        is_rate_limit = status == 429 or "LMRateLimitError" in names
+        return Verdict("transient", is_rate_limit, retry_after, is_of_lm or status is not None)
     return Verdict("other")
 
 

@@ -13,7 +13,7 @@ import optuna
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import scored_example
-from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
+from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, counted, lowest_success
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
@@ -72,7 +72,7 @@ class Run:
             return OPROResult.load(whole)
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if is_decided(trial)]
         records = ResultLog(self.log, Outage()).read()
-        outcomes = _outcomes(records)
+        outcomes = _outcomes(records, recorded[0].user_attrs["candidate_id"] if recorded else "")
         trials = tuple(read_trial(trial, outcomes) for trial in recorded)
         trajectory = Trajectory().add(*trials)
         failures = [failure for trial in recorded for failure in read_failures(trial)]
@@ -150,15 +150,19 @@ def _storage_of(directory: Path) -> Any:
     return url
 
 
-def _outcomes(records: Sequence[Record]) -> Outcomes:
-    """What every candidate gave, as far as it is on record."""
+def _outcomes(records: Sequence[Record], student: str) -> Outcomes:
+    """What every candidate gave, as far as it is on record. `student` is the id of candidate zero."""
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if "outcome" in record:
             id_, split, position = scored_example(record["key"])
             found.setdefault((id_, split), {})[position] = record["outcome"] | {"calls": None}  # not shown
+    lowest = lowest_success(Outcome(**record) for record in found.get((student, "train"), {}).values())
     return {
-        key: [Outcome(**by_position[i]) if i in by_position else None for i in range(max(by_position) + 1)]
+        key: [
+            counted(Outcome(**by_position[i]), lowest) if i in by_position else None
+            for i in range(max(by_position) + 1)
+        ]
         for key, by_position in found.items()
     }
 

@@ -84,7 +84,7 @@ class Search:
         self._returned_before = returned_before
         demo_sets = {c.demo_set: c.demos for c in carried if c.demo_set is not None and c.demos}
         self._tried = Tried({candidate.id for candidate in start}, demo_sets)
-        self._worklist = Worklist()
+        self._worklist = Worklist(student)
         self._events: list[Event] = []
         self._is_cut_short = False
         self._rounds: list[Round] = []  # undecided ones, in order

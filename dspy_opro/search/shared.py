@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from .order import RaceOrder
 from .pruners import Pruner, Race
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
-from .trajectory import Candidate, Outcome, Trajectory, Usage, mean
+from .trajectory import Candidate, Outcome, Trajectory, Usage, counted, lowest_success, mean
 
 SPLITS: tuple[Split, ...] = ("train", "val", "unseen")
 
@@ -98,10 +99,13 @@ class Tried:
 class Worklist:
     """Tasks that nobody took yet, and the outcomes of every candidate that is not forgotten.
 
-    No example of a candidate is handed out twice.
+    No example of a candidate is handed out twice. A failed example counts no more than the worst example of the student
+    that did not fail: a metric may have scores below the failure score.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, student: Candidate) -> None:
+        self._student: tuple[str, Split] = (student.id, "train")
+        self._lowest = math.inf  # the student's lowest success, once all its train examples are told
         self._new: list[Task] = []
         self._outcomes: dict[
             tuple[str, Split], dict[int, Outcome | None]
@@ -138,10 +142,19 @@ class Worklist:
         key = (task.candidate.id, task.split)
         if key not in self._outcomes:  # the candidate is forgotten
             return False
-        self._outcomes[key][task.position] = outcome
+        self._outcomes[key][task.position] = counted(outcome, self._lowest)
         self._usages.setdefault(key, {})[task.position] = usage
         self._missing[key] -= 1
+        if key == self._student and self._missing[key] == 0:
+            self._count_failures(lowest_success(self._outcomes[key].values()))
         return self._missing[key] == 0
+
+    def _count_failures(self, lowest: float) -> None:
+        """From now on no failed example scores more than `lowest`, nor do those that are told."""
+        self._lowest = lowest
+        for outcomes in self._outcomes.values():
+            for position, known in outcomes.items():
+                outcomes[position] = None if known is None else counted(known, lowest)
 
     def is_complete(self, candidate: Candidate, split: Split = "train") -> bool:
         """Whether all that was handed out is told."""

@@ -7,7 +7,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from operator import add, attrgetter, sub
 from typing import Any, Literal
@@ -66,6 +66,16 @@ class Outcome:
     calls: Mapping[str, Mapping[str, Any]] | None = None
     """Predictor name -> its call, see `programs/tracing.py`. Only train examples of programs with several predictors
     have calls."""
+
+
+def lowest_success(outcomes: Iterable[Outcome | None]) -> float:
+    """The lowest score among the examples that did not fail; infinity if there is none."""
+    return min((o.score for o in outcomes if o is not None and o.error is None), default=math.inf)
+
+
+def counted(outcome: Outcome, lowest: float) -> Outcome:
+    """The outcome as it counts: a failed example scores no more than the student's `lowest_success`."""
+    return outcome if outcome.error is None else replace(outcome, score=min(outcome.score, lowest))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from dspy_opro.programs.values import as_json, fields
 from .result_log import clip
 from .source_code import parsed, sources
 
+SHAPES_ANSWERS = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "reasoning_effort", "seed")
+"""Settings of an LM that a score depends on."""
+
 Fingerprint = Mapping[str, Any]
 """Part -> hash or readable value; for `predictors` and `code` a dict of them."""
 
@@ -42,7 +45,7 @@ def fingerprint(
         values: Further settings, as they are.
     """
     modules = [module for _, module in student.named_sub_modules(dspy.Module)]
-    code, unknown = sources([*modules, *_functions_in(modules), metric])
+    code, unknown, objects = sources([*modules, *_functions_in(modules), metric])
     adapter = dspy.settings.adapter
     parts: dict[str, Any] = {
         "student": type(student).__name__,
@@ -50,7 +53,9 @@ def fingerprint(
         "trainset": f"{len(trainset)} examples, {_digest([_example(e) for e in trainset])}",
         "valset": f"{len(valset)} examples, {_digest([_example(e) for e in valset])}",
         "metric": _metric(metric),
+        "attributes": _attributes(student),
         "code": {name: _digest(source) for name, source in code.items()},
+        "objects": {name: _digest(_object(value)) for name, value in objects.items()},
         "unknown code": unknown,
         "task_model": _model(task_model),
         "adapter": "default"
@@ -69,10 +74,8 @@ def differences(theirs: Fingerprint, mine: Fingerprint) -> Iterator[str]:
         was, now = theirs.get(part), mine.get(part)
         if was == now or part == "unknown code":
             continue
-        if part == "code" and was and now:
-            yield from (
-                f"the code of {name} has changed" for name in was if now.get(name, was[name]) != was[name]
-            )
+        if part in _NAMED:
+            yield from _named_differ(part, was or {}, now or {})
         elif part == "predictors" and was and now:
             yield from _predictors_differ(was, now)
         elif part in ("trainset", "valset") and was and now:
@@ -87,6 +90,18 @@ def differences(theirs: Fingerprint, mine: Fingerprint) -> Iterator[str]:
             yield f"metric {now.partition(',')[0]} now holds other values"
         else:
             yield f"{part} was {was!r} and is now {now!r}"
+
+
+_NAMED = {"code": "the code of {}", "objects": "{}", "attributes": "{} of the student"}
+"""Part -> how a name in it is told."""
+
+
+def _named_differ(part: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The changes of what both processes know. One that is started in another way may know less of the code."""
+    for name in was:
+        if name in now and was[name] != now[name]:
+            values = f" from {was[name]} to {now[name]}" if part == "attributes" else ""
+            yield f"{_NAMED[part].format(name)} has changed{values}"
 
 
 def _predictors_differ(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -109,8 +124,35 @@ def _predictor(predictor: Any) -> dict[str, str]:
         "signature": _digest([str(predictor.signature.fields.keys()), signature]),
         "demos": f"{len(demos)}, {_digest(demos)}",
         "LM": _model(predictor.lm) or "none",
-        "settings": _digest(state),
+        "settings": _digest([state, sorted(_plain(predictor.config).items())]),
     }
+
+
+def _attributes(student: dspy.Module) -> dict[str, Any]:
+    """Numbers that the student's modules hold and never change, e.g. how many passages to retrieve.
+
+    Texts may be keys or paths of one process, so they do not count.
+    """
+    named = [(n, m) for n, m in student.named_sub_modules(dspy.Module) if not isinstance(m, dspy.Predict)]
+    changed = set[str]().union(*(_changed_by_methods(type(module)) for _, module in named))
+    return {
+        f"{name}.{key}": value
+        for name, module in named
+        for key, value in vars(module).items()
+        if isinstance(value, (int, float)) and not key.startswith("_") and key not in changed
+    }
+
+
+def _object(value: Any) -> Any:
+    """What tells an LM, or a module by its predictors, from another one."""
+    if isinstance(value, dspy.BaseLM):
+        return _model(value)
+    return {name: _predictor(predictor) for name, predictor in value.named_predictors()}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The plain values of the settings of a predictor or an LM."""
+    return {name: value for name, value in dict(config or {}).items() if isinstance(value, (str, int, float))}
 
 
 def _text(text: str) -> str:
@@ -120,10 +162,11 @@ def _text(text: str) -> str:
 
 
 def _model(lm: Any) -> str:
-    """An LM's name and endpoint. Keys and passwords are left out."""
-    settings = getattr(lm, "kwargs", None) or {}
+    """An LM's name, its endpoint and what shapes its answers. Keys and passwords are left out."""
+    settings = _plain(getattr(lm, "kwargs", None))
     endpoint = settings.get("api_base") or settings.get("base_url")
-    return model_name(lm) + (f" at {without_password(str(endpoint))}" if endpoint else "")
+    shape = "".join(f", {name}={settings[name]}" for name in SHAPES_ANSWERS if name in settings)
+    return model_name(lm) + (f" at {without_password(str(endpoint))}" if endpoint else "") + shape
 
 
 def _example(example: Any) -> list[Any]:
@@ -177,9 +220,14 @@ def _held(metric: Any) -> Mapping[Any, Any]:
         changed = _changed_names(metric)
     else:
         held = dict(getattr(metric, "__dict__", {}))
-        methods = inspect.getmembers(type(metric), inspect.isfunction)
-        changed = {n for name, method in methods if name != "__init__" for n in _changed_names(method)}
+        changed = _changed_by_methods(type(metric))
     return {name: value for name, value in held.items() if name not in changed}
+
+
+def _changed_by_methods(kind: type) -> set[str]:
+    """The attributes that a class assigns after its objects are made."""
+    methods = inspect.getmembers(kind, inspect.isfunction)
+    return {n for name, method in methods if name != "__init__" for n in _changed_names(method)}
 
 
 def _changed_names(function: Any) -> set[str]:

@@ -9,25 +9,31 @@ import importlib.util
 import inspect
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import dspy
 
-def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str]]:
+
+def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, Any]]:
     """The source of the user's functions and classes that the roots call, as far as names lead to them.
 
     Followed are global names, attributes of the user's modules, closures, base classes and partials. Not followed are
-    imports inside of a function and what is looked up by a text.
+    imports inside of a function and what is looked up by a text. A constant of a module counts if its value stands in
+    the source: others, as keys and times, may differ in every process.
 
     Args:
         roots: Functions, classes, or instances, which stand for their class.
 
     Returns:
-        Name -> source without comments, docstrings and formatting; and the names whose source is not available.
+        Name -> source without comments, docstrings and formatting, where the docstring of a `dspy.Signature` counts as
+        its instructions; the names whose source is not available; and name -> DSPy module or LM that the code names.
     """
     found: dict[str, set[str]] = {}
+    objects: dict[str, Any] = {}
     unknown: set[str] = set()
     waiting, seen = list(roots), set[Any]()
     while waiting:
@@ -44,12 +50,49 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str]]:
         if isinstance(target, type):
             waiting += target.__bases__
         unknown |= {f"{name}'s import of {module}" for module in _imports(tree)}
-        waiting += _named(tree, target)
-    return {name: "\n".join(sorted(texts)) for name, texts in found.items()}, sorted(unknown)
+        for place, value in _named(tree, target):
+            module, _, own = place.rpartition(".")
+            if isinstance(value, (dspy.Module, dspy.BaseLM)):
+                objects[place] = value
+            if not isinstance(value, _PLAIN):
+                waiting.append(value)
+            elif own in _literals(module):
+                found[place] = {_literals(module)[own]}
+    return {name: "\n".join(sorted(texts)) for name, texts in found.items()}, sorted(unknown), objects
+
+
+_PLAIN = (str, int, float, tuple, list, dict, set, frozenset)
+
+
+def _literals(module: str) -> dict[str, str]:
+    """Name -> value as text, of the constants that the source of a module assigns once, with a literal."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return {}
+    found: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            times[node.id] += 1
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node in tree.body and _is_literal(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {t.id: ast.dump(node.value) for t in targets if node.value and isinstance(t, ast.Name)}
+    return {name: text for name, text in found.items() if times[name] == 1}
+
+
+def _is_literal(node: ast.expr | None) -> bool:
+    try:
+        return node is not None and isinstance(ast.literal_eval(node), _PLAIN)
+    except ValueError:
+        return False
 
 
 def parsed(target: Any) -> ast.Module | None:
-    """The syntax tree of a function or a class, without docstrings; None if its source is not available."""
+    """The syntax tree of a function or a class; None if its source is not available.
+
+    It has no docstrings, except for those of a `dspy.Signature`, which are instructions.
+    """
     code = getattr(target, "__code__", None)
     # For any such code Python 3.13 gives the text of `python -c`.
     if code is not None and code.co_filename == "<string>":
@@ -58,6 +101,8 @@ def parsed(target: Any) -> ast.Module | None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
     except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
         return None
+    if isinstance(target, type) and issubclass(target, dspy.Signature):
+        return tree
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(
             node
@@ -97,20 +142,21 @@ def _imports(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name for alias in node.names if _is_users(alias.name))
 
 
-def _named(tree: ast.Module, target: Any) -> Iterator[Any]:
-    """The functions, classes and objects that the source names, also as attributes of modules."""
+def _named(tree: ast.Module, target: Any) -> Iterator[tuple[str, Any]]:
+    """The functions, classes and values that the source names, also as attributes of modules, with their places."""
     scope = _scope(target)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
-            value = scope.get(node.id)
+            place, value = f"{target.__module__}.{node.id}", scope.get(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = scope.get(node.value.id)
             is_followed = isinstance(module, ModuleType) and _is_users(module.__name__)
+            place = f"{getattr(module, '__name__', '')}.{node.attr}"
             value = getattr(module, node.attr, None) if is_followed else None
         else:
             continue
-        if value is not None and not isinstance(value, (ModuleType, str, int, float, list, dict)):
-            yield value
+        if value is not None and not isinstance(value, ModuleType):
+            yield place, value
 
 
 def _scope(target: Any) -> dict[str, Any]:

@@ -205,6 +205,39 @@ def test_one_example_that_the_provider_never_answers_is_a_failed_one() -> None:
     assert {failure.example for failure in result.failures} == {7}
 
 
+@ONE_FORMAT
+def test_the_last_example_that_the_provider_never_answers_is_a_failed_one_too() -> None:
+    """With one thread its first call is the last of the student's."""
+    with serve() as server:
+        task = {**RUN, "trainset": TRAINSET[:8], "num_rounds": 1, "num_candidates": 2, "stop_at_score": -1.0}
+        row = optimize(server, **task, num_threads=1).opro_result.examples()[-1]
+        last = next(value for name, value in row.items() if name.startswith("inputs."))
+        server.inject(Fault("status", status=500, contains=last), model="scorer")
+        values = {**task, **faulty(server), "num_threads": 1}
+        result = optimize(server, **values, max_outage_seconds=1.0).opro_result
+    assert result.stop_reason == "stop_at_score"
+    assert result.num_failures == 1
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionError])
+def test_an_error_of_the_program_itself_is_tried_three_times_more(kind: type[Exception]) -> None:
+    """A metric that runs code may raise these errors on one example, always."""
+    calls = []
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        if example is TRAINSET[7]:
+            calls.append(example)
+            raise kind("the code that was written takes too long")
+        return TASK.metric(example, prediction)
+
+    with serve() as server:
+        values = {**RUN, "trainset": TRAINSET[:20], "num_rounds": 1, "stop_at_score": -1.0, "metric": metric}
+        result = optimize(server, **values, **faulty(server)).opro_result
+    assert result.stop_reason == "stop_at_score"
+    assert [failure.example for failure in result.failures] == [7]
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize("status", [401, 402])
 def test_a_key_that_is_refused_ends_the_run_and_is_no_score(status: int, tmp_path: Path) -> None:
     with serve() as server:

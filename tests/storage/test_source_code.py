@@ -24,15 +24,31 @@ FILES = {
             return text.folded(a) == text.folded(b)
         loosely = partial(equal, strict=False)
         """,
-    "users_code/metric.py": """
+    "users_code/metric.py": '''
+        import os
+        import dspy
         from users_code.rules import loosely
         class Judge:
             def good(self, prediction):
                 return True
         JUDGE = Judge()
+        class Right(dspy.Signature):
+            """Is the answer right? Be lenient."""
+            answer = dspy.InputField()
+            ok: bool = dspy.OutputField()
+        ASK = dspy.Predict(Right)
+        JUDGE_LM = dspy.LM("openai/judge", temperature=0.0)
+        THRESHOLD: float = 0.5
+        WORDS = {"yes": 1}
+        KEY = os.environ.get("USERS_KEY", "none")
+        calls = 0
         def metric(example, prediction, trace=None):
+            global calls
+            calls += 1
+            with dspy.context(lm=JUDGE_LM, key=KEY):
+                good = len(prediction.answer) > THRESHOLD or WORDS or ASK(answer=prediction.answer)
             return loosely(example.answer, prediction.answer) and JUDGE.good(prediction)
-        """,
+        ''',
     "users_code/program.py": """
         import dspy
         from users_code import text
@@ -52,7 +68,9 @@ FILES = {
                 super().__init__()
                 self.inner = Inner()
                 self.tools = {"search": dspy.Tool(search)}
+                self.num_passages, self.num_calls, self.name = 3, 0, "a"
             def forward(self, question):
+                self.num_calls += 1
                 return self.inner(question=text.folded(self.prepare(question)))
         """,
 }
@@ -107,8 +125,8 @@ def forget() -> None:
         ("metric", "            return loosely", "            # compared\n            return  loosely", []),
         (
             "metric",
-            "            return loosely",
-            '            """Compares."""\n            return loosely',
+            "            global calls",
+            '            """Compares."""\n            global calls',
             [],
         ),
     ],
@@ -124,6 +142,34 @@ def test_a_change_of_code_is_named(
     assert list(differences(before, after)) == [
         f"the code of users_code.{each} has changed" for each in changed
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("metric", "Be lenient", "Be strict", ["users_code.metric.ASK has changed"]),
+        ("metric", "temperature=0.0", "temperature=0.9", ["users_code.metric.JUDGE_LM has changed"]),
+        ("metric", "float = 0.5", "float = 0.7", ["the code of users_code.metric.THRESHOLD has changed"]),
+        ("metric", '"yes": 1', '"no": 1', ["the code of users_code.metric.WORDS has changed"]),
+        ("metric", '"none"', '"another"', []),
+        ("metric", "calls = 0", "calls = 7", []),
+        ("program", "= 3, 0,", "= 10, 0,", ["self.num_passages of the student has changed from 3 to 10"]),
+        ("program", '3, 0, "a"', '3, 5, "b"', []),
+        ("program", '"question -> answer")', '"question -> answer", temperature=0.9)', None),
+    ],
+)
+def test_a_change_of_values_is_named(
+    taken: Callable[[], Any], tmp_path: Path, file: str, old: str, new: str, said: list[str] | None
+) -> None:
+    before = taken()
+    name = f"users_code/{file}.py"
+    assert FILES[name].count(old) == 1
+    write(tmp_path, name, FILES[name].replace(old, new))
+    told = [text for text in differences(before, taken()) if "program.Program" not in text]
+    if said is None:
+        assert any(text.startswith("settings of predictor") for text in told)
+    else:
+        assert told == said
 
 
 def test_only_the_users_own_code_counts(taken: Callable[[], Any]) -> None:

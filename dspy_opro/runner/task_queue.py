@@ -414,8 +414,8 @@ class WorkerPool:
             try:
                 # Each call sees a copy of the context that the caller of `compile` had.
                 result = self._context.copy().run(self._perform, task)
+                if not self._queue.finish(task, result):
+                    return
             except BaseException as error:
                 self._queue.fail(as_exception(error), task)
-                return
-            if not self._queue.finish(task, result):
                 return

@@ -55,8 +55,9 @@ class ResultLog:
         self._outage = outage
         self._added: list[Record] = []  # not written yet, in order
         self._failed: list[Record] = []  # the first ones of them, where their write has failed
-        self._mutex = threading.Lock()  # for `_added`, held for a moment
-        self._writing = threading.Lock()  # held during a write
+        self._num_added = self._num_written = 0
+        self._is_writing = False
+        self._changed = threading.Condition()  # its lock is held for a moment, never during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
         self._num_entries = 0
 
@@ -64,24 +65,25 @@ class ResultLog:
         """Take in a result. It is kept once a later `write` has returned."""
         if self._store is not None:
             record = encode_result(task, result)
-            with self._mutex:
+            with self._changed:
                 self._added.append(record)
+                self._num_added += 1
 
     def write(self, must_work: bool = False) -> None:
-        """Keep what was added so far; wait for whoever is writing at the moment.
+        """Keep what was added so far: write it, or wait while another thread does.
 
         Args:
             must_work: Whether an error of the storage is raised. Otherwise the results stay for the next call.
+
+        Raises:
+            TimeoutError: With `must_work`, if another thread's write takes longer than two seconds.
         """
-        if self._store is None or not self._added:
-            return
-        patience = 0.0 if self._outage.is_under_way and not must_work else PATIENCE_FOR_ONE_WRITE_SECONDS
-        if not self._writing.acquire(timeout=patience):
+        if self._store is None or not self._begins_writing(must_work):
             return
         try:
             # An entry whose write failed is repeated as it was: the storage may have it, and counts it once.
             self._write_entry(self._failed)
-            with self._mutex:
+            with self._changed:
                 batch = self._added.copy()
             self._write_entry(batch)
             self._outage.worked()
@@ -90,15 +92,33 @@ class ResultLog:
                 raise
             self._outage.failed(error)
         finally:
-            self._writing.release()
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+
+    def _begins_writing(self, must_work: bool) -> bool:
+        """Whether the calling thread is to write: not if others have written its results meanwhile."""
+        patience = 0.0 if self._outage.is_under_way and not must_work else PATIENCE_FOR_ONE_WRITE_SECONDS
+        with self._changed:
+            last = self._num_added
+            is_free = self._changed.wait_for(
+                lambda: self._num_written >= last or not self._is_writing, timeout=patience
+            )
+            if self._num_written >= last:
+                return False
+            if not is_free and must_work:
+                raise TimeoutError("A write to the storage takes long.")
+            self._is_writing = self._is_writing or is_free
+            return is_free
 
     def _write_entry(self, batch: list[Record]) -> None:
         if batch:
             self._failed = batch
             self.append(*batch)
             self._failed = []
-            with self._mutex:
+            with self._changed:
                 del self._added[: len(batch)]
+                self._num_written += len(batch)
 
     def append(self, *records: Record) -> None:
         """Write records as one entry: all of them are there, or none."""

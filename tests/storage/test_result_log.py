@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from replay import STUDENT, expected, known, perform, record, scoring
 
 from dspy_opro.search.tasks import Proposal, ProposalTask, ScoringTask, Task, TaskResult, View, task_key
 from dspy_opro.search.trajectory import Outcome, Trajectory, Usage
+from dspy_opro.storage import result_log
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import PART_SIZE, TEXT_LIMIT, ResultLog
 from dspy_opro.storage.run_storage import open_run
@@ -192,7 +194,50 @@ def test_one_write_takes_along_what_others_added_meanwhile(storage: Flaky) -> No
     assert storage.num_writes == 2
 
 
+def test_threads_that_add_all_the_time_share_their_writes(storage: Flaky) -> None:
+    """While one thread writes, 15 others add a result each: the next write takes most of them."""
+    log, _ = open_log(storage)
+    storage.before_write = lambda: time.sleep(0.01)
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        for task in scoring(20 * number + 20, 20 * number):
+            with lock:
+                add(log, task)
+            log.write()
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert len(keys(storage)) == 320
+    assert storage.num_writes < 100
+
+
 # -- storages that fail ------------------------------------------------------------------------------
+
+
+def test_a_write_that_must_work_says_so_if_another_one_takes_long(
+    storage: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_log, "PATIENCE_FOR_ONE_WRITE_SECONDS", 0.1)
+    log, _ = open_log(storage)
+    is_writing, goes_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        is_writing.set()
+        assert goes_on.wait(10)
+
+    storage.before_write = slowly
+    with ThreadPoolExecutor(1) as pool:
+        add(log, *scoring(1))
+        write = pool.submit(log.write)
+        assert is_writing.wait(10)
+        add(log, *scoring(2, 1))
+        with pytest.raises(TimeoutError, match="takes long"):
+            log.write(must_work=True)
+        goes_on.set()
+        write.result(10)
+    log.write(must_work=True)
+    assert keys(storage) == names(scoring(2))
 
 
 def test_a_storage_that_fails_keeps_the_results_for_the_next_write(storage: Flaky) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 
 from .config import assembly
 from .config.arguments import OPROConfig
-from .config.plan import forecast, make_search, plan_on_record, warn_after_student
+from .config.plan import (
+    forecast,
+    make_search,
+    plan_on_record,
+    warn_after_student,
+    warn_of_small_budget,
+)
 from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.errors import clean_record
@@ -119,6 +125,7 @@ class Job:
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
             search = make_search(config, search.student, inputs.sizes, carried)
+            warn_of_small_budget(search)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)

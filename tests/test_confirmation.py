@@ -196,3 +196,41 @@ def test_examples_that_were_kept_for_demos_confirm_a_program_without_demos() -> 
     assert (len(places["train"]), len(places["unseen"])) == (32, 32)
     assert not places["train"] & places["unseen"]
     assert result.gain.interval.num_examples == 32
+
+
+@pytest.mark.parametrize("num_val", [1, 7])
+def test_a_valset_too_small_to_confirm_is_left_out_and_the_trainset_confirms(num_val: int) -> None:
+    task = VocabularyTask(1)
+    with pytest.warns(
+        UserWarning, match=f"valset has {num_val} examples, and at least 8 are needed to confirm"
+    ):
+        program, seen = compiled(task, 60, max_metric_calls=600, valset=task.valset(num_val))
+    without, _ = compiled(task, 60, max_metric_calls=600)
+    result = program.opro_result
+    assert result.gain == without.opro_result.gain
+    assert result.gain.is_proven
+    assert result.instructions == without.opro_result.instructions
+    assert not set(seen.questions) & {example.question for example in task.valset(num_val)}
+
+
+def test_a_small_valset_chooses_the_result_if_nothing_is_to_be_confirmed() -> None:
+    task = VocabularyTask(1)
+    program, _ = compiled(task, 60, max_metric_calls=600, valset=task.valset(5), confirm=False)
+    assert program.opro_result.selected_on == "valset"
+
+
+@pytest.mark.parametrize(
+    ("num_train", "options", "is_told"),
+    [
+        (30, {"max_metric_calls": 16}, True),
+        (100, {"max_metric_calls": 150, "max_train_examples": 100}, True),
+        (60, {"max_metric_calls": 100}, False),
+    ],
+)
+def test_a_budget_that_pays_for_no_candidate_is_warned_of(
+    num_train: int, options: Any, is_told: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    program, _ = compiled(VocabularyTask(1), num_train, **options)
+    told = [str(w.message) for w in recwarn if "tries no candidate" in str(w.message)]
+    assert len(told) == is_told
+    assert (len(program.opro_result.trials) == 1) == is_told

@@ -20,7 +20,7 @@ from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
 from dspy_opro.storage.recombination import recombine
 
-from .arguments import OPROConfig, paper
+from .arguments import OPROConfig, paper, warn
 from .sizes import (
     LEAST_TO_VALIDATE,
     PAPER_CANDIDATES,
@@ -162,6 +162,18 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
     )
     stoppers = _stoppers(config)
     return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
+
+
+def warn_of_small_budget(search: Search) -> None:
+    """Warn if the budget pays for the student, and for no candidate beside it."""
+    plan = search.plan
+    least = plan.num_train + plan.num_val + plan.max_demo_calls + search.most_calls(1)
+    if plan.max_metric_calls is not None and plan.max_metric_calls < least:
+        given = plan.max_metric_calls + 2 * plan.num_held_back
+        warn(
+            f"The budget pays for scoring {given:,} examples. The run scores the student on {plan.num_train:,} of them "
+            "and tries no candidate. Give a larger budget or a smaller max_train_examples."
+        )
 
 
 def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
@@ -336,7 +348,8 @@ def forecast(auto: str | None, search: Search, bounds: Sequence[str] = ()) -> st
     is_mixed = len(search.student.instructions) > 1 and plan.num_trials is None
     num_candidates = most_slots(plan) + ((plan.num_rounds or 0) if is_mixed else 0)
     text = (
-        f"OPRO (auto={auto!r}): at most {num_candidates:,} candidates in {plan.num_rounds} rounds, "
+        f"OPRO (auto={auto!r}): at most {num_candidates:,} candidates in {plan.num_rounds} "
+        f"round{'s' * (plan.num_rounds != 1)}, "
         f"{work.num_examples:,} examples scored and {work.num_proposals:,} proposals "
         f"({plan.max_waves * work.num_proposals:,} if all of them are rejected)."
     )

@@ -9,11 +9,15 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.metric import Metric
-from dspy_opro.programs.program import Program, check_examples, same_inputs
+from dspy_opro.programs.program import Program, check_examples, num_inputs, same_inputs
+from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.tasks import rng
 
-from .arguments import FIELDS, OPROConfig, warn
+from .arguments import FIELDS, OPROConfig, paper, warn
 from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
+
+MOST_REPEATED = 0.05
+"""A share of the trainset. More examples that repeat the inputs of others make the gain too high."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     program = Program(student)
     if most_demos(config) and not most_demos(asked) and not _suits_demos(config, student, len(trainset)):
         config = config.model_copy(update={"max_bootstrapped_demos": 0, "max_labeled_demos": 0})
-    _warn(config)
+    _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
+    config = _without_few_for_validation(config)
     trainset, valset = list(trainset), list(config.valset or ())
     sizes = data_sizes(config, len(trainset), len(valset))
     train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
@@ -87,6 +92,19 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     )
 
 
+def _without_few_for_validation(config: OPROConfig) -> OPROConfig:
+    """Leave out a valset that is too small to confirm the result: the trainset says more."""
+    number = len(config.valset or ())
+    if not config.confirm or paper(config) or not 0 < number < FEWEST_FRESH:
+        return config
+    warn(
+        f"valset has {number} examples, and at least {FEWEST_FRESH} are needed to confirm the result. The run leaves "
+        "them out and confirms the result on train examples. Give more, or confirm=False to choose the result on them."
+    )
+    without: OPROConfig = config.model_copy(update={"valset": None})
+    return without
+
+
 def _suits_demos(config: OPROConfig, student: dspy.Module, num_train: int) -> bool:
     """Whether a preset searches for demos: the student has none, and they need not be scored examples."""
     has_demos = any(predictor.demos for predictor in student.predictors())
@@ -106,10 +124,14 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _warn(config: OPROConfig) -> None:
+def _warn(config: OPROConfig, program: Program) -> None:
     """Warn of arguments that do not go together."""
     if config.num_trials is not None and config.auto is not None and "auto" in config.model_fields_set:
         warn(f"num_trials={config.num_trials} overrides the number of rounds of auto={config.auto!r}.")
+    if config.task_model is not None:
+        own = [name for name, predictor in program.student.named_predictors() if predictor.lm is not None]
+        if own:
+            warn(f"task_model is not used for {', '.join(own)}: these predictors have an LM of their own.")
     if not config.max_bootstrapped_demos:
         for name in ("teacher", "teacher_settings", "metric_threshold", "max_rounds"):
             if getattr(config, name) not in (None, {}, FIELDS[name].default):
@@ -138,6 +160,12 @@ def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:
 
 def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
     check_examples(trainset, "trainset")
+    repeated = len(trainset) - num_inputs(trainset)
+    if repeated > MOST_REPEATED * len(trainset) and not valset:
+        warn(
+            f"{repeated} of {len(trainset)} trainset examples repeat the inputs of another one. The search and the "
+            "examples that confirm the result then share inputs, and the gain will be too high. Remove the repetitions."
+        )
     if valset is None:
         return
     if not len(valset):

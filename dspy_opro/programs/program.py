@@ -218,6 +218,11 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
             raise ValueError(f"{name}[{index}] {rule}")
 
 
+def num_inputs(examples: Sequence[Any]) -> int:
+    """How many different inputs the examples have."""
+    return len({as_json(fields(example.inputs())) for example in examples})
+
+
 def same_inputs(trainset: Sequence[Any], valset: Sequence[Any]) -> int:
     """How many validation examples have the same inputs as a train example."""
     train, val = ([as_json(fields(example.inputs())) for example in data] for data in (trainset, valset))

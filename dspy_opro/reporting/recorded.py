@@ -13,7 +13,7 @@ import optuna
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import scored_example
-from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, counted, lowest_success
+from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, as_counted, lowest_success
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
@@ -160,7 +160,7 @@ def _outcomes(records: Sequence[Record], student: str) -> Outcomes:
     lowest = lowest_success(Outcome(**record) for record in found.get((student, "train"), {}).values())
     return {
         key: [
-            counted(Outcome(**by_position[i]), lowest) if i in by_position else None
+            as_counted(Outcome(**by_position[i]), lowest) if i in by_position else None
             for i in range(max(by_position) + 1)
         ]
         for key, by_position in found.items()

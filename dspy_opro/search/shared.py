@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from .order import RaceOrder
 from .pruners import Pruner, Race
 from .tasks import Failure, Plan, ProposalTask, ScoringTask, Split, Task
-from .trajectory import Candidate, Outcome, Trajectory, Usage, counted, lowest_success, mean
+from .trajectory import Candidate, Outcome, Trajectory, Usage, as_counted, lowest_success, mean
 
 SPLITS: tuple[Split, ...] = ("train", "val", "unseen")
 
@@ -142,7 +142,7 @@ class Worklist:
         key = (task.candidate.id, task.split)
         if key not in self._outcomes:  # the candidate is forgotten
             return False
-        self._outcomes[key][task.position] = counted(outcome, self._lowest)
+        self._outcomes[key][task.position] = as_counted(outcome, self._lowest)
         self._usages.setdefault(key, {})[task.position] = usage
         self._missing[key] -= 1
         if key == self._student and self._missing[key] == 0:
@@ -154,7 +154,7 @@ class Worklist:
         self._lowest = lowest
         for outcomes in self._outcomes.values():
             for position, known in outcomes.items():
-                outcomes[position] = None if known is None else counted(known, lowest)
+                outcomes[position] = None if known is None else as_counted(known, lowest)
 
     def is_complete(self, candidate: Candidate, split: Split = "train") -> bool:
         """Whether all that was handed out is told."""

@@ -73,7 +73,7 @@ def lowest_success(outcomes: Iterable[Outcome | None]) -> float:
     return min((o.score for o in outcomes if o is not None and o.error is None), default=math.inf)
 
 
-def counted(outcome: Outcome, lowest: float) -> Outcome:
+def as_counted(outcome: Outcome, lowest: float) -> Outcome:
     """The outcome as it counts: a failed example scores no more than the student's `lowest_success`."""
     return outcome if outcome.error is None else replace(outcome, score=min(outcome.score, lowest))
 

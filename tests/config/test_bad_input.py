@@ -350,4 +350,24 @@ def test_a_score_in_percent_that_is_never_reached_is_a_warning(
 def test_good_input_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        attempt({"valset": TASK.valset(4)}, ScriptedLM(answer))
+        attempt({"valset": TASK.valset(8)}, ScriptedLM(answer))
+
+
+def test_a_trainset_that_repeats_its_inputs_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="10 of 20 trainset examples repeat the inputs of another one"):
+        compile_quickly(TASK.trainset(10) * 2)
+
+
+def test_a_task_model_that_no_predictor_uses_is_warned_of() -> None:
+    student = TASK.student()
+    student.set_lm(ScriptedLM(answer))
+    with pytest.warns(
+        UserWarning, match="task_model is not used for .*: these predictors have an LM of their own"
+    ):
+        compile_quickly(TASK.trainset(10), student)
+
+
+def compile_quickly(trainset: Any, student: Any = None) -> Any:
+    lm = ScriptedLM(answer)
+    optimizer = OPRO(metric=metric, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2)
+    return optimizer.compile(student or TASK.student(), trainset=trainset)

@@ -17,7 +17,7 @@ from typing import Any
 from dspy_opro.programs.errors import in_brief
 
 from .report import page
-from .result import OPROResult
+from .result import OPROResult, known_cost
 
 logger = logging.getLogger("dspy_opro")
 
@@ -75,11 +75,15 @@ def log_result(result: OPROResult, run: Any, left_out: Collection[str] = ()) -> 
     settings = {name: str(value)[:500] for name, value in result.config.items()}  # MLflow refuses long values
     mlflow.log_params({name: value for name, value in settings.items() if name not in known})
     metrics = {**asdict(result.usage), "tokens": result.usage.tokens}
+    if known_cost(result.usage) is None:
+        del metrics["cost"]
     if result.gain is not None:
         interval = result.gain.interval
         metrics |= {"gain": interval.estimate, "gain_low": interval.low, "gain_high": interval.high}
+        metrics["expected_gain"] = result.gain.value  # of the returned program, corrected for the choice
     if result.curve:
         metrics["best_score"] = result.best_score
+        mlflow.set_tag("returned", "student" if result.best.id == result.baseline.id else "candidate")
     mlflow.log_metrics(metrics)
     mlflow.set_tag("stop_reason", result.stop_reason)
     mlflow.log_text(result.summary(), "opro_summary.txt")

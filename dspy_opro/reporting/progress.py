@@ -66,8 +66,9 @@ class Progress:
             disable=not (display and is_live),
             desc="OPRO",
             bar_format="{desc}",  # a notebook adds its own bar
-            # `_draw` shortens the line. tqdm shows nothing on a terminal that does not say how wide it is.
+            # `_draw` shortens the line. tqdm shows nothing on a terminal that does not say its size.
             ncols=None if issubclass(tqdm, tqdm_notebook) else 1000,
+            nrows=None if issubclass(tqdm, tqdm_notebook) else 1000,
             file=sys.stdout,
         )
         self._handlers = [] if self._bar.disable or not _is_terminal(sys.stdout) else _terminal_handlers()
@@ -142,7 +143,7 @@ class Progress:
             f"OPRO round {self._round}{total}",
             self._scores(),
             *([self._trouble] if self._trouble else ()),
-            self._time(),
+            *([self._time()] if self._is_open else ()),
             cost(usage, 2),
             counted(num_candidates, "candidate"),
             f"{rate:.1f} calls/s" if rate < 10 else f"{rate:.0f} calls/s",
@@ -328,5 +329,6 @@ _console = _Console()
 
 
 def announce(message: str) -> None:
-    """Print a line above the progress line."""
-    tqdm.write(message, file=sys.stdout)
+    """Print a line above the progress line. Characters that stdout can't show become question marks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    tqdm.write(message.encode(encoding, "replace").decode(encoding), file=sys.stdout)

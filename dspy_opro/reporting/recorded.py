@@ -12,13 +12,13 @@ import optuna
 
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import scored_example
+from dspy_opro.search.tasks import Failure, scored_example
 from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, as_counted, lowest_success
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
 from dspy_opro.storage.run_storage import LOG_SUFFIX
-from dspy_opro.storage.trials import Outcomes, is_decided, read_failures, read_trial
+from dspy_opro.storage.trials import Outcomes, is_decided, read_trial
 
 from .examples import Examples, ExampleText
 from .result import NOT_ENDED, OPROResult
@@ -75,7 +75,12 @@ class Run:
         outcomes = _outcomes(records, recorded[0].user_attrs["candidate_id"] if recorded else "")
         trials = tuple(read_trial(trial, outcomes) for trial in recorded)
         trajectory = Trajectory().add(*trials)
-        failures = [failure for trial in recorded for failure in read_failures(trial)]
+        failures = [
+            Failure(id_, split, position, outcome.error)
+            for (id_, split), row in sorted(outcomes.items())
+            for position, outcome in enumerate(row)
+            if outcome is not None and outcome.error is not None
+        ]
         number = self.study.user_attrs.get("returned_trial")
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         config = None if self.directory is None else self.directory / CONFIG

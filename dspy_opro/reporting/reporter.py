@@ -92,6 +92,8 @@ class Reporter:
     def close(self) -> None:
         """Show the end of the run, and write the rest of its files."""
         self.progress.close()
+        if len(self.search.trajectory) and (self.settings["display_progress"] or self.settings["verbose"]):
+            announce(f"OPRO ended ({self.search.stop_reason or 'error'}): {self.result().headline()}")
         if self.directory is not None:
             self._save_best(self.directory)
             if self._page is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
-from dspy_opro.search.confidence import Gain
+from dspy_opro.search.confidence import PROOF, PROOF_WITHOUT_FRESH, Gain
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import Failure, Split
 from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
@@ -359,20 +359,46 @@ class OPROResult:
         shown = ["The returned program shows demos to the LM."] if has_demos else []
         if self.gain is None:
             return shown
-        lines = (
-            [str(self.gain)] if self.gain.interval.num_examples > 1 else []
-        )  # one example gives no interval
+        # One example gives no interval.
+        lines = [str(self.gain)] if self.gain.interval.num_examples > 1 else []
+        return [*lines, *self.verdict(), *shown]
+
+    def headline(self) -> str:
+        """The outcome in a line: the scores and what was returned."""
+        said = self._confirmed()
+        if self.gain is None or self.gain.interval.num_examples < 2:
+            said.insert(0, f"score on {self.deciding_data} {self._scores()}")
+        return " ".join(text if text.endswith(".") else f"{text}." for text in said)
+
+    def verdict(self) -> list[str]:
+        """What the run returned and why, in sentences; empty if no candidate was better than the student."""
+        gain = self.gain
+        if gain is None:
+            return []
         if self.best.id == self.baseline.id:
-            lines.append("No instruction was reliably better than yours. The student is returned.")
-        elif self.gain.is_proven and self.gain.interval.estimate == 0:
-            lines.append(
+            return ["No instruction was reliably better than yours. The student is returned."]
+        said, interval, is_best = [], gain.interval, self.best.id == self.trajectory.best.id
+        if not gain.is_proven and not is_best:
+            return ["No new instruction was reliably better. The program on record is returned."]
+        if not gain.is_proven or self.config.get("confirm") is False:
+            pass  # the best candidate is returned, whatever its gain is
+        elif interval.estimate == 0:
+            said.append(
                 "The candidate equals the student on unseen examples. It is returned for its lead in the search."
             )
-        elif self.best.id != self.trajectory.best.id:
-            shorter = "A shorter prompt is as good as the best one, and is returned."
-            kept = "No new instruction was reliably better. The program on record is returned."
-            lines.append(shorter if self.gain.is_proven else kept)
-        return lines + shown
+        elif interval.low <= 0:
+            proof = PROOF if interval.basis == "fresh" else PROOF_WITHOUT_FRESH
+            also = ", with the search's own examples," if interval.basis == "fresh" else ""
+            said.append(
+                f"The interval includes no gain. The candidate is returned because{also} a gain is at least "
+                f"{proof:.0%} probable."
+            )
+        if abs(gain.value - interval.estimate) >= 0.0005:
+            # Gains are told that were high enough to be returned, so they are too high on average (decision 0014).
+            said.append(f"Expected gain, corrected for this choice: {gain.value:+.3f}.")
+        if not is_best:
+            said.append("A shorter prompt is as good as the best one, and is returned.")
+        return said
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:
         row = {

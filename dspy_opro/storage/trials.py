@@ -292,13 +292,6 @@ def _scores(outcomes: Iterable[Outcome | None]) -> Sequence[float]:
     return to_array(outcome.score for outcome in outcomes if outcome is not None)
 
 
-def read_failures(frozen: FrozenTrial) -> list[Failure]:
-    """Failed examples by their position in the run's order. The order of the user's data is not on record."""
-    id_ = frozen.user_attrs["candidate_id"]
-    given = frozen.user_attrs.get("failures", [])
-    return [Failure(id_, f["split"], f["position"], f["cause"]) for f in given]
-
-
 def note(trial: Trial) -> str:
     """A trial for people, in Markdown."""
     candidate = trial.candidate

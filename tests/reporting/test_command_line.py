@@ -42,10 +42,11 @@ def run(*arguments: str | Path, code: int = 0) -> str:
 
 
 def compiled(trainset: Any = TRAINSET, valset: Any = VALSET[:6], **values: Any) -> Any:
-    """So few validation examples can't confirm the result, so they select."""
+    """A valset selects here."""
     lm = ScriptedLM(answer)
     values = {
         "num_rounds": 4,
+        "confirm": not valset,
         "seed": 6,
         "display_progress": False,
         "prompt_model": lm,

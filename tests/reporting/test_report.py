@@ -361,7 +361,7 @@ def test_a_candidate_that_is_equal_on_unseen_examples_is_returned_for_its_lead_i
     equal = Gain(True, 0.0, Interval(0.0, -0.2, 0.2, 0.95, 40, "fresh"), 0.5, 0.5)
     found, reason = result(gain=equal), "returned for its lead in the search."
     assert f"The candidate equals the student on unseen examples. It is {reason}" in found.summary()
-    assert f"The candidate is {reason}" in Page(page(found)).text
+    assert f"It is {reason}" in Page(page(found)).text
     assert reason not in result(gain=interval("fresh", 0.1)).summary()
 
 
@@ -369,10 +369,22 @@ def test_a_candidate_that_is_equal_on_unseen_examples_is_returned_for_its_lead_i
 def test_a_gain_that_is_not_proven_is_no_success(basis: str) -> None:
     student = result().baseline.id
     found = page(result(gain=interval(basis), returned=student))
-    assert (
-        "No instruction was reliably better than yours, so the run returned the student." in Page(found).text
-    )
+    assert "No instruction was reliably better than yours. The student is returned." in Page(found).text
+    # The large number is the score of what the run returned.
+    score, other = ("0.300", "0.550") if basis == "fresh" else ("0.250", "0.750")
+    assert f"{score} the student mean score on" in Page(found).text
+    assert f"The best candidate has {other} and is not returned." in Page(found).text
     assert "No candidate is reliably better than the student." in Page(found).text
+
+
+def test_a_returned_candidate_whose_interval_includes_no_gain_is_explained() -> None:
+    gain = Gain(True, 0.08, Interval(0.1, -0.05, 0.25, 0.95, 40, "fresh"), 0.5, 0.6)
+    found = result(gain=gain)
+    for text in (found.summary(), Page(page(found)).text):
+        assert "The interval includes no gain." in text
+        assert "a gain is at least 75% probable." in text
+        assert "Expected gain, corrected for this choice: +0.080." in text
+    assert "includes no gain" not in result(gain=interval("fresh", 0.1)).summary()
 
 
 # -- lineage -------------------------------------------------------------------------------------

@@ -195,6 +195,11 @@ class OPROConfig(_Arguments):
                 raise ValueError(f"must hold callables, but got {item!r}.")
         return items
 
+    @field_validator("log_dir")
+    @classmethod
+    def _home(cls, value: str | Path | None) -> str | Path | None:
+        return value if value is None else type(value)(Path(value).expanduser())
+
     @field_validator("trainset", "valset", mode="before")
     @classmethod
     def _sequence(cls, value: Any) -> Any:

@@ -38,6 +38,12 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"log_dir {str(self.path)!r} can't be made: {error}.") from error
+        foreign = [name for name in (BEST, CONFIG, REPORT, RESULT) if (self.path / name).exists()]
+        if foreign and not any((self.path / name).exists() for name in (LOCK, LOG)):
+            raise ValueError(
+                f"log_dir {str(self.path)!r} has {', '.join(foreign)}, and no run wrote that: a run would replace it. "
+                "Use a directory of its own."
+            )
         self._lock = self._take_lock()
         self._handler = _LogFile(self.path / LOG, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))

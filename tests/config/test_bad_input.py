@@ -371,3 +371,19 @@ def compile_quickly(trainset: Any, student: Any = None) -> Any:
     lm = ScriptedLM(answer)
     optimizer = OPRO(metric=metric, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2)
     return optimizer.compile(student or TASK.student(), trainset=trainset)
+
+
+@pytest.mark.parametrize("name", ["config.json", "best.json", "report.html"])
+def test_a_log_dir_with_files_of_the_user_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"log_dir .* has {name}, and no run wrote that"):
+        OPRO(metric, log_dir=tmp_path, task_model=ScriptedLM(answer)).compile(
+            TASK.student(), trainset=TRAINSET
+        )
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_log_dir_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert OPRO(metric, log_dir="~/runs").config.log_dir == str(tmp_path / "runs")
+    assert OPRO(metric, log_dir=Path("~/runs")).config.log_dir == tmp_path / "runs"

@@ -79,6 +79,7 @@ def sampled(lm: LocalLM, rollout_id: int | None, seed: int = 0) -> str:
 # What DSPy gets to see
 
 
+@pytest.mark.slow
 def test_json_adapter_sends_the_schema_and_every_answer_is_one_of_the_labels(
     lm: LocalLM, classify: dspy.Predict
 ) -> None:
@@ -391,6 +392,7 @@ def test_a_prompt_longer_than_the_context(lm: LocalLM) -> None:
         lm("word " * 2000)
 
 
+@pytest.mark.slow
 def test_an_answer_that_the_context_cuts_off() -> None:
     with LlamaModel(embedded_weights(), n_ctx=256, n_threads=1) as model:
         assert model.complete("One " * 200, max_tokens=20).finish_reason == "length"

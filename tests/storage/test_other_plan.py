@@ -36,7 +36,9 @@ def on_disk(log_dir: Path) -> str:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("num_val", "confirm"), [(40, False), (40, True), (0, True)])
+@pytest.mark.parametrize(
+    ("num_val", "confirm"), [pytest.param(40, False, marks=pytest.mark.slow), (40, True), (0, True)]
+)
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_another_preset_never_ends_below_what_is_on_record(
     seed: int, num_val: int, confirm: bool, tmp_path: Path

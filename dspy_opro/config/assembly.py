@@ -152,6 +152,7 @@ def make_storage(inputs: Inputs) -> RunStorage:
             inputs.splits["val"],
             inputs.metric.function,
             task_model=config.task_model or dspy.settings.lm,
+            whole_trainset=inputs.trainset,
             failure_score=config.failure_score,
             seed=config.seed,
         ),

@@ -227,6 +227,7 @@ class Job:
         """Write the rest of the run, and close everything."""
         search = self.queue.search
         reason = search.stop_reason or "error"
-        self.storage.close(reason, search.returned if len(search.trajectory) else None)
+        returned = search.returned if len(search.trajectory) else None
+        self.storage.close(reason, returned, search.plan.confirms)
         self._loop.close()
         self.reporter.close()

@@ -43,8 +43,8 @@ class Search:
         recombine: Gives one more candidate's instructions out of the trajectory, or None.
         stoppers: Asked after every decided round, in this order. The first reason ends the search.
         carried: Candidates of an earlier search. They are scored in full together with the student.
-        returned_before: Id of the candidate that an earlier search returned. It is returned in place of the student
-            where no gain is proven.
+        returned_before: Id of the candidate that an earlier search confirmed and returned. It is returned in place of
+            the student where no gain is proven.
     """
 
     def __init__(
@@ -152,10 +152,12 @@ class Search:
     def returned(self) -> Trial:
         """The trial of the program that the run returns: the best one, or where no gain is proven the student.
 
-        A candidate that an earlier search returned takes the place of the student.
+        A candidate that an earlier search returned takes the place of the student, unless unseen examples refute it.
         """
         if self.plan.confirms and self.gain is not None and not self.gain.is_proven:
             trials = self.trajectory.trials
+            if self.chosen.id == self._returned_before and self.gain.interval.basis == "fresh":
+                return trials[0]
             before = (t for t in trials if t.id == self._returned_before and t.state == "complete")
             return next(before, trials[0])
         return self.chosen

@@ -967,6 +967,36 @@ def test_where_no_gain_is_proven_the_candidate_returned_before_is_returned() -> 
     assert search.returned.id == before.id
 
 
+@dataclass
+class Overrated(World):
+    """One candidate is the best on the train examples, and has another score on the unseen ones."""
+
+    name: str = ""
+    unseen: float = 0.2
+
+    def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+        if candidate.id == self.name:
+            return Outcome(float(position < 11) if split == "train" else self.unseen)
+        return Outcome(0.5 if split == "train" else 0.6)
+
+
+@pytest.mark.parametrize(
+    ("unseen", "num_unseen", "is_kept"), [(0.2, 10, False), (0.9, 10, True), (0.2, 0, True)]
+)
+def test_a_candidate_returned_before_gives_way_to_the_student_where_unseen_examples_refute_it(
+    unseen: float, num_unseen: int, is_kept: bool
+) -> None:
+    sizes = {"num_held_back": num_unseen, "num_unseen": num_unseen}
+    plan = Plan(num_train=20, num_rounds=1, num_candidates=4, confirms=True, **sizes)
+    before = carry("before")
+    search = Search(plan, student(), Halving(), carried=[before], returned_before=before.id)
+    drive(search, Overrated(name=before.id, unseen=unseen))
+    assert search.chosen.id == before.id
+    assert search.gain is not None
+    assert search.gain.is_proven == (unseen > 0.6)
+    assert search.returned.id == (before.id if is_kept else student().id)
+
+
 def test_without_the_first_scores_a_stopped_run_has_no_result() -> None:
     search = Search(Plan(num_train=4, num_rounds=1), student(), ScoreAll(), carried=[carry("one")])
     world = World()

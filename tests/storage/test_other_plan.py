@@ -98,6 +98,19 @@ def test_the_same_plan_and_more_rounds_carry_nothing(tmp_path: Path) -> None:
     assert more.trials[: len(first.trials)] == first.trials
 
 
+def test_what_was_returned_without_a_confirmation_is_no_program_to_fall_back_on(tmp_path: Path) -> None:
+    """Every instruction is as good as the student's, so a run without a confirmation returns a lucky one."""
+    task, same = VocabularyTask(3, base=0.5, signal=0, noise=1), {"num_val": 0, "auto": None}
+    first = compile_(task, tmp_path, confirm=False, num_rounds=3, **same).opro_result
+    assert first.returned != first.baseline.id
+    second = compile_(task, tmp_path, num_rounds=3, **same).opro_result
+    assert second.gain is not None
+    assert not second.gain.is_proven
+    assert second.returned == second.baseline.id
+    third = compile_(task, tmp_path, num_rounds=2, **same).opro_result
+    assert third.gain is None or third.gain.is_proven or third.returned == third.baseline.id
+
+
 def test_a_candidate_with_demos_competes_too(tmp_path: Path) -> None:
     task, demos = VocabularyTask(2), {"max_labeled_demos": 2, "max_bootstrapped_demos": 0}
     first = compile_(task, tmp_path, auto="light", **demos).opro_result

@@ -16,6 +16,7 @@ from typing import Any
 from .config import assembly
 from .config.arguments import OPROConfig
 from .config.plan import (
+    budget_problem,
     forecast,
     make_search,
     plan_on_record,
@@ -125,6 +126,10 @@ class Job:
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
             search = make_search(config, search.student, inputs.sizes, carried)
+            recorded = {key: result.usage for key, result in self.storage.results()}
+            if (problem := budget_problem(search, carried, recorded)) is not None:
+                self.storage.close("error")
+                raise ValueError(problem)
             warn_of_small_budget(search)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run

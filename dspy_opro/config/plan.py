@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
 from dspy_opro.search.reserve import held_back, held_back_of_valset, num_pairs
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
-from dspy_opro.search.tasks import Plan
+from dspy_opro.search.tasks import Plan, ScoringTask, Split, task_key
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
 from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
@@ -174,6 +174,29 @@ def warn_of_small_budget(search: Search) -> None:
             f"The budget pays for scoring {given:,} examples. The run scores the student on {plan.num_train:,} of them "
             "and tries no candidate. Give a larger budget or a smaller max_train_examples."
         )
+
+
+def budget_problem(search: Search, carried: Carried, recorded: Mapping[str, Usage]) -> str | None:
+    """Why the budget of examples is too small for the first scores of a resumed run; None if it is not.
+
+    Args:
+        search: The search.
+        carried: What it takes over. These candidates are scored with the student.
+        recorded: Key of a task -> what it cost.
+    """
+    plan, most = search.plan, search.most_metric_calls
+    starting = (search.student, *carried.candidates)
+    sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val}
+    tasks = (ScoringTask(c, 0, s, n) for c in starting for s, size in sizes.items() for n in range(size))
+    missing = sum(task_key(task) not in recorded for task in tasks)
+    spent = sum(usage.metric_calls for usage in recorded.values())
+    if not missing or spent + missing <= most:
+        return None
+    return (
+        f"The budget is {most:.0f} scored examples, but earlier processes of this run scored {spent}, and {missing} "
+        "more are needed to score the student and the best program on record. Give a larger max_metric_calls or "
+        "max_full_evals, or use another study_name or log_dir."
+    )
 
 
 def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -188,9 +189,25 @@ class Search:
         """Whether a part of every budget is to be kept for confirming the result."""
         return self._ending is None and self.plan.num_held_back > 0
 
+    @property
+    def most_metric_calls(self) -> float:
+        """The budget of examples, less what is kept for confirming the result. The first scores may use all of it."""
+        if self.plan.max_metric_calls is None:
+            return math.inf
+        kept = 2 * self.plan.num_held_back
+        if not self.is_confirmed_later or not len(self.trajectory):
+            return self.plan.max_metric_calls + kept
+        # Threads may have scored the student already.
+        return self.plan.max_metric_calls + len(self._worklist.scores(self.student, "unseen"))
+
     def conclude(self, reason: str) -> None:
-        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed."""
-        if self._ending is None and not self.done:
+        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed.
+
+        If the result is being confirmed, end that, too.
+        """
+        if self._ending is not None:
+            self.stop(reason)
+        elif not self.done:
             self._keep_scored()
             if len(self.trajectory):
                 self._end(reason, is_early=True)

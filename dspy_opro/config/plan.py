@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dspy_opro.programs.metering import Budget
+from dspy_opro.programs.values import as_json
 from dspy_opro.proposers.demos import num_bootstrapped
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
@@ -149,7 +151,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         num_candidates=num_candidates,
         num_trials=config.num_trials,
         num_demo_sets=num_demo_sets,
-        num_initial=_num_initial(config, num_candidates - num_demo_sets),
+        initial=_initial_hashes(config, student, num_candidates - num_demo_sets),
         max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
@@ -202,11 +204,11 @@ def budget_problem(search: Search, carried: Carried, recorded: Mapping[str, Usag
 def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
-    first_round = plan.num_trials, plan.num_demo_sets, plan.num_initial
+    first_round = plan.num_trials, plan.num_demo_sets, len(plan.initial)
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
         "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],
-        "rounds": [size, *first_round, plan.lag, plan.predictor_strategy],
+        "rounds": [size, *first_round, plan.lag, plan.predictor_strategy, *plan.initial],
         "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
         # Larger ones only make a run longer.
@@ -262,14 +264,18 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     return max(0, min(max(1, first_round // 2), num_candidates - len(config.initial_instructions)))
 
 
-def _num_initial(config: OPROConfig, most: int) -> int:
+def _initial_hashes(config: OPROConfig, student: Candidate, most: int) -> tuple[str, ...]:
     number = len(config.initial_instructions)
     if number > most:
         raise ValueError(
             f"initial_instructions must be at most {most}, because they race in the first round, but are {number}. "
             "Give fewer of them or a larger num_candidates."
         )
-    return number
+    named = (
+        dict.fromkeys(student.instructions, given) if isinstance(given, str) else dict(given)
+        for given in config.initial_instructions
+    )
+    return tuple(hashlib.sha256(as_json(sorted(each.items())).encode()).hexdigest()[:16] for each in named)
 
 
 def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int:

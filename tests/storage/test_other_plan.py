@@ -149,6 +149,25 @@ def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: P
     assert again.best_score >= first.best_score
 
 
+@pytest.mark.parametrize("before", [(), ("Name it first.",)])
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_new_initial_instructions_are_tried_in_a_resumed_run(
+    before: tuple[str, ...], num_rounds: int, tmp_path: Path
+) -> None:
+    task = VocabularyTask(3)
+    good = f"Name the code. {' '.join(sorted(task.good))}"
+    same = {"num_val": 0, "auto": None, "num_candidates": 4, "lag": 0}
+    first = compile_(task, tmp_path, num_rounds=1, initial_instructions=before, **same).opro_result
+    options = {"num_rounds": num_rounds, "initial_instructions": [good], **same}
+    second = compile_(task, tmp_path, **options).opro_result
+    tried = [trial.candidate.instructions["self"] for trial in second.trials]
+    assert tried.count(good) == 1
+    assert first.trajectory.best.id in [trial.id for trial in second.trials]
+    again = compile_(task, tmp_path, **options).opro_result
+    assert again.trials == second.trials
+    assert again.usage == second.usage
+
+
 def test_a_candidate_with_demos_competes_too(tmp_path: Path) -> None:
     task, demos = VocabularyTask(2), {"max_labeled_demos": 2, "max_bootstrapped_demos": 0}
     first = compile_(task, tmp_path, auto="light", **demos).opro_result

@@ -155,6 +155,9 @@ def make_storage(inputs: Inputs) -> RunStorage:
             whole_trainset=inputs.trainset,
             failure_score=config.failure_score,
             seed=config.seed,
+            # What is on record was checked by these.
+            max_instruction_chars=config.max_instruction_chars,
+            must_keep=list(config.must_keep),
         ),
         config.callbacks,
         inputs.num_threads,

@@ -210,6 +210,12 @@ def test_a_mismatch_names_what_differs(tmp_path: Path) -> None:
     assert "trainset" not in str(caught.value)
     with pytest.raises(ValueError, match=r"failure_score was '0\.0' and is now '-1\.0'"):
         compile_(tmp_path, failure_score=-1.0)
+    with pytest.raises(ValueError, match="max_instruction_chars was 'None' and is now '200'"):
+        compile_(tmp_path, max_instruction_chars=200)
+    kept = TASK.student().signature.instructions[:5]
+    with pytest.raises(ValueError, match=r"must_keep was '\[\]' and is now"):
+        compile_(tmp_path, must_keep=(kept,))
+    compile_(tmp_path, must_keep=[])
 
 
 def relabelled(data: list[Any], which: set[int]) -> list[Any]:

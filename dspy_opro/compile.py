@@ -125,8 +125,8 @@ class Job:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
-            search = make_search(config, search.student, inputs.sizes, carried)
             recorded = {key: result.usage for key, result in self.storage.results()}
+            search = make_search(config, search.student, inputs.sizes, carried, inputs.seen(recorded))
             if (problem := budget_problem(search, carried, recorded)) is not None:
                 self.storage.close("error")
                 raise ValueError(problem)

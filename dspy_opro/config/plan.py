@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,8 +117,16 @@ def _scored_sizes(config: OPROConfig, num_train: int, num_val: int, are_demos_sc
     return confirmed if held and is_paid else without
 
 
-def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
+def make_search(
+    config: OPROConfig,
+    student: Candidate,
+    sizes: Sizes,
+    carried: Carried = NOTHING,
+    seen: Set[int] = frozenset(),
+) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
+
+    `carried` and `seen` are of an earlier search.
 
     Raises:
         ValueError: `max_metric_calls` is not enough to score the student.
@@ -163,7 +171,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         seed=config.seed,
     )
     stoppers = _stoppers(config)
-    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
+    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned, seen)
 
 
 def warn_of_small_budget(search: Search) -> None:

@@ -85,9 +85,7 @@ class TaskQueue:
         self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
         self._known: dict[str, TaskResult] = {}  # task key -> recorded result of a task not handed out yet
-        self._num_unasked = (
-            0  # examples of recorded results that the search has not asked for: an earlier plan's
-        )
+        self._num_unasked = 0  # examples on record that the search has not asked for
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
         self._requested_stop: str | None = None  # why somebody wants the run to end
         self._error: Exception | None = None

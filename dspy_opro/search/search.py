@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from .confidence import Gain, measured_gain, shortest_tied
@@ -46,6 +46,7 @@ class Search:
         carried: Candidates of an earlier search. They are scored in full together with the student.
         returned_before: Id of the candidate that an earlier search confirmed and returned. It is returned in place of
             the student where no gain is proven.
+        seen: Positions of unseen examples that an earlier search scored candidates on. They confirm nothing.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Search:
         stoppers: Sequence[Stopper] = (),
         carried: Sequence[Candidate] = (),
         returned_before: str | None = None,
+        seen: Set[int] = frozenset(),
     ) -> None:
         self.plan = plan
         self.student = student
@@ -83,6 +85,7 @@ class Search:
         self._rules = Rules(plan, student, pruner, recombine)
         start = [student, *carried]
         self._returned_before = returned_before
+        self._seen = seen
         demo_sets = {c.demo_set: c.demos for c in carried if c.demo_set is not None and c.demos}
         self._tried = Tried({candidate.id for candidate in start}, demo_sets)
         self._worklist = Worklist(student)
@@ -345,14 +348,15 @@ class Search:
         held-back examples are scored.
         """
         plan, unseen, left, count = self.plan, self._unseen(), None, 0
-        num_spare = len(unseen) - plan.num_unseen
+        num_unseen = sum(position >= plan.num_spare for position in unseen)
+        num_spare = len(unseen) - num_unseen
         if plan.max_metric_calls is not None and is_early:
             num_spare = 0
         elif plan.max_metric_calls is not None:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_examples
         self._rounds.clear()
         if self.chosen.id != self.student.id:
-            count = num_pairs(plan.num_held_back, plan.num_unseen, num_spare, left)
+            count = num_pairs(plan.num_held_back, num_unseen, num_spare, left)
         self._worklist.clear(kept="unseen")
         if not count:
             self._finish(reason)
@@ -370,7 +374,7 @@ class Search:
         """
         spare, has_demos = range(self.plan.num_spare), self.chosen.candidate.demo_set is not None
         others = range(len(spare), len(spare) + self.plan.num_unseen)
-        return others if has_demos else [*others, *spare]
+        return [p for p in (others if has_demos else [*others, *spare]) if p not in self._seen]
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()

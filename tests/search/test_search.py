@@ -997,6 +997,30 @@ def test_a_candidate_returned_before_gives_way_to_the_student_where_unseen_examp
     assert search.returned.id == (before.id if is_kept else student().id)
 
 
+@pytest.mark.parametrize(
+    ("seen", "num_spare", "expected"),
+    [
+        ((), 0, range(10)),
+        ((0, 3), 0, (1, 2, 4, 5, 6, 7, 8, 9, 10, 11)),
+        ((0, 3, 5), 2, (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13)),
+        (range(3, 12), 0, range(3)),
+        (range(12), 0, ()),
+    ],
+)
+def test_examples_that_an_earlier_search_used_confirm_nothing(
+    seen: Sequence[int], num_spare: int, expected: Sequence[int]
+) -> None:
+    sizes = {"num_held_back": 10, "num_unseen": 12, "num_spare": num_spare}
+    plan = Plan(num_train=20, num_rounds=1, num_candidates=4, confirms=True, **sizes)
+    before = carry("before")
+    search = Search(plan, student(), Halving(), carried=[before], seen=frozenset(seen))
+    drive(search, Overrated(name=before.id, unseen=0.9))
+    scored = [n for n, o in enumerate(search.outcomes(before, "unseen")) if o is not None]
+    assert scored == list(expected)
+    assert search.gain is not None
+    assert search.gain.interval.basis == ("fresh" if len(expected) >= 8 else "selected")
+
+
 def test_without_the_first_scores_a_stopped_run_has_no_result() -> None:
     search = Search(Plan(num_train=4, num_rounds=1), student(), ScoreAll(), carried=[carry("one")])
     world = World()

@@ -149,6 +149,16 @@ def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: P
     assert again.best_score >= first.best_score
 
 
+@pytest.mark.parametrize("num_val", [0, 40])
+def test_examples_that_an_earlier_plan_chose_by_are_not_unseen(num_val: int, tmp_path: Path) -> None:
+    """Without a confirmation all examples of the valset choose, or if there is none all of the trainset."""
+    task, same = VocabularyTask(1), {"num_val": num_val, "auto": None, "num_candidates": 4, "lag": 0}
+    compile_(task, tmp_path, confirm=False, num_rounds=3, **same)
+    result = compile_(task, tmp_path, num_rounds=1, **same).opro_result
+    assert result.gain is not None
+    assert result.gain.interval.basis == "selected"
+
+
 @pytest.mark.parametrize("before", [(), ("Name it first.",)])
 @pytest.mark.parametrize("num_rounds", [1, 2])
 def test_new_initial_instructions_are_tried_in_a_resumed_run(

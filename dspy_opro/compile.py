@@ -16,6 +16,7 @@ from typing import Any
 from .config import assembly
 from .config.arguments import OPROConfig
 from .config.plan import (
+    budget_problem,
     forecast,
     make_search,
     plan_on_record,
@@ -124,7 +125,11 @@ class Job:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
             carried = self.storage.carried(plan_on_record(config, search), search.student)
-            search = make_search(config, search.student, inputs.sizes, carried)
+            recorded = {key: result.usage for key, result in self.storage.results()}
+            search = make_search(config, search.student, inputs.sizes, carried, inputs.seen(recorded))
+            if (problem := budget_problem(search, carried, recorded)) is not None:
+                self.storage.close("error")
+                raise ValueError(problem)
             warn_of_small_budget(search)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
@@ -227,6 +232,7 @@ class Job:
         """Write the rest of the run, and close everything."""
         search = self.queue.search
         reason = search.stop_reason or "error"
-        self.storage.close(reason, search.returned if len(search.trajectory) else None)
+        returned = search.returned if len(search.trajectory) else None
+        self.storage.close(reason, returned, search.plan.confirms)
         self._loop.close()
         self.reporter.close()

@@ -152,8 +152,12 @@ def make_storage(inputs: Inputs) -> RunStorage:
             inputs.splits["val"],
             inputs.metric.function,
             task_model=config.task_model or dspy.settings.lm,
+            whole_trainset=inputs.trainset,
             failure_score=config.failure_score,
             seed=config.seed,
+            # What is on record was checked by these.
+            max_instruction_chars=config.max_instruction_chars,
+            must_keep=list(config.must_keep),
         ),
         config.callbacks,
         inputs.num_threads,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dspy_opro.programs.metering import Budget
+from dspy_opro.programs.values import as_json
 from dspy_opro.proposers.demos import num_bootstrapped
 from dspy_opro.search import Search
 from dspy_opro.search.pruners import Halving, Pruner, ScoreAll
 from dspy_opro.search.reserve import held_back, held_back_of_valset, num_pairs
 from dspy_opro.search.stoppers import Patience, StopAtScore, Stopper
-from dspy_opro.search.tasks import Plan
+from dspy_opro.search.tasks import Plan, ScoringTask, Split, task_key
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
 from dspy_opro.storage.carrying import NOTHING, Carried
 from dspy_opro.storage.optuna_pruner import OptunaPruner
@@ -115,8 +117,16 @@ def _scored_sizes(config: OPROConfig, num_train: int, num_val: int, are_demos_sc
     return confirmed if held and is_paid else without
 
 
-def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: Carried = NOTHING) -> Search:
+def make_search(
+    config: OPROConfig,
+    student: Candidate,
+    sizes: Sizes,
+    carried: Carried = NOTHING,
+    seen: Set[int] = frozenset(),
+) -> Search:
     """The search for the resolved arguments, the student's instructions and the numbers of examples.
+
+    `carried` and `seen` are of an earlier search.
 
     Raises:
         ValueError: `max_metric_calls` is not enough to score the student.
@@ -149,7 +159,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         num_candidates=num_candidates,
         num_trials=config.num_trials,
         num_demo_sets=num_demo_sets,
-        num_initial=_num_initial(config, num_candidates - num_demo_sets),
+        initial=_initial_hashes(config, student, num_candidates - num_demo_sets),
         max_demo_calls=_max_demo_calls(config, num_demo_sets, max_metric_calls),
         predictor_strategy=config.predictor_strategy,
         max_metric_calls=max_metric_calls,
@@ -161,7 +171,7 @@ def make_search(config: OPROConfig, student: Candidate, sizes: Sizes, carried: C
         seed=config.seed,
     )
     stoppers = _stoppers(config)
-    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned)
+    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned, seen)
 
 
 def warn_of_small_budget(search: Search) -> None:
@@ -176,14 +186,37 @@ def warn_of_small_budget(search: Search) -> None:
         )
 
 
+def budget_problem(search: Search, carried: Carried, recorded: Mapping[str, Usage]) -> str | None:
+    """Why the budget of examples is too small for the first scores of a resumed run; None if it is not.
+
+    Args:
+        search: The search.
+        carried: What it takes over. These candidates are scored with the student.
+        recorded: Key of a task -> what it cost.
+    """
+    plan, most = search.plan, search.most_metric_calls
+    starting = (search.student, *carried.candidates)
+    sizes: Mapping[Split, int] = {"train": plan.num_train, "val": plan.num_val}
+    tasks = (ScoringTask(c, 0, s, n) for c in starting for s, size in sizes.items() for n in range(size))
+    missing = sum(task_key(task) not in recorded for task in tasks)
+    spent = sum(usage.metric_calls for usage in recorded.values())
+    if not missing or spent + missing <= most:
+        return None
+    return (
+        f"The budget is {most:.0f} scored examples, but earlier processes of this run scored {spent}, and {missing} "
+        "more are needed to score the student and the best program on record. Give a larger max_metric_calls or "
+        "max_full_evals, or use another study_name or log_dir."
+    )
+
+
 def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
-    first_round = plan.num_trials, plan.num_demo_sets, plan.num_initial
+    first_round = plan.num_trials, plan.num_demo_sets, len(plan.initial)
     checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
         "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],
-        "rounds": [size, *first_round, plan.lag, plan.predictor_strategy],
+        "rounds": [size, *first_round, plan.lag, plan.predictor_strategy, *plan.initial],
         "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
         # Larger ones only make a run longer.
@@ -239,14 +272,18 @@ def _num_demo_sets(config: OPROConfig, num_candidates: int) -> int:
     return max(0, min(max(1, first_round // 2), num_candidates - len(config.initial_instructions)))
 
 
-def _num_initial(config: OPROConfig, most: int) -> int:
+def _initial_hashes(config: OPROConfig, student: Candidate, most: int) -> tuple[str, ...]:
     number = len(config.initial_instructions)
     if number > most:
         raise ValueError(
             f"initial_instructions must be at most {most}, because they race in the first round, but are {number}. "
             "Give fewer of them or a larger num_candidates."
         )
-    return number
+    named = (
+        dict.fromkeys(student.instructions, given) if isinstance(given, str) else dict(given)
+        for given in config.initial_instructions
+    )
+    return tuple(hashlib.sha256(as_json(sorted(each.items())).encode()).hexdigest()[:16] for each in named)
 
 
 def _max_demo_calls(config: OPROConfig, num_demo_sets: int, max_metric_calls: int | None) -> int:

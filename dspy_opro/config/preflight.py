@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import dspy
 from dspy_opro.programs.metric import Metric
 from dspy_opro.programs.program import Program, check_examples, num_inputs, same_inputs
 from dspy_opro.search.reserve import FEWEST_FRESH
-from dspy_opro.search.tasks import rng
+from dspy_opro.search.tasks import rng, scored_example
 
 from .arguments import FIELDS, OPROConfig, paper, warn
 from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
@@ -47,6 +47,17 @@ class Inputs:
     def num_threads(self) -> int:
         """The most LM calls at the same time."""
         return int(self.config.num_threads or dspy.settings.num_threads)
+
+    def seen(self, keys: Iterable[str]) -> Set[int]:
+        """Positions of unseen examples that chose candidates in an earlier plan of the run.
+
+        Args:
+            keys: Of the tasks on record.
+        """
+        split = "val" if self.splits["val"] else "train"
+        scored = (scored_example(key) for key in keys if key.startswith("score/"))
+        used = {self.orders[split][position] for _, where, position in scored if where == split}
+        return {position for position, index in enumerate(self.orders["unseen"]) if index in used}
 
 
 def check_inputs(config: OPROConfig, student: Any) -> Inputs:

@@ -85,6 +85,7 @@ class TaskQueue:
         self._left_behind: set[str] = set()  # task keys of calls whose worker was replaced, until they return
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
         self._known: dict[str, TaskResult] = {}  # task key -> recorded result of a task not handed out yet
+        self._num_unasked = 0  # examples on record that the search has not asked for
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
         self._requested_stop: str | None = None  # why somebody wants the run to end
         self._error: Exception | None = None
@@ -105,6 +106,7 @@ class TaskQueue:
                 task = opened.pop(key, None)
                 if task is None:
                     self._known[key] = result
+                    self._num_unasked += result.usage.metric_calls
                 else:
                     self.search.tell(task, result)
                     opened |= {task_key(new): new for new in self._unanswered()}
@@ -226,6 +228,10 @@ class TaskQueue:
 
     def _spent(self) -> str | None:
         """The budget that is used up, except for the share that confirms the result."""
+        # A plan keeps its own examples within the budget. Those of an earlier plan count, too.
+        num_scored = self.search.usage.metric_calls + self._num_unasked + self._num_running()
+        if self._num_unasked and num_scored >= self.search.most_metric_calls:
+            return "max_metric_calls"
         if not self.search.is_confirmed_later:
             return None
         return self._budget.exhausted(self._ledger.usage, self._seconds_here(), 1 - SHARE)
@@ -310,6 +316,7 @@ class TaskQueue:
                 if known is None:
                     yield task
                 else:
+                    self._num_unasked -= known.usage.metric_calls
                     self.search.tell(task, known)
 
     def _emit(self) -> None:

@@ -57,10 +57,10 @@ class ProposalSlots:
     def ask(self, slots: Iterable[int]) -> None:
         names, plan = tuple(self._rules.student.instructions), self._rules.plan
         for slot in slots:
-            if self._number == 1 and self._wave == 0 and slot < plan.num_demo_sets + plan.num_initial:
-                is_for_demos = slot < plan.num_demo_sets
-                initial = None if is_for_demos else slot - plan.num_demo_sets
-                self._hand_out(ProposalTask(1, slot, 0, names, self._view, is_for_demos, initial))
+            if self._number == 1 and self._wave == 0 and slot < plan.num_demo_sets + len(plan.initial):
+                is_for_demos, index = slot < plan.num_demo_sets, slot - plan.num_demo_sets
+                initial = (None, "") if is_for_demos else (index, plan.initial[index])
+                self._hand_out(ProposalTask(1, slot, 0, names, self._view, is_for_demos, *initial))
                 continue
             for predictors in self._rules.rewrites(self._number, slot):
                 self._hand_out(ProposalTask(self._number, slot, self._wave, predictors, self._view))

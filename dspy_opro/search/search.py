@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from .confidence import Gain, measured_gain, shortest_tied
@@ -43,8 +44,9 @@ class Search:
         recombine: Gives one more candidate's instructions out of the trajectory, or None.
         stoppers: Asked after every decided round, in this order. The first reason ends the search.
         carried: Candidates of an earlier search. They are scored in full together with the student.
-        returned_before: Id of the candidate that an earlier search returned. It is returned in place of the student
-            where no gain is proven.
+        returned_before: Id of the candidate that an earlier search confirmed and returned. It is returned in place of
+            the student where no gain is proven.
+        seen: Positions of unseen examples that an earlier search scored candidates on. They confirm nothing.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Search:
         stoppers: Sequence[Stopper] = (),
         carried: Sequence[Candidate] = (),
         returned_before: str | None = None,
+        seen: Set[int] = frozenset(),
     ) -> None:
         self.plan = plan
         self.student = student
@@ -82,6 +85,7 @@ class Search:
         self._rules = Rules(plan, student, pruner, recombine)
         start = [student, *carried]
         self._returned_before = returned_before
+        self._seen = seen
         demo_sets = {c.demo_set: c.demos for c in carried if c.demo_set is not None and c.demos}
         self._tried = Tried({candidate.id for candidate in start}, demo_sets)
         self._worklist = Worklist(student)
@@ -152,10 +156,12 @@ class Search:
     def returned(self) -> Trial:
         """The trial of the program that the run returns: the best one, or where no gain is proven the student.
 
-        A candidate that an earlier search returned takes the place of the student.
+        A candidate that an earlier search returned takes the place of the student, unless unseen examples refute it.
         """
         if self.plan.confirms and self.gain is not None and not self.gain.is_proven:
             trials = self.trajectory.trials
+            if self.chosen.id == self._returned_before and self.gain.interval.basis == "fresh":
+                return trials[0]
             before = (t for t in trials if t.id == self._returned_before and t.state == "complete")
             return next(before, trials[0])
         return self.chosen
@@ -186,9 +192,25 @@ class Search:
         """Whether a part of every budget is to be kept for confirming the result."""
         return self._ending is None and self.plan.num_held_back > 0
 
+    @property
+    def most_metric_calls(self) -> float:
+        """The budget of examples, less what is kept for confirming the result. The first scores may use all of it."""
+        if self.plan.max_metric_calls is None:
+            return math.inf
+        kept = 2 * self.plan.num_held_back
+        if not self.is_confirmed_later or not len(self.trajectory):
+            return self.plan.max_metric_calls + kept
+        # Threads may have scored the student already.
+        return self.plan.max_metric_calls + len(self._worklist.scores(self.student, "unseen"))
+
     def conclude(self, reason: str) -> None:
-        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed."""
-        if self._ending is None and not self.done:
+        """End the rounds from outside, once all results are told: what is scored in full counts and is confirmed.
+
+        If the result is being confirmed, end that, too.
+        """
+        if self._ending is not None:
+            self.stop(reason)
+        elif not self.done:
             self._keep_scored()
             if len(self.trajectory):
                 self._end(reason, is_early=True)
@@ -326,14 +348,15 @@ class Search:
         held-back examples are scored.
         """
         plan, unseen, left, count = self.plan, self._unseen(), None, 0
-        num_spare = len(unseen) - plan.num_unseen
+        num_unseen = sum(position >= plan.num_spare for position in unseen)
+        num_spare = len(unseen) - num_unseen
         if plan.max_metric_calls is not None and is_early:
             num_spare = 0
         elif plan.max_metric_calls is not None:
             left = plan.max_metric_calls + 2 * plan.num_held_back - self._overlap.num_examples
         self._rounds.clear()
         if self.chosen.id != self.student.id:
-            count = num_pairs(plan.num_held_back, plan.num_unseen, num_spare, left)
+            count = num_pairs(plan.num_held_back, num_unseen, num_spare, left)
         self._worklist.clear(kept="unseen")
         if not count:
             self._finish(reason)
@@ -351,7 +374,7 @@ class Search:
         """
         spare, has_demos = range(self.plan.num_spare), self.chosen.candidate.demo_set is not None
         others = range(len(spare), len(spare) + self.plan.num_unseen)
-        return others if has_demos else [*others, *spare]
+        return [p for p in (others if has_demos else [*others, *spare]) if p not in self._seen]
 
     def _finish(self, reason: str) -> None:
         self.gain = self._measured_gain()

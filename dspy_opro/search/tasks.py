@@ -29,8 +29,8 @@ class Plan:
     """Candidates in all, without the student. The last round has what is left."""
     num_demo_sets: int = 0
     """Candidates of the first round that have the student's instructions and demos of their own."""
-    num_initial: int = 0
-    """Candidates of the first round, after those, that have instructions of the user."""
+    initial: Sequence[str] = ()
+    """Hashes of the user's own instructions. Each is a candidate of the first round, after those with demos."""
     max_demo_calls: int = 0
     """Examples that making all the demo sets may try at most. They count towards `max_metric_calls`."""
     predictor_strategy: Strategy = "all"
@@ -76,6 +76,8 @@ class ProposalTask:
     """Whether it asks for a set of demos. Its proposal then has demos in place of texts."""
     initial: int | None = None
     """Index of the user's own instructions that it gives, without a call of the proposer."""
+    initial_hash: str = ""
+    """Their hash. Other instructions are another task."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def task_key(task: Task) -> str:
         return f"score/{task.candidate.id}/{task.split}/{task.position}"
     if task.is_for_demos:
         return demo_set_key(task.slot)
+    if task.initial is not None:
+        return f"propose/1/{task.slot}/0//initial/{task.initial_hash}"
     return f"propose/{task.round}/{task.slot}/{task.wave}/{','.join(task.predictors)}"
 
 

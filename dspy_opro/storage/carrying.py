@@ -23,7 +23,7 @@ class Carried:
 
     candidates: Sequence[Candidate] = ()
     returned: str | None = None
-    """Id of the candidate that the run returned."""
+    """Id of the candidate that the run confirmed and returned."""
 
 
 NOTHING = Carried()
@@ -37,7 +37,10 @@ def goes_on(plan: Record, before: Record) -> bool:
 
 
 def choose(study: optuna.Study, student: Candidate) -> Record:
-    """The best trial that is scored in full, and the returned one, as plain JSON; without the student."""
+    """The best trial that is scored in full, and the returned one, as plain JSON; without the student.
+
+    A program that was returned without a confirmation competes, but the run does not fall back on it.
+    """
     trials = [
         trial
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -50,7 +53,8 @@ def choose(study: optuna.Study, student: Candidate) -> Record:
     texts = [
         [attrs["instructions"], attrs.get("demo_set")] for id_, attrs in found.items() if id_ != student.id
     ]
-    return {"candidates": texts, "returned": next(iter(found)) if returned else None}
+    is_confirmed = returned and returned[0].number == study.user_attrs.get("confirmed_trial")
+    return {"candidates": texts, "returned": next(iter(found)) if is_confirmed else None}
 
 
 def decode(record: Record, student: Candidate, log: Sequence[Record]) -> Carried:

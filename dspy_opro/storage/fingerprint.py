@@ -32,6 +32,7 @@ def fingerprint(
     valset: Sequence[Any],
     metric: Callable[..., Any],
     task_model: Any = None,
+    whole_trainset: Sequence[Any] = (),
     **values: object,
 ) -> dict[str, Any]:
     """Part -> hash or readable value.
@@ -42,6 +43,7 @@ def fingerprint(
         valset: Examples in their order.
         metric: Counts by name, code and the plain values that it holds.
         task_model: The scorer LM of predictors that have none of their own.
+        whole_trainset: All train examples as given. Unseen examples and demos are from it.
         values: Further settings, as they are.
     """
     modules = [module for _, module in student.named_sub_modules(dspy.Module)]
@@ -50,7 +52,7 @@ def fingerprint(
     parts: dict[str, Any] = {
         "student": type(student).__name__,
         "predictors": {name: _predictor(predictor) for name, predictor in student.named_predictors()},
-        "trainset": f"{len(trainset)} examples, {_digest([_example(e) for e in trainset])}",
+        "trainset": f"{len(trainset)} examples, {_digest([_example(e) for e in (*trainset, *whole_trainset)])}",
         "valset": f"{len(valset)} examples, {_digest([_example(e) for e in valset])}",
         "metric": _metric(metric),
         "attributes": _attributes(student),

@@ -121,13 +121,13 @@ class RunStorage:
             self.log.append(last)
         return decode(last, student, self.past)
 
-    def close(self, stop_reason: str, returned: Trial | None = None) -> None:
+    def close(self, stop_reason: str, returned: Trial | None = None, is_confirmed: bool = False) -> None:
         """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""
 
         def write() -> None:
             self.log.write(must_work=True)
             is_final = not self.is_kept or stop_reason not in RESUMABLE
-            self.trial_writer.close(stop_reason, is_final, returned)
+            self.trial_writer.close(stop_reason, is_final, returned, is_confirmed)
             if self.is_kept:
                 self.study.set_user_attr(OPENED_BY, None)
 

@@ -110,13 +110,20 @@ class TrialWriter:
         else:
             self._outage.worked()
 
-    def close(self, stop_reason: str, fail_unfinished: bool, returned: Trial | None = None) -> None:
+    def close(
+        self,
+        stop_reason: str,
+        fail_unfinished: bool,
+        returned: Trial | None = None,
+        is_confirmed: bool = False,
+    ) -> None:
         """Write the last events and the reason. It raises what the storage raises and may be called again.
 
         Args:
             stop_reason: Why the run ended.
             fail_unfinished: Whether trials under way are closed. Otherwise the next process goes on with them.
             returned: The trial of the program that the run returns.
+            is_confirmed: Whether the run would have returned another one if no gain were proven.
         """
         self._unwritten.extend(self._held.values())
         self._held.clear()
@@ -128,15 +135,17 @@ class TrialWriter:
                 self._storage.set_trial_state_values(row.trial_id, TrialState.FAIL)
                 row.is_finished = True
         if returned is not None:
-            self._mark_returned(returned)
+            self._mark_returned(returned, is_confirmed)
 
-    def _mark_returned(self, returned: Trial) -> None:
+    def _mark_returned(self, returned: Trial, is_confirmed: bool) -> None:
         """Mark it in the study and in the notes: Optuna lets nobody change the attributes of a finished trial."""
         row = self._known_rows().get(returned.id)
         if row is None:
             return
         number = self._storage.get_trial(row.trial_id).number
         self.study.set_user_attr("returned_trial", number)
+        if is_confirmed:
+            self.study.set_user_attr("confirmed_trial", number)
         if self._with_notes:
             words = "**The run returned this trial.** If it was resumed since, the study's note names the latest one."
             self._write_note(row.trial_id, f"{words}\n\n{note(returned)}")

@@ -967,6 +967,60 @@ def test_where_no_gain_is_proven_the_candidate_returned_before_is_returned() -> 
     assert search.returned.id == before.id
 
 
+@dataclass
+class Overrated(World):
+    """One candidate is the best on the train examples, and has another score on the unseen ones."""
+
+    name: str = ""
+    unseen: float = 0.2
+
+    def outcome(self, candidate: Candidate, split: str, position: int) -> Outcome:
+        if candidate.id == self.name:
+            return Outcome(float(position < 11) if split == "train" else self.unseen)
+        return Outcome(0.5 if split == "train" else 0.6)
+
+
+@pytest.mark.parametrize(
+    ("unseen", "num_unseen", "is_kept"), [(0.2, 10, False), (0.9, 10, True), (0.2, 0, True)]
+)
+def test_a_candidate_returned_before_gives_way_to_the_student_where_unseen_examples_refute_it(
+    unseen: float, num_unseen: int, is_kept: bool
+) -> None:
+    sizes = {"num_held_back": num_unseen, "num_unseen": num_unseen}
+    plan = Plan(num_train=20, num_rounds=1, num_candidates=4, confirms=True, **sizes)
+    before = carry("before")
+    search = Search(plan, student(), Halving(), carried=[before], returned_before=before.id)
+    drive(search, Overrated(name=before.id, unseen=unseen))
+    assert search.chosen.id == before.id
+    assert search.gain is not None
+    assert search.gain.is_proven == (unseen > 0.6)
+    assert search.returned.id == (before.id if is_kept else student().id)
+
+
+@pytest.mark.parametrize(
+    ("seen", "num_spare", "expected"),
+    [
+        ((), 0, range(10)),
+        ((0, 3), 0, (1, 2, 4, 5, 6, 7, 8, 9, 10, 11)),
+        ((0, 3, 5), 2, (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13)),
+        (range(3, 12), 0, range(3)),
+        (range(12), 0, ()),
+    ],
+)
+def test_examples_that_an_earlier_search_used_confirm_nothing(
+    seen: Sequence[int], num_spare: int, expected: Sequence[int]
+) -> None:
+    sizes = {"num_held_back": 10, "num_unseen": 12, "num_spare": num_spare}
+    plan = Plan(num_train=20, num_rounds=1, num_candidates=4, confirms=True, **sizes)
+    before = carry("before")
+    search = Search(plan, student(), Halving(), carried=[before], seen=frozenset(seen))
+    drive(search, Overrated(name=before.id, unseen=0.9))
+    scored = [n for n, o in enumerate(search.outcomes(before, "unseen")) if o is not None]
+    assert scored == list(expected)
+    assert search.gain is not None
+    assert search.gain.interval.basis == ("fresh" if len(expected) >= 8 else "selected")
+
+
 def test_without_the_first_scores_a_stopped_run_has_no_result() -> None:
     search = Search(Plan(num_train=4, num_rounds=1), student(), ScoreAll(), carried=[carry("one")])
     world = World()

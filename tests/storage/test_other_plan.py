@@ -98,6 +98,86 @@ def test_the_same_plan_and_more_rounds_carry_nothing(tmp_path: Path) -> None:
     assert more.trials[: len(first.trials)] == first.trials
 
 
+def test_what_was_returned_without_a_confirmation_is_no_program_to_fall_back_on(tmp_path: Path) -> None:
+    """Every instruction is as good as the student's, so a run without a confirmation returns a lucky one."""
+    task, same = VocabularyTask(3, base=0.5, signal=0, noise=1), {"num_val": 0, "auto": None}
+    first = compile_(task, tmp_path, confirm=False, num_rounds=3, **same).opro_result
+    assert first.returned != first.baseline.id
+    second = compile_(task, tmp_path, num_rounds=3, **same).opro_result
+    assert second.gain is not None
+    assert not second.gain.is_proven
+    assert second.returned == second.baseline.id
+    third = compile_(task, tmp_path, num_rounds=2, **same).opro_result
+    assert third.gain is None or third.gain.is_proven or third.returned == third.baseline.id
+
+
+@pytest.mark.parametrize(("before", "budget"), [(200, 400), (300, 320), (300, 200)])
+def test_all_processes_together_keep_within_max_metric_calls(
+    before: int, budget: int, tmp_path: Path
+) -> None:
+    task, same = VocabularyTask(3), {"num_val": 0, "auto": None}
+    first = compile_(task, tmp_path, max_metric_calls=before, **same).opro_result
+    second = compile_(task, tmp_path, max_metric_calls=budget, **same).opro_result
+    assert first.usage.metric_calls <= before
+    assert second.usage.metric_calls <= max(budget, first.usage.metric_calls)
+    assert second.stop_reason == "max_metric_calls"
+    assert {first.returned, first.trajectory.best.id} <= {trial.id for trial in second.trials}
+    if budget == 400:
+        assert len(second.trials) > len(first.trials)
+    again = compile_(task, tmp_path, max_metric_calls=budget, **same).opro_result
+    assert again.usage == second.usage
+    assert (again.returned, again.gain) == (second.returned, second.gain)
+
+
+def test_the_result_of_a_larger_budget_is_confirmed_within_it(tmp_path: Path) -> None:
+    task, same = VocabularyTask(3), {"num_val": 0, "auto": None}
+    compile_(task, tmp_path, max_metric_calls=200, **same)
+    result = compile_(task, tmp_path, max_metric_calls=400, **same).opro_result
+    assert result.gain is not None
+    assert result.gain.interval.basis == "fresh"
+
+
+def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: Path) -> None:
+    task, same = VocabularyTask(3), {"num_val": 0, "auto": None, "max_metric_calls": 200}
+    first = compile_(task, tmp_path, **same).opro_result
+    with pytest.raises(
+        ValueError, match=r"The budget is 200 scored examples, but .* scored 200, and \d+ more"
+    ):
+        compile_(task, tmp_path, pruner=None, **same)
+    again = compile_(task, tmp_path, **same).opro_result
+    assert again.usage == first.usage
+    assert again.best_score >= first.best_score
+
+
+@pytest.mark.parametrize("num_val", [0, 40])
+def test_examples_that_an_earlier_plan_chose_by_are_not_unseen(num_val: int, tmp_path: Path) -> None:
+    """Without a confirmation all examples of the valset choose, or if there is none all of the trainset."""
+    task, same = VocabularyTask(1), {"num_val": num_val, "auto": None, "num_candidates": 4, "lag": 0}
+    compile_(task, tmp_path, confirm=False, num_rounds=3, **same)
+    result = compile_(task, tmp_path, num_rounds=1, **same).opro_result
+    assert result.gain is not None
+    assert result.gain.interval.basis == "selected"
+
+
+@pytest.mark.parametrize("before", [(), ("Name it first.",)])
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_new_initial_instructions_are_tried_in_a_resumed_run(
+    before: tuple[str, ...], num_rounds: int, tmp_path: Path
+) -> None:
+    task = VocabularyTask(3)
+    good = f"Name the code. {' '.join(sorted(task.good))}"
+    same = {"num_val": 0, "auto": None, "num_candidates": 4, "lag": 0}
+    first = compile_(task, tmp_path, num_rounds=1, initial_instructions=before, **same).opro_result
+    options = {"num_rounds": num_rounds, "initial_instructions": [good], **same}
+    second = compile_(task, tmp_path, **options).opro_result
+    tried = [trial.candidate.instructions["self"] for trial in second.trials]
+    assert tried.count(good) == 1
+    assert first.trajectory.best.id in [trial.id for trial in second.trials]
+    again = compile_(task, tmp_path, **options).opro_result
+    assert again.trials == second.trials
+    assert again.usage == second.usage
+
+
 def test_a_candidate_with_demos_competes_too(tmp_path: Path) -> None:
     task, demos = VocabularyTask(2), {"max_labeled_demos": 2, "max_bootstrapped_demos": 0}
     first = compile_(task, tmp_path, auto="light", **demos).opro_result

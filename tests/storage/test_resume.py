@@ -18,6 +18,8 @@ import pytest
 from workers import MOST_IN_FLIGHT, NUM_TRAIN, NUM_VAL, OPTIONS, TASK, Worker, serve
 
 from dspy_opro import OPROTeleprompter
+from dspy_opro.config.arguments import make_config
+from dspy_opro.config.preflight import check_inputs
 from dspy_opro.testing import ScriptedLM, SimulatedServer
 
 NUM_KILLS = int(os.environ.get("DSPY_OPRO_KILLS", "12"))
@@ -208,6 +210,36 @@ def test_a_mismatch_names_what_differs(tmp_path: Path) -> None:
     assert "trainset" not in str(caught.value)
     with pytest.raises(ValueError, match=r"failure_score was '0\.0' and is now '-1\.0'"):
         compile_(tmp_path, failure_score=-1.0)
+    with pytest.raises(ValueError, match="max_instruction_chars was 'None' and is now '200'"):
+        compile_(tmp_path, max_instruction_chars=200)
+    kept = TASK.student().signature.instructions[:5]
+    with pytest.raises(ValueError, match=r"must_keep was '\[\]' and is now"):
+        compile_(tmp_path, must_keep=(kept,))
+    compile_(tmp_path, must_keep=[])
+
+
+def relabelled(data: list[Any], which: set[int]) -> list[Any]:
+    """The data with another answer for some of the examples."""
+    return [
+        dspy.Example(question=e.question, answer="another one").with_inputs("question") if n in which else e
+        for n, e in enumerate(data)
+    ]
+
+
+@pytest.mark.parametrize(("num_val", "demos"), [(0, 0), (0, 2), (NUM_VAL, 2)])
+def test_other_labels_of_examples_that_score_no_candidate_are_other_data(
+    num_val: int, demos: int, tmp_path: Path
+) -> None:
+    data = TASK.trainset(60)
+    sizes = {"max_train_examples": 20, "max_labeled_demos": demos, "max_bootstrapped_demos": 0}
+    options = {"auto": None, "num_rounds": 1, "valset": TASK.valset(num_val) or None, **sizes}
+    config = make_config({"metric": TASK.metric, "task_model": ScriptedLM(TASK.scorer), **options})
+    scored = set(check_inputs(config.model_copy(update={"trainset": data}), TASK.student()).orders["train"])
+    compile_(tmp_path, trainset=data, **options)
+    with pytest.raises(ValueError, match="trainset has as many examples as before, but others"):
+        compile_(tmp_path, trainset=relabelled(data, {*range(60)} - scored), **{**options, "num_rounds": 2})
+    longer = compile_(tmp_path, trainset=data, **{**options, "num_rounds": 2}).opro_result
+    assert len(longer.curve) == 3
 
 
 def test_an_error_leaves_the_directory_free_and_as_it_was(tmp_path: Path) -> None:

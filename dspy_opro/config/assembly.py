@@ -70,6 +70,8 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
     max_chars, must_keep = config.max_instruction_chars, config.must_keep
     rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
     guidance = guidance_text(config.guidance, max_chars, must_keep)
+    # The paper's requests stay as they are.
+    on_length = guidance if is_paper else guidance_text(config.guidance, rules.max_length, must_keep)
     return InstructionWriter(
         own if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
@@ -83,6 +85,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
             config.seed,
             is_paper,
             guidance,
+            on_length,
             PredictorFeedback(program, inputs.metric, loop, config.task_model),
             getattr(own if config.proposer is None else config.proposer, "induces", False),
         ),

@@ -35,6 +35,9 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "�
 _PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
 _WORD = re.compile(r"\w+")
 
+OVERLONG = "overlong"
+"""The first word of the problem of a text that has too many characters."""
+
 
 def clean(text: str) -> str:
     """The instruction in an answer, without the thoughts, fences, tags, labels and quotes around it.
@@ -135,7 +138,7 @@ class InstructionRules:
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"
         if len(text) > self.max_length:
-            return "overlong"
+            return f"{OVERLONG}: {len(text):,} characters, max_instruction_chars={self.max_length}"
         lost = placeholders(original) - placeholders(text)
         if lost:
             return f"loses placeholder {', '.join(sorted(lost))}"

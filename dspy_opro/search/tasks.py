@@ -60,6 +60,8 @@ class View:
     base: Candidate
     outcomes: Sequence[Outcome | None]
     """The base's outcomes by position in the run's order; None where it is not scored yet."""
+    problems: frozenset[str] = field(default=frozenset(), repr=False)
+    """Why proposals were not used: in the rounds up to that of the base, and in earlier waves of the own round."""
 
 
 @dataclass(frozen=True)

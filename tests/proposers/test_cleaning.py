@@ -127,7 +127,7 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
         ("the rest of a thought</think> Do it.", "Old.", "truncated"),
         ("Open with a <think> block.", "First a <think> block, then the answer.", None),
         ("Run this:\n```python\nprint(", "Old.", "truncated"),
-        ("x" * 4001, "Old.", "overlong"),
+        ("x" * 4999, "Old.", "overlong: 4,999 characters, max_instruction_chars=4000"),
         ("Greet the customer.", "Greet {name} in {language}.", "loses placeholder {language}, {name}"),
         ("Greet {name} in {language}, please.", "Greet {name} in {language}.", None),
         ("Write JSON like {a}.", "Write {{ json }}.", "loses placeholder {{ json }}"),

@@ -91,7 +91,38 @@ def test_proposals_that_break_the_constraints_are_dropped() -> None:
     result, _ = run(propose, max_instruction_chars=150, must_keep=[student])
     assert texts(result)
     assert all(student in text and len(text) <= 150 for text in texts(result))
-    assert {"overlong", "loses a text of must_keep"} <= set(result.problems)
+    assert {problem.partition(":")[0] for problem in result.problems} >= {
+        "overlong",
+        "loses a text of must_keep",
+    }
+    assert any(problem.endswith(" characters, max_instruction_chars=150") for problem in result.problems)
+
+
+def test_after_an_overlong_answer_the_requests_say_the_limit() -> None:
+    def propose(call: LMCall) -> str:
+        return f"Short {call.rollout_id}." if "at most 4000 characters" in call.prompt else "x" * 4999
+
+    result, calls = run(propose, num_rounds=3, lag=2, num_threads=1)
+    assert result.problems[0] == "overlong: 4,999 characters, max_instruction_chars=4000"
+    num_told = sum("at most 4000 characters" in call.prompt for call in calls)
+    assert 0 < num_told == len(calls) - len(result.problems)
+    assert len(texts(result)) == 12
+    again, _ = run(propose, num_rounds=3, lag=2, num_threads=4)
+    assert again.trajectory.trials == result.trajectory.trials
+
+
+def test_later_rounds_know_of_overlong_answers_of_earlier_ones() -> None:
+    def propose(call: LMCall) -> str:
+        return f"Short {call.rollout_id}." if "at most 4000 characters" in call.prompt else "x" * 4999
+
+    result, _ = run(propose, num_rounds=3, lag=0)
+    assert len(result.problems) == 4  # the first request of each slot in round 1
+
+
+def test_the_paper_s_requests_never_say_the_limit() -> None:
+    result, calls = run(lambda call: "x" * 501, auto="paper", num_rounds=1)
+    assert set(result.problems) == {"overlong: 501 characters, max_instruction_chars=500"}
+    assert all("rules hold" not in call.prompt for call in calls)
 
 
 def test_initial_instructions_race_in_round_one(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_proposal_is_cleaned_and_checked() -> None:
     assert case.propose().texts == {"self": "Say it."}
     case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
     proposal = case.propose()
-    assert (proposal.texts, proposal.problems) == ({}, ("overlong",))
+    assert (proposal.texts, proposal.problems) == ({}, ("overlong: 30 characters, max_instruction_chars=20",))
 
 
 class Given(dspy.Module):  # type: ignore[misc]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from dspy_opro.programs.program import Program
@@ -33,7 +35,12 @@ _SCORE = re.compile(r"\nscore:\n\d{1,3}\Z")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
 _PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
-_WORD = re.compile(r"\w+")
+# Thai to Khmer, Japanese, Chinese and Korean: there are no spaces between words, or they may be left out.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+_UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+"""A word, or a single character of such a script."""
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
 
 OVERLONG = "overlong"
 """The first word of the problem of a text that has too many characters."""
@@ -86,7 +93,8 @@ class InstructionRules:
     quotes: Collection[int] = frozenset()
     """Hashes of the n-grams in the data; see `ngrams`."""
     ngram: int = 8
-    """So many consecutive words of the data count as a quotation."""
+    """So many consecutive words of the data count as a quotation. Two characters of a script without spaces count as a
+    word."""
     items: Collection[int] = frozenset()
     """Hashes of whole inputs that are shorter and belong to one example alone. Two of them are a copied list."""
     must_keep: Sequence[str] = ()
@@ -145,12 +153,17 @@ class InstructionRules:
         if any(kept in original and kept not in text for kept in self.must_keep):
             return "loses a text of must_keep"
         is_quoted = self._copied(text, original, self.quotes, [self.ngram])
-        if is_quoted or len(self._copied(text, original, self.items, range(2, self.ngram))) > 1:
+        if is_quoted or len(self._copied(text, original, self.items, self._short)) > 1:
             return "quotes the data"
         return None
 
+    @property
+    def _short(self) -> list[float]:
+        """The sizes of `items`, in words."""
+        return [size / 2 for size in range(4, 2 * self.ngram)]
+
     @staticmethod
-    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[int]) -> set[int]:
+    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[float]) -> set[int]:
         """The word sequences that are in the text and the data, but not in the original."""
         if not data:
             return set()
@@ -159,13 +172,26 @@ class InstructionRules:
 
 def _items(values: Iterable[str]) -> set[int]:
     """A hash for every whole value that is too short for an n-gram. One word alone may be in any text."""
-    words = (_WORD.findall(value.lower()) for value in values)
-    return {hash(tuple(own)) for own in words if 1 < len(own) < InstructionRules.ngram}
+    found = set()
+    for value in values:
+        words = _WORD.findall(value.lower())
+        if 2 <= sum(map(_size, words)) < InstructionRules.ngram:
+            found.add(hash(tuple(words)))
+    return found
 
 
-def ngrams(texts: Iterable[str], n: int) -> Iterable[int]:
+def ngrams(texts: Iterable[str], n: float) -> Iterable[int]:
     """A hash for every `n` consecutive words, without case and punctuation."""
     for text in texts:
         words = _WORD.findall(text.lower())
-        for start in range(len(words) - n + 1):
-            yield hash(tuple(words[start : start + n]))
+        ends = list(accumulate(map(_size, words), initial=0.0))
+        for start in range(len(words)):
+            stop = bisect_left(ends, ends[start] + n)
+            if stop == len(ends):
+                break
+            yield hash(tuple(words[start:stop]))
+
+
+def _size(word: str) -> float:
+    """How many words a match of `_WORD` is: half a one, if it is a single character of a script without spaces."""
+    return 0.5 if _CHARACTER.match(word) else 1.0

@@ -156,6 +156,40 @@ def test_quotations_of_the_data_are_dropped(text: str, original: str, problem: s
     assert rules.problem(text, original) == problem
 
 
+COPIED = {
+    "Chinese": ["这个产品真的非常好用我还想再买一次", "物流太慢了箱子也压坏了再也不会买了"],
+    "Japanese": [
+        "この商品はとても素晴らしくて何度でも買いたい",
+        "配送が遅くて箱が潰れていたので二度と注文しません",
+    ],
+    "Thai": ["สินค้านี้ดีมากอยากซื้ออีกหลายครั้ง", "จัดส่งช้าและกล่องเสียหายจะไม่สั่งอีก"],
+    "Korean": ["이 상품은 정말 훌륭해서 또 사고 싶어요", "배송이 늦고 상자가 찌그러져 다시는 주문 안 해요"],
+    "short": ["天气非常好", "道路很拥挤"],
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_quotations_are_found_in_scripts_without_spaces(name: str) -> None:
+    inputs = COPIED[name]
+    examples = [
+        dspy.Example(text=inputs[n] if n < 2 else f"item {n}", label="ok").with_inputs("text")
+        for n in range(8)
+    ]
+    rules = InstructionRules.of(Program(dspy.Predict("text -> label")), examples, is_paper=False)
+    text = f"{inputs[0]}: ok. {inputs[1]}: ok."
+    assert rules.problem(text, "Answer.") == "quotes the data"
+    assert rules.problem(text, f"Answer. {text}") is None
+    assert rules.problem(f"{inputs[0][:3]} {inputs[1][:3]}", "Answer.") is None
+
+
+def test_words_of_two_characters_are_no_list_of_inputs() -> None:
+    examples = [
+        dspy.Example(text=text, label="ok").with_inputs("text") for text in ("苹果", "汽车", "天空", "学校")
+    ]
+    rules = InstructionRules.of(Program(dspy.Predict("text -> label")), examples, is_paper=False)
+    assert rules.problem("判断苹果和汽车属于哪一类。", "Answer.") is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from dspy_opro.programs.program import Program
@@ -42,6 +42,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 """A word, or a single character of such a script."""
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
 
+FEW_EXAMPLES = 20
+"""From so many examples on, two may have the same output only because the data has one of them twice."""
 OVERLONG = "overlong"
 """The first word of the problem of a text that has too many characters."""
 
@@ -116,19 +118,27 @@ class InstructionRules:
         """
         # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
+        labels: Counter[int] = Counter()  # word sequence -> examples that have it in an expected output
         inputs: Counter[int] = Counter()  # short input -> examples that have it
         for example in trainset:
             texts = {name: shown(value)[:2000] for name, value in fields(example).items()}
             shared.update(set(ngrams(texts.values(), cls.ngram)))
+            labels.update(set(ngrams((texts[name] for name in fields(example.labels())), cls.ngram)))
             inputs.update(_items(texts[name] for name in fields(example.inputs())))
         # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
         limit = max(1, len(trainset) // 2)
+        # What a few examples share as their output, as the label of a class, is no quotation either.
+        label_limit = 1 if len(trainset) < FEW_EXAMPLES else 2
         instructions = [own.text for own in program.texts.values()]
         longest = max(map(len, instructions))
         # The paper's code drops texts above 500 characters. The student's own instruction may be longer.
         max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
-        quotes = frozenset(gram for gram, count in shared.items() if count <= limit)
-        quotes -= set(ngrams(instructions, cls.ngram))
+        quotes = frozenset(
+            gram for gram, count in shared.items() if count <= limit and labels[gram] <= label_limit
+        )
+        choices = [own.fields.choices.values() for own in program.texts.values()]
+        known = (*instructions, *chain.from_iterable(chain.from_iterable(choices)))
+        quotes -= set(ngrams(known, cls.ngram))
         items = frozenset(item for item, count in inputs.items() if count == 1)
         for text in must_keep:
             if not any(text in instruction for instruction in instructions):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import dspy
 import pytest
 from hypothesis import given
@@ -230,6 +232,42 @@ def test_what_most_examples_share_is_no_quotation() -> None:
     rules = InstructionRules.of(Program(dspy.Predict("question -> answer")), examples, is_paper=False)
     assert rules.problem(f"Classify the question. {options}", "Answer.") is None
     text = "Item number 3 has words that only it has, such as w3a w3b w3c."
+    assert rules.problem(text, "Answer.") == "quotes the data"
+
+
+LABELS = [f"the customer asks for kind {n} of help and is not angry" for n in range(4)]
+
+
+@pytest.mark.parametrize("num_examples", [8, 11, 40])
+def test_the_labels_of_classes_are_no_quotation(num_examples: int) -> None:
+    examples = [
+        dspy.Example(mail=f"Mail {n} of {n} has words of its own: {n} a b c d e", label=LABELS[n % 4])
+        for n in range(num_examples)
+    ]
+    examples = [example.with_inputs("mail") for example in examples]
+    rules = InstructionRules.of(Program(dspy.Predict("mail -> label")), examples, is_paper=False)
+    assert rules.problem(f"Choose: {'; '.join(LABELS)}.", "Answer.") is None
+    assert rules.problem("Mail 3 of 3 has words of its own: 3 a b c", "Answer.") == "quotes the data"
+
+
+def test_the_values_that_a_field_allows_are_no_quotation() -> None:
+    signature = dspy.Signature("mail -> label").with_updated_fields("label", type_=Literal[tuple(LABELS)])
+    examples = [dspy.Example(mail=f"Mail {n}", label=LABELS[n]).with_inputs("mail") for n in range(4)]
+    rules = InstructionRules.of(Program(dspy.Predict(signature)), examples, is_paper=False)
+    assert rules.problem(f"Choose: {'; '.join(LABELS)}.", "Answer.") is None
+
+
+@pytest.mark.parametrize("num_examples", [1, 4, 20])
+def test_an_output_of_one_example_is_a_quotation(num_examples: int) -> None:
+    examples = [
+        dspy.Example(
+            item=f"Item {n}", story=f"The story of number {n} begins and ends with {n} and {n} again"
+        )
+        for n in range(num_examples)
+    ]
+    examples = [example.with_inputs("item") for example in examples]
+    rules = InstructionRules.of(Program(dspy.Predict("item -> story")), examples, is_paper=False)
+    text = "For example: the story of number 0 begins and ends with 0 and 0 again."
     assert rules.problem(text, "Answer.") == "quotes the data"
 
 

@@ -30,7 +30,12 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 # What surrounds texts in the prompt: field markers of DSPy's `ChatAdapter`, and the score below a text.
-_MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
+# A marker within a line belongs to the instruction, except for those around the proposer's own answer.
+_MARKER = re.compile(
+    r"^[ \t]*\[\[ ## \w+ ## \]\][ \t]*$"
+    r"|\A\s*\[\[ ## instruction ## \]\]|\[\[ ## completed ## \]\]\s*\Z",
+    re.MULTILINE,
+)
 _SCORE = re.compile(r"\nscore:\n\d{1,3}\Z")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.

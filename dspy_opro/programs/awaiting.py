@@ -35,6 +35,11 @@ class EventLoop:
         self._waiting: set[Future[Any]] = set()
         self._is_closed = False
 
+    @property
+    def is_callers(self) -> bool:
+        """Whether it is the caller's loop, as in `acompile`."""
+        return not self._is_own
+
     def resolve(self, value: Awaitable[T] | T, timeout_seconds: float | None = None) -> T:
         """The value. The loop awaits an awaitable, in the context of the calling thread.
 

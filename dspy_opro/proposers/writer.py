@@ -13,8 +13,11 @@ import dspy
 
 from dspy_opro.programs.awaiting import EventLoop
 from dspy_opro.programs.compat import (
+    can_be_awaited,
     canonical,
     copy_lm,
+    defines,
+    is_async_only_lm,
     refuses_temperature,
     sampling_lm,
     without_temperature,
@@ -79,7 +82,8 @@ class InstructionWriter:
                     meters.append(meter)
                     lm = copy_lm(self.prompt_model)
                     lm.num_retries = 0  # LiteLLM repeats refused requests, too
-                    lm("Answer with OK.")
+                    call = lm.acall if is_async_only_lm(lm) else lm
+                    self.loop.resolve(call("Answer with OK."))
             except Exception as error:
                 errors.append(error)
 
@@ -140,7 +144,7 @@ class InstructionWriter:
             lm = without_temperature(lm)
         with dspy.context(lm=lm):
             try:
-                call = self.proposer.acall if is_async_only(self.proposer) else self.proposer
+                call = self.proposer.acall if self._is_awaited(lm) else self.proposer
                 return self.loop.resolve(call(request=request))
             except Exception as caught:
                 has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
@@ -151,6 +155,13 @@ class InstructionWriter:
                 )
         self._takes_no_temperature = True
         return self._answer(request, lm)
+
+    def _is_awaited(self, lm: Any) -> bool:
+        """Whether the proposer's `aforward` is used: under `acompile` and with an async LM, as far as there is one."""
+        if is_async_only(self.proposer):
+            return True
+        is_async = is_async_only_lm(lm) or (self.loop.is_callers and can_be_awaited(lm))
+        return is_async and isinstance(self.proposer, dspy.Module) and defines(self.proposer, "aforward")
 
     def _warn(self, error: Exception) -> None:
         """Log the first failure and then every tenth, because an LM that is down fails every time."""

@@ -75,8 +75,12 @@ async def optimize_in_thread(job: Job) -> Any:
     try:
         with interrupts(job.queue.stop):
             program, error = await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        job.queue.close()
+        await job.leave_loop()
+        raise
     finally:
-        job.queue.close()  # the caller may have been cancelled
+        job.queue.close()
     if error is not None:
         raise error
     return program
@@ -215,6 +219,10 @@ class Job:
         search = self.queue.search
         if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
             self.writer.check()
+
+    async def leave_loop(self) -> None:
+        """After the caller was cancelled: end what its event loop still awaits for the run."""
+        await self._loop.leave()
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""

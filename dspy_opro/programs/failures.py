@@ -168,15 +168,16 @@ class FirstExamples:
         return False
 
 
-def check_budget(budget: Budget, spent: Usage) -> None:
-    """Check that the answers of the scorer LM say what a budget needs to know.
+def check_budget(budget: Budget, spent: Usage, lm: str = "the LM") -> None:
+    """Check that the answers of an LM say what a budget needs to know.
 
     Raises:
         ValueError: There is a token budget and no token count, or a dollar budget and no price.
     """
+    num_calls = spent.scorer_calls + spent.proposer_calls
     for name, limit, is_known, missing, other in (
         ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "max_metric_calls"),
-        ("max_cost", budget.max_cost, spent.cost, "no price is known for the LM", "prices, or max_tokens"),
+        ("max_cost", budget.max_cost, spent.cost, f"no price is known for {lm}", "prices, or max_tokens"),
     ):
-        if limit is not None and spent.scorer_calls and not is_known:
+        if limit is not None and num_calls and not is_known:
             raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass {other} instead.")

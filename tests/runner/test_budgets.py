@@ -125,6 +125,7 @@ def test_max_cost() -> None:
             num_threads=2,
             task_model=server.lm("gpt-4o-mini"),
             confirm=False,
+            prices={"openai/proposer": (0.0, 0.0)},
         ).opro_result
     assert result.stop_reason == "max_cost"
     assert 0.001 <= result.usage.cost < 0.0011
@@ -164,6 +165,27 @@ def test_max_cost_works_with_a_free_scorer(server: SimulatedServer) -> None:
         server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=prices
     ).opro_result
     assert result.stop_reason == "max_cost"
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("price", [(0.15, 0.6), (0.0, 0.0)])
+def test_a_proposal_that_cannot_be_measured_is_an_error(
+    server: SimulatedServer, lag: int, price: tuple[float, float]
+) -> None:
+    rule = (
+        r"max_cost=1 can't be measured: no price is known for the optimizer LM\. Pass prices, or max_tokens"
+    )
+    with pytest.raises(ValueError, match=rule):
+        optimize(server, num_rounds=3, lag=lag, num_threads=2, max_cost=1.0, prices={"openai/scorer": price})
+    assert settle(server)["proposer"].requests <= 2
+    with serve(
+        scorer=SimulatedModel(TASK.scorer), proposer=SimulatedModel(TASK.proposer, sends_usage=False)
+    ) as silent:
+        with pytest.raises(
+            ValueError, match="max_tokens=100000 can't be measured: the provider sends no usage"
+        ):
+            optimize(silent, num_rounds=3, lag=lag, num_threads=2, max_tokens=100_000)
+        assert settle(silent)["proposer"].requests <= 2
 
 
 def test_cached_answers_cost_nothing(server: SimulatedServer) -> None:

@@ -19,7 +19,7 @@ from .config.plan import forecast, make_search, plan_on_record, warn_after_stude
 from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.errors import clean_record
-from .programs.failures import FirstExamples, check_budget
+from .programs.failures import FirstExamples, check_program
 from .programs.metering import Ledger
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
@@ -190,7 +190,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
-        check_budget(self._measured, result.usage)
+        check_program(self._measured, result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:

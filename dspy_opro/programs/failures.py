@@ -156,7 +156,7 @@ class FirstExamples:
             ValueError: The answers don't say what a budget needs to know.
         """
         if result.error is None:
-            check_budget(self._budget, result.usage)
+            check_program(self._budget, result.usage)
             return True
         if isinstance(result.error, MetricRaised):
             raise MetricError(str(result.error)) from result.error.__cause__
@@ -166,6 +166,25 @@ class FirstExamples:
             message = f"The student fails on every example tried. First cause: {in_brief(self._first_error)}"
             raise TooManyErrors(message) from self._first_error
         return False
+
+
+def check_program(budget: Budget, spent: Usage) -> None:
+    """Check that a successful example says what a budget needs to know.
+
+    Raises:
+        ValueError: As `check_budget`, or no LM call could be measured. DSPy's settings, which count the calls, are not
+            known in a plain thread.
+    """
+    check_budget(budget, spent)
+    limit, name = budget.max_tokens, "max_tokens"
+    if limit is None:
+        limit, name = budget.max_cost, "max_cost"
+    if limit is not None and not (spent.scorer_calls or spent.cached_calls):
+        raise ValueError(
+            f"{name}={limit:g} can't be measured: no LM call of the program was counted. If the program starts "
+            "threads of its own, use dspy.Parallel, or run them in contextvars.copy_context(). If it calls no LM, "
+            f"leave {name} out."
+        )
 
 
 def check_budget(budget: Budget, spent: Usage, lm: str = "the LM") -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -186,6 +188,33 @@ def test_a_proposal_that_cannot_be_measured_is_an_error(
         ):
             optimize(silent, num_rounds=3, lag=lag, num_threads=2, max_tokens=100_000)
         assert settle(silent)["proposer"].requests <= 2
+
+
+class InThreads(dspy.Module):  # type: ignore[misc]
+    def __init__(self, keeps_context: bool) -> None:
+        super().__init__()
+        self.ask = TASK.student()
+        self.keeps_context = keeps_context
+        self.lm: Any = None
+
+    def forward(self, **inputs: Any) -> Any:
+        context = contextvars.copy_context()
+        run = context.run if self.keeps_context else contextvars.Context().run
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(run, lambda: self.ask(**inputs)).result()
+
+
+@pytest.mark.parametrize("keeps_context", [True, False])
+def test_a_budget_does_not_run_without_what_it_counts(server: SimulatedServer, keeps_context: bool) -> None:
+    student = InThreads(keeps_context)
+    student.ask.set_lm(server.lm("scorer"))
+    values = {"num_rounds": 1, "max_tokens": 100_000, "student": student}
+    if keeps_context:
+        assert optimize(server, **values).opro_result.usage.scorer_calls > 1
+        return
+    with pytest.raises(ValueError, match="no LM call of the program was counted"):
+        optimize(server, **values)
+    assert server.stats().requests == 1
 
 
 def test_cached_answers_cost_nothing(server: SimulatedServer) -> None:

@@ -28,10 +28,19 @@ from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
-from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+from .search.tasks import (
+    CandidatesProposed,
+    Event,
+    RoundDecided,
+    ScoringTask,
+    Task,
+    TaskResult,
+    TrialFinished,
+)
 from .storage.run_storage import RESUMABLE
 
-logging.getLogger("dspy_opro").addFilter(clean_record)
+logger = logging.getLogger("dspy_opro")
+logger.addFilter(clean_record)
 
 
 def optimize(job: Job) -> Any:
@@ -202,6 +211,13 @@ class Job:
         self._evaluations.show(event)
         if isinstance(event, TrialFinished):
             self.evaluator.forget(event.trial.candidate)
+        elif isinstance(event, CandidatesProposed):
+            if left := sum(problem.startswith("initial_instructions[") for problem in event.dropped):
+                logger.warning(
+                    "The budget pays for a small first round: the last %d of initial_instructions are not tried. "
+                    "Give fewer of them or a larger budget.",
+                    left,
+                )
         elif isinstance(event, RoundDecided) and event.round == 0:
             student = self.queue.search.trajectory.trials[0]
             num_train, measured = len(self.inputs.trainset), self._measured

@@ -129,6 +129,7 @@ def make_demo_writer(inputs: Inputs, plan: Plan) -> DemoWriter:
         seed=config.seed,
         task_model=config.task_model,
         prices=config.prices,
+        first_slot=plan.num_initial,
     )
 
 

@@ -48,13 +48,15 @@ class DemoWriter:
     """The scorer LM, or None for the LM of the program or of `dspy.settings`."""
     prices: Prices | None = None
     """The user's own prices of LMs."""
+    first_slot: int = 0
+    """The slot of set 0."""
 
     def write(self, task: ProposalTask, on_usage: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
         """The demo set of the task's slot. `on_usage` gets the usage of every LM call when the call ends."""
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
         with metered("scorer", on_usage, prices=self.prices, trace=[], **settings) as meter:
             try:
-                proposal = Proposal(self.demo_set(task.slot, meter.spend))
+                proposal = Proposal(self.demo_set(task.slot - self.first_slot, meter.spend))
             except Exception as caught:
                 error = caught
                 logger.warning("A demo set could not be bootstrapped: %s", in_brief(caught))

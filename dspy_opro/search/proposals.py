@@ -43,6 +43,9 @@ class ProposalSlots:
         self._early: dict[int, Candidate | None] = {}  # slot -> what is scored before all are known
         self._problems: list[tuple[int, str]] = []  # (slot, why a proposal is not used)
         self._num_errors = 0
+        if self._number == 1:
+            for index in range(self._num_slots, rules.plan.num_initial):
+                self._problems.append((index, f"initial_instructions[{index}]: the first round has no room"))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -58,9 +61,9 @@ class ProposalSlots:
         names, plan = tuple(self._rules.student.instructions), self._rules.plan
         view = replace(self._view, problems=self._view.problems.union(self.problems))
         for slot in slots:
-            if self._number == 1 and self._wave == 0 and slot < plan.num_demo_sets + plan.num_initial:
-                is_for_demos = slot < plan.num_demo_sets
-                initial = None if is_for_demos else slot - plan.num_demo_sets
+            if self._number == 1 and self._wave == 0 and slot < plan.num_initial + plan.num_demo_sets:
+                is_for_demos = slot >= plan.num_initial
+                initial = None if is_for_demos else slot
                 self._hand_out(ProposalTask(1, slot, 0, names, view, is_for_demos, initial))
                 continue
             for predictors in self._rules.rewrites(self._number, slot):

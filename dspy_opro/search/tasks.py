@@ -30,7 +30,7 @@ class Plan:
     num_demo_sets: int = 0
     """Candidates of the first round that have the student's instructions and demos of their own."""
     num_initial: int = 0
-    """Candidates of the first round, after those, that have instructions of the user."""
+    """Candidates of the first round, before those, that have instructions of the user."""
     max_demo_calls: int = 0
     """Examples that making all the demo sets may try at most. They count towards `max_metric_calls`."""
     predictor_strategy: Strategy = "all"

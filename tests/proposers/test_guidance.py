@@ -138,6 +138,39 @@ def test_initial_instructions_race_in_round_one(tmp_path: Path) -> None:
     assert (bool(calls), more) == (True, [])
 
 
+def test_initial_instructions_come_before_demos() -> None:
+    result, _ = run(
+        lambda call: f"Variant {call.rollout_id}.",
+        initial_instructions=["Be exact.", "Be brief."],
+        max_labeled_demos=1,
+        num_trials=2,
+    )
+    first = [trial.candidate for trial in result.trajectory.trials[1:]]
+    assert [(c.instructions["self"], c.demo_set) for c in first] == [("Be exact.", None), ("Be brief.", None)]
+    result, _ = run(
+        lambda call: "",
+        initial_instructions=["Be exact."],
+        max_labeled_demos=1,
+        num_trials=2,
+        num_candidates=2,
+    )
+    exact, demos = (trial.candidate for trial in result.trajectory.trials[1:])
+    assert (exact.instructions["self"], exact.demo_set, demos.demo_set) == ("Be exact.", None, 1)
+    assert demos.demos
+
+
+def test_a_first_round_without_room_for_initial_instructions_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = ["Be exact.", "Be brief.", "Be kind."]
+    result, _ = run(lambda call: "", initial_instructions=given, num_trials=1)
+    assert texts(result) == {"Be exact."}
+    assert list(result.problems) == [
+        f"initial_instructions[{index}]: the first round has no room" for index in (1, 2)
+    ]
+    assert "the last 2 of initial_instructions are not tried" in caplog.text
+
+
 def test_initial_instructions_by_predictor() -> None:
     given = [{"note": "Note it."}, {"note": "Note all.", "answer": "Answer it."}]
     result, _ = run(lambda call: f"V {call.rollout_id}.", student=TwoSteps(), initial_instructions=given)

@@ -63,10 +63,20 @@ def make_evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator
 
 
 def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
-    """What asks the proposer for instructions."""
+    """What asks the proposer for instructions.
+
+    Raises:
+        ValueError: The proposer does not go with the strategy, or the user's own instructions are not usable.
+    """
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     own: Any = PaperProposer() if is_paper else OPROProposer()
+    is_joint = config.predictor_strategy == "joint" and len(program.names) > 1
+    if is_joint and getattr(config.proposer, "writes_one", False):
+        raise ValueError(
+            f'predictor_strategy="joint" needs another proposer: {type(config.proposer).__name__} writes one '
+            "instruction at a time. Pass another proposer or another predictor_strategy."
+        )
     max_chars, must_keep = config.max_instruction_chars, config.must_keep
     rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
     guidance = guidance_text(config.guidance, max_chars, must_keep)

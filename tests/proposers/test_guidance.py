@@ -188,6 +188,8 @@ def test_initial_instructions_by_predictor() -> None:
         (None, {"must_keep": ["never there"]}, "in no instruction of the student"),
         (None, {"must_keep": ["Name the code"], "max_instruction_chars": 5}, "longer than max_instruction_chars=5"),
         (TwoSteps(), {"initial_instructions": ["x"]}, "must be a dict"),
+        (TwoSteps(), {"predictor_strategy": "joint", "proposer": CompletionProposer()},
+         'predictor_strategy="joint" needs another proposer: CompletionProposer writes one'),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_an_error_before_anything_is_spent(

@@ -212,6 +212,6 @@ def verdict(outcome: Outcome, low: float, high: float) -> str:
     """An outcome's score in words for the meta-prompt."""
     if outcome.error is not None:
         return f"failed: {outcome.error}"
-    if high > low and outcome.score >= high:
+    if outcome.score >= high and (high > low or high > 0.0):
         return "correct"
     return "wrong" if outcome.score <= low else f"score {100 * (outcome.score - low) / (high - low):.0f}"

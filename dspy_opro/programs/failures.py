@@ -176,10 +176,10 @@ def check_program(budget: Budget, spent: Usage) -> None:
             known in a plain thread.
     """
     check_budget(budget, spent)
-    limit, name = budget.max_tokens, "max_tokens"
-    if limit is None:
-        limit, name = budget.max_cost, "max_cost"
-    if limit is not None and not (spent.scorer_calls or spent.cached_calls):
+    limits: dict[str, float | None] = {"max_tokens": budget.max_tokens, "max_cost": budget.max_cost}
+    for name, limit in limits.items():
+        if limit is None or spent.scorer_calls or spent.cached_calls:
+            continue
         raise ValueError(
             f"{name}={limit:g} can't be measured: no LM call of the program was counted. If the program starts "
             "threads of its own, use dspy.Parallel, or run them in contextvars.copy_context(). If it calls no LM, "

@@ -26,7 +26,7 @@ from .config.plan import (
 from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.errors import clean_record
-from .programs.failures import FirstExamples, check_budget
+from .programs.failures import FirstExamples, check_program
 from .programs.metering import Ledger
 from .reporting.evaluations import EvaluationCallbacks
 from .reporting.progress import Progress, announce
@@ -35,10 +35,19 @@ from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
-from .search.tasks import Event, RoundDecided, ScoringTask, Task, TaskResult, TrialFinished
+from .search.tasks import (
+    CandidatesProposed,
+    Event,
+    RoundDecided,
+    ScoringTask,
+    Task,
+    TaskResult,
+    TrialFinished,
+)
 from .storage.run_storage import RESUMABLE
 
-logging.getLogger("dspy_opro").addFilter(clean_record)
+logger = logging.getLogger("dspy_opro")
+logger.addFilter(clean_record)
 
 
 def optimize(job: Job) -> Any:
@@ -82,8 +91,12 @@ async def optimize_in_thread(job: Job) -> Any:
     try:
         with interrupts(job.queue.stop):
             program, error = await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        job.queue.close()
+        await job.leave_loop()
+        raise
     finally:
-        job.queue.close()  # the caller may have been cancelled
+        job.queue.close()
     if error is not None:
         raise error
     return program
@@ -198,7 +211,7 @@ class Job:
         if not self._tries_lm or result.error is not None:
             return result
         self._tries_lm = False  # the first example is alone in flight
-        check_budget(self._measured, result.usage)
+        check_program(self._measured, result.usage)
         return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
 
     def report(self, event: Event | None) -> None:
@@ -210,6 +223,13 @@ class Job:
         self._evaluations.show(event)
         if isinstance(event, TrialFinished):
             self.evaluator.forget(event.trial.candidate)
+        elif isinstance(event, CandidatesProposed):
+            if left := sum(problem.startswith("initial_instructions[") for problem in event.dropped):
+                logger.warning(
+                    "The budget pays for a small first round: the last %d of initial_instructions are not tried. "
+                    "Give fewer of them or a larger budget.",
+                    left,
+                )
         elif isinstance(event, RoundDecided) and event.round == 0:
             student = self.queue.search.trajectory.trials[0]
             num_train, measured = len(self.inputs.trainset), self._measured
@@ -227,6 +247,10 @@ class Job:
         search = self.queue.search
         if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
             self.writer.check()
+
+    async def leave_loop(self) -> None:
+        """After the caller was cancelled: end what its event loop still awaits for the run."""
+        await self._loop.leave()
 
     def close(self) -> None:
         """Write the rest of the run, and close everything."""

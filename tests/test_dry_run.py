@@ -90,6 +90,14 @@ def test_demo_sets_are_estimated_too(server: SimulatedServer) -> None:
     assert 0 < with_demos.expected.calls < 2 * without.expected.calls
 
 
+@pytest.mark.parametrize("bootstrapped", [0, 2])
+def test_demo_sets_are_no_proposals_of_the_optimizer_lm(server: SimulatedServer, bootstrapped: int) -> None:
+    demos = {"max_bootstrapped_demos": bootstrapped, "max_labeled_demos": 2, "num_candidates": 8}
+    expected = estimated(server, **MANY, num_rounds=1, **demos).expected
+    assert expected is not None
+    assert expected.calls - expected.examples == 4  # every example is a call, and four slots have demos
+
+
 def test_own_stoppers_see_no_simulated_scores(server: SimulatedServer) -> None:
     seen: list[Any] = []
     estimate = estimated(server, num_rounds=2, stop_at_score=0.0, stoppers=[lambda state: seen.append(state)])

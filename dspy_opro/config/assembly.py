@@ -63,13 +63,25 @@ def make_evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator
 
 
 def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
-    """What asks the proposer for instructions."""
+    """What asks the proposer for instructions.
+
+    Raises:
+        ValueError: The proposer does not go with the strategy, or the user's own instructions are not usable.
+    """
     config, program, train = inputs.config, inputs.program, inputs.splits["train"]
     is_paper = paper(config)
     own: Any = PaperProposer() if is_paper else OPROProposer()
+    is_joint = config.predictor_strategy == "joint" and len(program.names) > 1
+    if is_joint and getattr(config.proposer, "writes_one", False):
+        raise ValueError(
+            f'predictor_strategy="joint" needs another proposer: {type(config.proposer).__name__} writes one '
+            "instruction at a time. Pass another proposer or another predictor_strategy."
+        )
     max_chars, must_keep = config.max_instruction_chars, config.must_keep
     rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
     guidance = guidance_text(config.guidance, max_chars, must_keep)
+    # The paper's requests stay as they are.
+    on_length = guidance if is_paper else guidance_text(config.guidance, rules.max_length, must_keep)
     return InstructionWriter(
         own if config.proposer is None else adapt(config.proposer),
         inputs.prompt_model,
@@ -83,6 +95,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
             config.seed,
             is_paper,
             guidance,
+            on_length,
             PredictorFeedback(program, inputs.metric, loop, config.task_model),
             getattr(own if config.proposer is None else config.proposer, "induces", False),
         ),
@@ -90,6 +103,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         loop,
         initial_texts(config.initial_instructions, program, rules),
         config.prices,
+        measured_budget(config, inputs.prompt_model if config.proposer is None else None),
     )
 
 
@@ -125,6 +139,7 @@ def make_demo_writer(inputs: Inputs, plan: Plan) -> DemoWriter:
         seed=config.seed,
         task_model=config.task_model,
         prices=config.prices,
+        first_slot=len(plan.initial),
     )
 
 
@@ -227,12 +242,14 @@ def budget(config: OPROConfig, lost: Usage) -> Budget:
     )
 
 
-def measured_budget(config: OPROConfig) -> Budget:
-    """The limits that the first example must be measured against.
+def measured_budget(config: OPROConfig, lm: Any = None) -> Budget:
+    """The limits that the first example, or the first proposal, must be measured against.
 
-    If the user says that an LM is free, calls without a cost are no sign of a missing price.
+    If the user says that an LM is free, calls without a cost are no sign of a missing price. Where all calls are those
+    of `lm`, its own price alone counts.
     """
-    is_free = (0.0, 0.0) in (config.prices or {}).values()
+    prices = config.prices or {}
+    is_free = (0.0, 0.0) in (prices.values() if lm is None else [prices.get(model_name(lm))])
     return Budget(config.max_tokens, None if is_free else config.max_cost)
 
 

@@ -33,7 +33,13 @@ class EventLoop:
         self._is_own = loop is None
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
+        self._tasks: set[asyncio.Task[Any] | None] = set()  # those of the loop that are under way
         self._is_closed = False
+
+    @property
+    def is_callers(self) -> bool:
+        """Whether it is the caller's loop, as in `acompile`."""
+        return not self._is_own
 
     def resolve(self, value: Awaitable[T] | T, timeout_seconds: float | None = None) -> T:
         """The value. The loop awaits an awaitable, in the context of the calling thread.
@@ -67,9 +73,26 @@ class EventLoop:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=_run, args=[self._loop], name="dspy_opro loop", daemon=True).start()
-            future = asyncio.run_coroutine_threadsafe(_guarded(value), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._guarded(value), self._loop)
             self._waiting.add(future)
         return future
+
+    async def _guarded(self, value: Awaitable[T]) -> T:
+        """A KeyboardInterrupt or SystemExit of a program must not end the loop."""
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            return await value
+        except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+            raise as_exception(error) from error
+        finally:
+            self._tasks.discard(task)
+
+    async def leave(self) -> None:
+        """On the caller's loop: close, and wait until the cancelled coroutines have cleaned up."""
+        self.close()
+        if tasks := [task for task in self._tasks if task is not None]:
+            await asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Cancel what the loop still awaits, and end a loop of our own."""
@@ -92,14 +115,6 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS))
     loop.close()
-
-
-async def _guarded(value: Awaitable[T]) -> T:
-    """A KeyboardInterrupt or SystemExit of a program must not end the loop."""
-    try:
-        return await value
-    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
-        raise as_exception(error) from error
 
 
 def as_exception(error: BaseException) -> Exception:

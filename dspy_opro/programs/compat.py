@@ -122,6 +122,22 @@ def model_name(lm: Any) -> str:
     return "" if lm is None else str(getattr(lm, "model", type(lm).__name__))
 
 
+def is_async_only_lm(lm: Any) -> bool:
+    """Whether an LM has an `aforward` of its own and no `forward`. Those of `dspy.BaseLM` only raise."""
+    return _defines(lm, "aforward") and not _defines(lm, "forward")
+
+
+def can_be_awaited(lm: Any) -> bool:
+    """Whether `lm.acall` works. A custom engine (DSPy 3.4) may have no async counterpart, which has no public name."""
+    if isinstance(lm, dspy.LM) and not isinstance(getattr(lm, "engine", ""), str):
+        return getattr(lm, "_async_engine_spec", None) is not None
+    return _defines(lm, "aforward")
+
+
+def _defines(lm: Any, method: str) -> bool:
+    return getattr(type(lm), method, None) is not getattr(dspy.BaseLM, method, None)
+
+
 def copy_lm(lm: Any, **kwargs: Any) -> Any:
     """A copy of an LM with other kwargs and an empty history.
 

@@ -156,7 +156,7 @@ class FirstExamples:
             ValueError: The answers don't say what a budget needs to know.
         """
         if result.error is None:
-            check_budget(self._budget, result.usage)
+            check_program(self._budget, result.usage)
             return True
         if isinstance(result.error, MetricRaised):
             raise MetricError(str(result.error)) from result.error.__cause__
@@ -168,15 +168,35 @@ class FirstExamples:
         return False
 
 
-def check_budget(budget: Budget, spent: Usage) -> None:
-    """Check that the answers of the scorer LM say what a budget needs to know.
+def check_program(budget: Budget, spent: Usage) -> None:
+    """Check that a successful example says what a budget needs to know.
+
+    Raises:
+        ValueError: As `check_budget`, or no LM call could be measured. DSPy's settings, which count the calls, are not
+            known in a plain thread.
+    """
+    check_budget(budget, spent)
+    limits: dict[str, float | None] = {"max_tokens": budget.max_tokens, "max_cost": budget.max_cost}
+    for name, limit in limits.items():
+        if limit is None or spent.scorer_calls or spent.cached_calls:
+            continue
+        raise ValueError(
+            f"{name}={limit:g} can't be measured: no LM call of the program was counted. If the program starts "
+            "threads of its own, use dspy.Parallel, or run them in contextvars.copy_context(). If it calls no LM, "
+            f"leave {name} out."
+        )
+
+
+def check_budget(budget: Budget, spent: Usage, lm: str = "the LM") -> None:
+    """Check that the answers of an LM say what a budget needs to know.
 
     Raises:
         ValueError: There is a token budget and no token count, or a dollar budget and no price.
     """
+    num_calls = spent.scorer_calls + spent.proposer_calls
     for name, limit, is_known, missing, other in (
         ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "max_metric_calls"),
-        ("max_cost", budget.max_cost, spent.cost, "no price is known for the LM", "prices, or max_tokens"),
+        ("max_cost", budget.max_cost, spent.cost, f"no price is known for {lm}", "prices, or max_tokens"),
     ):
-        if limit is not None and spent.scorer_calls and not is_known:
+        if limit is not None and num_calls and not is_known:
             raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass {other} instead.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 from dspy_opro.programs.program import Program
@@ -28,12 +30,27 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 # What surrounds texts in the prompt: field markers of DSPy's `ChatAdapter`, and the score below a text.
-_MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
+# A marker within a line belongs to the instruction, except for those around the proposer's own answer.
+_MARKER = re.compile(
+    r"^[ \t]*\[\[ ## \w+ ## \]\][ \t]*$"
+    r"|\A\s*\[\[ ## instruction ## \]\]|\[\[ ## completed ## \]\]\s*\Z",
+    re.MULTILINE,
+)
 _SCORE = re.compile(r"\nscore:\n\d{1,3}\Z")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
 _PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
-_WORD = re.compile(r"\w+")
+# Thai to Khmer, Japanese, Chinese and Korean: there are no spaces between words, or they may be left out.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+_UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+"""A word, or a single character of such a script."""
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
+
+FEW_EXAMPLES = 20
+"""From so many examples on, two may have the same output only because the data has one of them twice."""
+OVERLONG = "overlong"
+"""The first word of the problem of a text that has too many characters."""
 
 
 def clean(text: str) -> str:
@@ -83,7 +100,8 @@ class InstructionRules:
     quotes: Collection[int] = frozenset()
     """Hashes of the n-grams in the data; see `ngrams`."""
     ngram: int = 8
-    """So many consecutive words of the data count as a quotation."""
+    """So many consecutive words of the data count as a quotation. Two characters of a script without spaces count as a
+    word."""
     items: Collection[int] = frozenset()
     """Hashes of whole inputs that are shorter and belong to one example alone. Two of them are a copied list."""
     must_keep: Sequence[str] = ()
@@ -105,19 +123,27 @@ class InstructionRules:
         """
         # The first 2,000 characters of a field are enough to detect a quotation. Long documents stay out of memory.
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
+        labels: Counter[int] = Counter()  # word sequence -> examples that have it in an expected output
         inputs: Counter[int] = Counter()  # short input -> examples that have it
         for example in trainset:
             texts = {name: shown(value)[:2000] for name, value in fields(example).items()}
             shared.update(set(ngrams(texts.values(), cls.ngram)))
+            labels.update(set(ngrams((texts[name] for name in fields(example.labels())), cls.ngram)))
             inputs.update(_items(texts[name] for name in fields(example.inputs())))
         # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
         limit = max(1, len(trainset) // 2)
+        # What a few examples share as their output, as the label of a class, is no quotation either.
+        label_limit = 1 if len(trainset) < FEW_EXAMPLES else 2
         instructions = [own.text for own in program.texts.values()]
         longest = max(map(len, instructions))
         # The paper's code drops texts above 500 characters. The student's own instruction may be longer.
         max_length = max(500, longest) if is_paper else max(4000, 2 * longest)
-        quotes = frozenset(gram for gram, count in shared.items() if count <= limit)
-        quotes -= set(ngrams(instructions, cls.ngram))
+        quotes = frozenset(
+            gram for gram, count in shared.items() if count <= limit and labels[gram] <= label_limit
+        )
+        choices = [own.fields.choices.values() for own in program.texts.values()]
+        known = (*instructions, *chain.from_iterable(chain.from_iterable(choices)))
+        quotes -= set(ngrams(known, cls.ngram))
         items = frozenset(item for item, count in inputs.items() if count == 1)
         for text in must_keep:
             if not any(text in instruction for instruction in instructions):
@@ -135,19 +161,24 @@ class InstructionRules:
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"
         if len(text) > self.max_length:
-            return "overlong"
+            return f"{OVERLONG}: {len(text):,} characters, max_instruction_chars={self.max_length}"
         lost = placeholders(original) - placeholders(text)
         if lost:
             return f"loses placeholder {', '.join(sorted(lost))}"
         if any(kept in original and kept not in text for kept in self.must_keep):
             return "loses a text of must_keep"
         is_quoted = self._copied(text, original, self.quotes, [self.ngram])
-        if is_quoted or len(self._copied(text, original, self.items, range(2, self.ngram))) > 1:
+        if is_quoted or len(self._copied(text, original, self.items, self._short)) > 1:
             return "quotes the data"
         return None
 
+    @property
+    def _short(self) -> list[float]:
+        """The sizes of `items`, in words."""
+        return [size / 2 for size in range(4, 2 * self.ngram)]
+
     @staticmethod
-    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[int]) -> set[int]:
+    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[float]) -> set[int]:
         """The word sequences that are in the text and the data, but not in the original."""
         if not data:
             return set()
@@ -156,13 +187,26 @@ class InstructionRules:
 
 def _items(values: Iterable[str]) -> set[int]:
     """A hash for every whole value that is too short for an n-gram. One word alone may be in any text."""
-    words = (_WORD.findall(value.lower()) for value in values)
-    return {hash(tuple(own)) for own in words if 1 < len(own) < InstructionRules.ngram}
+    found = set()
+    for value in values:
+        words = _WORD.findall(value.lower())
+        if 2 <= sum(map(_size, words)) < InstructionRules.ngram:
+            found.add(hash(tuple(words)))
+    return found
 
 
-def ngrams(texts: Iterable[str], n: int) -> Iterable[int]:
+def ngrams(texts: Iterable[str], n: float) -> Iterable[int]:
     """A hash for every `n` consecutive words, without case and punctuation."""
     for text in texts:
         words = _WORD.findall(text.lower())
-        for start in range(len(words) - n + 1):
-            yield hash(tuple(words[start : start + n]))
+        ends = list(accumulate(map(_size, words), initial=0.0))
+        for start in range(len(words)):
+            stop = bisect_left(ends, ends[start] + n)
+            if stop == len(ends):
+                break
+            yield hash(tuple(words[start:stop]))
+
+
+def _size(word: str) -> float:
+    """How many words a match of `_WORD` is: half a one, if it is a single character of a script without spaces."""
+    return 0.5 if _CHARACTER.match(word) else 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import dspy
 
@@ -50,6 +50,8 @@ class CompletionProposer(dspy.Module):
         ...     return example.label == prediction.label
         >>> teleprompter = OPROTeleprompter(metric=metric, proposer=CompletionProposer())
     """
+
+    writes_one: ClassVar[bool] = True
 
     def __init__(self, max_tokens: int = 60) -> None:
         super().__init__()

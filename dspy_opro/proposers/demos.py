@@ -48,13 +48,15 @@ class DemoWriter:
     """The scorer LM, or None for the LM of the program or of `dspy.settings`."""
     prices: Prices | None = None
     """The user's own prices of LMs."""
+    first_slot: int = 0
+    """The slot of set 0."""
 
     def write(self, task: ProposalTask, on_usage: Callable[[Usage], None] = lambda usage: None) -> TaskResult:
         """The demo set of the task's slot. `on_usage` gets the usage of every LM call when the call ends."""
         settings, error = {} if self.task_model is None else {"lm": self.task_model}, None
         with metered("scorer", on_usage, prices=self.prices, trace=[], **settings) as meter:
             try:
-                proposal = Proposal(self.demo_set(task.slot, meter.spend))
+                proposal = Proposal(self.demo_set(task.slot - self.first_slot, meter.spend))
             except Exception as caught:
                 error = caught
                 logger.warning("A demo set could not be bootstrapped: %s", in_brief(caught))
@@ -76,6 +78,8 @@ class DemoWriter:
             generator.shuffle(trainset)
         if is_labeled(number, most, self.max_labeled_demos):
             compiled = self._labeled(self._copy(), trainset)
+            if not _keep_answered(compiled):
+                raise ValueError("no labeled demo has an output field of a predictor: no example gives one")
         else:
             size = most if number == 0 else generator.randint(1, most)
             compiled = self._bootstrapped(size, trainset, spend)
@@ -105,7 +109,7 @@ class DemoWriter:
             teacher = self._labeled(teacher, trainset)
         teacher._compiled = True  # otherwise BootstrapFewShot adds labeled demos and reports a `compile`
         compiled = _compile(optimizer, self._copy(), teacher=teacher, trainset=trainset)
-        if any(predictor.demos for predictor in compiled.predictors()):
+        if _keep_answered(compiled):
             return compiled
         if optimizer.num_passed:
             rule = "no demo is of the program's own predictors: the program calls copies, like BestOfN and Refine"
@@ -168,6 +172,14 @@ def is_labeled(number: int, max_bootstrapped_demos: int, max_labeled_demos: int)
 def num_bootstrapped(num_sets: int, max_bootstrapped_demos: int, max_labeled_demos: int) -> int:
     """How many of the first sets are bootstrapped."""
     return sum(not is_labeled(n, max_bootstrapped_demos, max_labeled_demos) for n in range(num_sets))
+
+
+def _keep_answered(program: Any) -> bool:
+    """Drop the demos without an output, which DSPy's adapters do not show. Returns whether any demos are left."""
+    for predictor in program.predictors():
+        outputs = predictor.signature.output_fields
+        predictor.demos = [demo for demo in predictor.demos if any(name in demo for name in outputs)]
+    return any(predictor.demos for predictor in program.predictors())
 
 
 def _compile(optimizer: Any, program: dspy.Module, **arguments: Any) -> Any:

@@ -14,6 +14,8 @@ from dspy_opro.programs.values import fields, shown
 from dspy_opro.search.tasks import ProposalTask, View, rng
 from dspy_opro.search.trajectory import Outcome, Trajectory, percent, scores_by_example, squared_distances
 
+from .cleaning import OVERLONG
+
 Style = Literal["explore", "refine", "extend", "induce"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
 """The styles of requests, in turn. `induce` comes beside them as long as the student alone is scored."""
@@ -88,6 +90,8 @@ class MetaPrompt:
     is_paper: bool
     """Whether to follow the paper: one style, random exemplars."""
     guidance: str = ""
+    guidance_on_length: str = ""
+    """Replaces `guidance` once the LM has written a text that is too long: it also says how long a text may be."""
     feedback: PredictorFeedback | None = None
     """Asks the metric for feedback on single predictors. None asks for none."""
     induces: bool = False
@@ -101,6 +105,7 @@ class MetaPrompt:
         positions = choose(view, self.num_exemplars, generator, at_random=self.is_paper)
         style = self._style(task, positions)
         count = self.k_best if style == "explore" else min(3, self.k_best)
+        is_overlong = any(problem.startswith(OVERLONG) for problem in view.problems)
         return ProposalRequest(
             predictors=task.predictors,
             current={name: view.base.instructions[name] for name in task.predictors},
@@ -113,7 +118,7 @@ class MetaPrompt:
             slot=task.slot,
             wave=task.wave,
             seed=_request_seed(self.seed, task.round, task.slot, task.wave, task.predictors),
-            guidance=self.guidance,
+            guidance=self.guidance_on_length if is_overlong else self.guidance,
         )
 
     def _style(self, task: ProposalTask, positions: Sequence[int]) -> Style:
@@ -207,6 +212,6 @@ def verdict(outcome: Outcome, low: float, high: float) -> str:
     """An outcome's score in words for the meta-prompt."""
     if outcome.error is not None:
         return f"failed: {outcome.error}"
-    if high > low and outcome.score >= high:
+    if outcome.score >= high and (high > low or high > 0.0):
         return "correct"
     return "wrong" if outcome.score <= low else f"score {100 * (outcome.score - low) / (high - low):.0f}"

@@ -201,6 +201,8 @@ class PaperProposer(dspy.Module):
     threshold, and on a task with only low scores the meta-prompt would show no text.
     """
 
+    writes_one: ClassVar[bool] = True
+
     def __init__(self) -> None:
         super().__init__()
         signature = dspy.Signature("meta_prompt -> instruction", "Answer with the new text alone.")

@@ -13,15 +13,18 @@ import dspy
 
 from dspy_opro.programs.awaiting import EventLoop
 from dspy_opro.programs.compat import (
+    can_be_awaited,
     canonical,
     copy_lm,
+    defines,
+    is_async_only_lm,
     refuses_temperature,
     sampling_lm,
     without_temperature,
 )
 from dspy_opro.programs.errors import in_brief
-from dspy_opro.programs.failures import ProposerFailed
-from dspy_opro.programs.metering import Meter, Prices, metered
+from dspy_opro.programs.failures import ProposerFailed, check_budget
+from dspy_opro.programs.metering import Budget, Meter, Prices, metered
 from dspy_opro.programs.program import Program, is_async_only
 from dspy_opro.programs.provider import is_unusable
 from dspy_opro.programs.values import storable
@@ -57,18 +60,22 @@ class InstructionWriter:
     """Instructions of the user, predictor name -> text."""
     prices: Prices | None = None
     """The user's own prices of LMs."""
+    measured: Budget = Budget()  # noqa: RUF009 # frozen
+    """The limits that the first paid proposal is checked against."""
 
     def __post_init__(self) -> None:
         self._takes_no_temperature = False
         self._num_failed = 0
         self._first_error: Exception | None = None
         self._has_answer = False
+        self._is_measured = False
 
     def try_out(self, on_usage: Callable[[Usage], None]) -> Usage:
         """Send the optimizer LM a small request, before more is spent. Returns what it cost.
 
         Raises:
             ProposerFailed: The key, the model or the account is wrong. Other errors may pass, so they are ignored.
+            ValueError: As `write`.
         """
         errors: list[Exception] = []
         meters: list[Meter] = []
@@ -79,7 +86,8 @@ class InstructionWriter:
                     meters.append(meter)
                     lm = copy_lm(self.prompt_model)
                     lm.num_retries = 0  # LiteLLM repeats refused requests, too
-                    lm("Answer with OK.")
+                    call = lm.acall if is_async_only_lm(lm) else lm
+                    self.loop.resolve(call("Answer with OK."))
             except Exception as error:
                 errors.append(error)
 
@@ -89,7 +97,9 @@ class InstructionWriter:
         thread.join(PATIENCE_FOR_TEST_SECONDS)
         if errors and is_unusable(errors[0]):
             raise self._unusable(errors[0]) from errors[0]
-        return meters[0].usage if meters else Usage()
+        spent = meters[0].usage if meters else Usage()
+        self._measure(spent)
+        return spent
 
     def check(self) -> None:
         """Check the proposals at the end of a run without a candidate.
@@ -113,6 +123,7 @@ class InstructionWriter:
         Raises:
             ProposerFailed: The LM can't be called, and no earlier call of this process worked. Another try may work
                 after a change of the key or the model, so the log does not have this failure.
+            ValueError: The LM's answers don't say what a budget needs to know.
         """
         if task.initial is not None:
             return TaskResult(Proposal(self.initial[task.initial]))
@@ -132,7 +143,14 @@ class InstructionWriter:
                 self._first_error = self._first_error or caught
                 self._warn(caught)
                 proposal = Proposal({}, error=in_brief(caught))
+        self._measure(meter.usage)
         return TaskResult(proposal, asked.usage + meter.usage, error=error)
+
+    def _measure(self, spent: Usage) -> None:
+        """Check the first paid proposal of this process against the budgets."""
+        if spent.proposer_calls and not self._is_measured:
+            check_budget(self.measured, spent, "the optimizer LM")
+            self._is_measured = True
 
     def _answer(self, request: ProposalRequest, lm: Any) -> Any:
         """Ask the proposer. If the LM refuses the temperature, all further requests go without one."""
@@ -140,7 +158,7 @@ class InstructionWriter:
             lm = without_temperature(lm)
         with dspy.context(lm=lm):
             try:
-                call = self.proposer.acall if is_async_only(self.proposer) else self.proposer
+                call = self.proposer.acall if self._is_awaited(lm) else self.proposer
                 return self.loop.resolve(call(request=request))
             except Exception as caught:
                 has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
@@ -151,6 +169,13 @@ class InstructionWriter:
                 )
         self._takes_no_temperature = True
         return self._answer(request, lm)
+
+    def _is_awaited(self, lm: Any) -> bool:
+        """Whether the proposer's `aforward` is used: under `acompile` and with an async LM, as far as there is one."""
+        if is_async_only(self.proposer):
+            return True
+        is_async = is_async_only_lm(lm) or (self.loop.is_callers and can_be_awaited(lm))
+        return is_async and isinstance(self.proposer, dspy.Module) and defines(self.proposer, "aforward")
 
     def _warn(self, error: Exception) -> None:
         """Log the first failure and then every tenth, because an LM that is down fails every time."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from .trajectory import Trajectory, scores_by_example, squared_distances
 
@@ -49,7 +50,10 @@ class RaceOrder:
 
     def arrange(self, scores: Mapping[int, float]) -> list[float]:
         """Scores by position in the order of the race, as far as there are any."""
-        return [scores[position] for position in self.positions if position in scores]
+        known = (scores[position] for position in self.positions if position in scores)
+        return list(
+            islice(known, len(scores))
+        )  # a race scores the first positions, so it rarely looks at all
 
     def difference(self, scores: Sequence[float], incumbent: Sequence[float]) -> float:
         """The mean difference to the incumbent on all examples, estimated from the first ones of the race.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .order import RaceOrder
 from .shared import Rules, Tried, Worklist
@@ -43,6 +43,9 @@ class ProposalSlots:
         self._early: dict[int, Candidate | None] = {}  # slot -> what is scored before all are known
         self._problems: list[tuple[int, str]] = []  # (slot, why a proposal is not used)
         self._num_errors = 0
+        if self._number == 1:
+            for index in range(self._num_slots, len(rules.plan.initial)):
+                self._problems.append((index, f"initial_instructions[{index}]: the first round has no room"))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -56,14 +59,15 @@ class ProposalSlots:
 
     def ask(self, slots: Iterable[int]) -> None:
         names, plan = tuple(self._rules.student.instructions), self._rules.plan
+        view = replace(self._view, problems=self._view.problems.union(self.problems))
         for slot in slots:
-            if self._number == 1 and self._wave == 0 and slot < plan.num_demo_sets + len(plan.initial):
-                is_for_demos, index = slot < plan.num_demo_sets, slot - plan.num_demo_sets
-                initial = (None, "") if is_for_demos else (index, plan.initial[index])
-                self._hand_out(ProposalTask(1, slot, 0, names, self._view, is_for_demos, *initial))
+            if self._number == 1 and self._wave == 0 and slot < len(plan.initial) + plan.num_demo_sets:
+                is_for_demos = slot >= len(plan.initial)
+                initial = (None, "") if is_for_demos else (slot, plan.initial[slot])
+                self._hand_out(ProposalTask(1, slot, 0, names, view, is_for_demos, *initial))
                 continue
             for predictors in self._rules.rewrites(self._number, slot):
-                self._hand_out(ProposalTask(self._number, slot, self._wave, predictors, self._view))
+                self._hand_out(ProposalTask(self._number, slot, self._wave, predictors, view))
 
     def _hand_out(self, task: ProposalTask) -> None:
         self._num_waiting += 1

@@ -448,7 +448,9 @@ class Overlap:
 
     def rank(self, ranked: Round, view: View) -> None:
         """Keep what later rounds build on once this race is over, and nothing older than they may look at."""
-        num_examples = self._rankings[ranked.number - 1].num_examples + ranked.scheduled
+        before = self._rankings[ranked.number - 1]
+        num_examples = before.num_examples + ranked.scheduled
+        view = replace(view, problems=before.view.problems.union(ranked.proposals.problems))
         self._rankings[ranked.number] = Ranking(view, num_examples, not ranked.candidates)
         self._rankings.pop(ranked.number - self._rules.plan.lag - 2, None)
         self._rounds.pop(ranked.number - self._rules.plan.lag - 2, None)

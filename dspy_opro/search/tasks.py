@@ -30,7 +30,7 @@ class Plan:
     num_demo_sets: int = 0
     """Candidates of the first round that have the student's instructions and demos of their own."""
     initial: Sequence[str] = ()
-    """Hashes of the user's own instructions. Each is a candidate of the first round, after those with demos."""
+    """Hashes of the user's own instructions. Each is a candidate of the first round, before those with demos."""
     max_demo_calls: int = 0
     """Examples that making all the demo sets may try at most. They count towards `max_metric_calls`."""
     predictor_strategy: Strategy = "all"
@@ -60,6 +60,8 @@ class View:
     base: Candidate
     outcomes: Sequence[Outcome | None]
     """The base's outcomes by position in the run's order; None where it is not scored yet."""
+    problems: frozenset[str] = field(default=frozenset(), repr=False)
+    """Why proposals were not used: in the rounds up to that of the base, and in earlier waves of the own round."""
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,9 @@ def to_array(values: Iterable[float]) -> array[float]:
 
 
 def percent(reward: float, low: float = 0.0, high: float = 1.0) -> int:
-    """A reward as an integer score from 0 to 100, the form the paper shows (section 4.2: 100 buckets)."""
-    share = (reward - low) / (high - low) if high > low else 0.0
+    """A reward as an integer score from 0 to 100, the form the paper shows (section 4.2: 100 buckets).
+
+    Where all scores are equal, they are as high as possible if they are above 0, and as low as possible if not.
+    """
+    share = (reward - low) / (high - low) if high > low else float(reward > 0.0)
     return max(0, min(100, round(100 * share)))

@@ -119,6 +119,26 @@ def test_labeled_demos_alone_need_no_calls(lm: ScriptedLM) -> None:
     assert best.opro_result.usage.scorer_calls == best.opro_result.usage.metric_calls
 
 
+@pytest.mark.parametrize("bootstrapped", [0, 2])
+def test_without_expected_outputs_there_are_no_labeled_demos(lm: ScriptedLM, bootstrapped: int) -> None:
+    """Such demos would have inputs alone, which DSPy's adapters do not show."""
+    inputs = [example.inputs() for example in trainset(24)]
+    best = teleprompter(
+        metric=lambda example, prediction: 1.0,
+        max_bootstrapped_demos=bootstrapped,
+        max_labeled_demos=4,
+        num_candidates=4,
+    ).compile(dspy.Predict(QA), trainset=inputs)
+    result = best.opro_result
+    assert (
+        "ValueError: no labeled demo has an output field of a predictor: no example gives one"
+        in result.problems
+    )
+    sets = [json.loads(t.candidate.demos["self"]) for t in result.trials if t.candidate.demos is not None]
+    assert bool(sets) == bool(bootstrapped)
+    assert all("answer" in demo for demos in sets for demo in demos)
+
+
 class Color(enum.Enum):
     RED = "r"
 

@@ -8,6 +8,7 @@ import pytest
 
 from dspy_opro.programs.evaluator import MetricRaised
 from dspy_opro.programs.failures import FailureLimit, FirstExamples, TooManyErrors
+from dspy_opro.programs.metering import Budget
 from dspy_opro.programs.metric import MetricError
 from dspy_opro.search.tasks import (
     Proposal,
@@ -18,7 +19,7 @@ from dspy_opro.search.tasks import (
     TrialFinished,
     View,
 )
-from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial
+from dspy_opro.search.trajectory import Candidate, Outcome, Trajectory, Trial, Usage
 
 
 def task(position: int, name: str = "student") -> ScoringTask:
@@ -81,6 +82,15 @@ def test_a_key_that_is_refused_needs_one_example() -> None:
     refused = TaskResult(Outcome(0.0, error="AuthenticationError"), error=kind("wrong key"))
     with pytest.raises(TooManyErrors, match="First cause: AuthenticationError: wrong key"):
         FirstExamples(8).passes(refused)
+
+
+@pytest.mark.parametrize("budget", [Budget(max_tokens=9), Budget(max_cost=9.0)])
+def test_a_budget_needs_an_lm_call_that_was_counted(budget: Budget) -> None:
+    with pytest.raises(ValueError, match=r"=9 can't be measured: no LM call .* use dspy\.Parallel"):
+        FirstExamples(8, budget).passes(PASSED)
+    for counted in (Usage(cached_calls=1), Usage(scorer_calls=1, prompt_tokens=1, cost=1.0)):
+        assert FirstExamples(8, budget).passes(TaskResult(Outcome(1.0), counted))
+    assert FirstExamples(8, Budget(timeout_seconds=9.0)).passes(PASSED)
 
 
 # --- the log ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import dspy
 import pytest
 from hypothesis import given
@@ -54,6 +56,7 @@ TEXT = "Read the review. Answer with one word."
         f"„{TEXT}“",
         f"「{TEXT}」",
         f"[[ ## instruction ## ]]\n{TEXT}",
+        f"[[ ## instruction ## ]] {TEXT}",
         f"{TEXT}[[ ## completed ## ]]",
         f"Instruction: {TEXT} [[ ## completed ## ]]",
         f"{TEXT}\n\n[[ ## examples ## ]]\ninput:\n1 + 1\n\n[[ ## completed ## ]]",
@@ -72,6 +75,10 @@ def test_what_is_around_an_instruction_goes(answer: str) -> None:
         "'tis the user's text that counts, don't change it",
         "Use `code` and `more code`",
         "[[answer]] comes last, [[question]] first",
+        "Write the answer after [[ ## answer ## ]] and stop.",
+        "First comes\n[[ ## reasoning ## ]] and then\nthe answer.",
+        "Write the answer after [[ ## answer ## ]]",
+        "[[ ## answer ## ]] comes before the answer.",
         "Steps:\n1. Read.\n2. Answer.",
         "Write the text: short and plain.",
         "Text messages are short: answer in kind.",
@@ -127,7 +134,7 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
         ("the rest of a thought</think> Do it.", "Old.", "truncated"),
         ("Open with a <think> block.", "First a <think> block, then the answer.", None),
         ("Run this:\n```python\nprint(", "Old.", "truncated"),
-        ("x" * 4001, "Old.", "overlong"),
+        ("x" * 4999, "Old.", "overlong: 4,999 characters, max_instruction_chars=4000"),
         ("Greet the customer.", "Greet {name} in {language}.", "loses placeholder {language}, {name}"),
         ("Greet {name} in {language}, please.", "Greet {name} in {language}.", None),
         ("Write JSON like {a}.", "Write {{ json }}.", "loses placeholder {{ json }}"),
@@ -154,6 +161,40 @@ DATA = "the quick brown fox jumps over the lazy dog and sleeps"
 def test_quotations_of_the_data_are_dropped(text: str, original: str, problem: str | None) -> None:
     rules = InstructionRules(quotes=frozenset(ngrams([DATA], InstructionRules.ngram)))
     assert rules.problem(text, original) == problem
+
+
+COPIED = {
+    "Chinese": ["这个产品真的非常好用我还想再买一次", "物流太慢了箱子也压坏了再也不会买了"],
+    "Japanese": [
+        "この商品はとても素晴らしくて何度でも買いたい",
+        "配送が遅くて箱が潰れていたので二度と注文しません",
+    ],
+    "Thai": ["สินค้านี้ดีมากอยากซื้ออีกหลายครั้ง", "จัดส่งช้าและกล่องเสียหายจะไม่สั่งอีก"],
+    "Korean": ["이 상품은 정말 훌륭해서 또 사고 싶어요", "배송이 늦고 상자가 찌그러져 다시는 주문 안 해요"],
+    "short": ["天气非常好", "道路很拥挤"],
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_quotations_are_found_in_scripts_without_spaces(name: str) -> None:
+    inputs = COPIED[name]
+    examples = [
+        dspy.Example(text=inputs[n] if n < 2 else f"item {n}", label="ok").with_inputs("text")
+        for n in range(8)
+    ]
+    rules = InstructionRules.of(Program(dspy.Predict("text -> label")), examples, is_paper=False)
+    text = f"{inputs[0]}: ok. {inputs[1]}: ok."
+    assert rules.problem(text, "Answer.") == "quotes the data"
+    assert rules.problem(text, f"Answer. {text}") is None
+    assert rules.problem(f"{inputs[0][:3]} {inputs[1][:3]}", "Answer.") is None
+
+
+def test_words_of_two_characters_are_no_list_of_inputs() -> None:
+    examples = [
+        dspy.Example(text=text, label="ok").with_inputs("text") for text in ("苹果", "汽车", "天空", "学校")
+    ]
+    rules = InstructionRules.of(Program(dspy.Predict("text -> label")), examples, is_paper=False)
+    assert rules.problem("判断苹果和汽车属于哪一类。", "Answer.") is None
 
 
 @pytest.mark.parametrize(
@@ -196,6 +237,42 @@ def test_what_most_examples_share_is_no_quotation() -> None:
     rules = InstructionRules.of(Program(dspy.Predict("question -> answer")), examples, is_paper=False)
     assert rules.problem(f"Classify the question. {options}", "Answer.") is None
     text = "Item number 3 has words that only it has, such as w3a w3b w3c."
+    assert rules.problem(text, "Answer.") == "quotes the data"
+
+
+LABELS = [f"the customer asks for kind {n} of help and is not angry" for n in range(4)]
+
+
+@pytest.mark.parametrize("num_examples", [8, 11, 40])
+def test_the_labels_of_classes_are_no_quotation(num_examples: int) -> None:
+    examples = [
+        dspy.Example(mail=f"Mail {n} of {n} has words of its own: {n} a b c d e", label=LABELS[n % 4])
+        for n in range(num_examples)
+    ]
+    examples = [example.with_inputs("mail") for example in examples]
+    rules = InstructionRules.of(Program(dspy.Predict("mail -> label")), examples, is_paper=False)
+    assert rules.problem(f"Choose: {'; '.join(LABELS)}.", "Answer.") is None
+    assert rules.problem("Mail 3 of 3 has words of its own: 3 a b c", "Answer.") == "quotes the data"
+
+
+def test_the_values_that_a_field_allows_are_no_quotation() -> None:
+    signature = dspy.Signature("mail -> label").with_updated_fields("label", type_=Literal[tuple(LABELS)])
+    examples = [dspy.Example(mail=f"Mail {n}", label=LABELS[n]).with_inputs("mail") for n in range(4)]
+    rules = InstructionRules.of(Program(dspy.Predict(signature)), examples, is_paper=False)
+    assert rules.problem(f"Choose: {'; '.join(LABELS)}.", "Answer.") is None
+
+
+@pytest.mark.parametrize("num_examples", [1, 4, 20])
+def test_an_output_of_one_example_is_a_quotation(num_examples: int) -> None:
+    examples = [
+        dspy.Example(
+            item=f"Item {n}", story=f"The story of number {n} begins and ends with {n} and {n} again"
+        )
+        for n in range(num_examples)
+    ]
+    examples = [example.with_inputs("item") for example in examples]
+    rules = InstructionRules.of(Program(dspy.Predict("item -> story")), examples, is_paper=False)
+    text = "For example: the story of number 0 begins and ends with 0 and 0 again."
     assert rules.problem(text, "Answer.") == "quotes the data"
 
 

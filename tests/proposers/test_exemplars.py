@@ -112,7 +112,8 @@ def test_disagreement_is_the_variance_among_the_leaders() -> None:
         (Outcome(0.5), (0, 1), "score 50"),
         (Outcome(5.0), (1, 5), "correct"),
         (Outcome(3.0), (1, 5), "score 50"),
-        (Outcome(2.0), (2, 2), "wrong"),
+        (Outcome(2.0), (2, 2), "correct"),
+        (Outcome(-2.0), (-2, -2), "wrong"),
         (Outcome(0.0, error="KeyError: 'x'"), (0, 1), "failed: KeyError: 'x'"),
     ],
 )

@@ -91,7 +91,38 @@ def test_proposals_that_break_the_constraints_are_dropped() -> None:
     result, _ = run(propose, max_instruction_chars=150, must_keep=[student])
     assert texts(result)
     assert all(student in text and len(text) <= 150 for text in texts(result))
-    assert {"overlong", "loses a text of must_keep"} <= set(result.problems)
+    assert {problem.partition(":")[0] for problem in result.problems} >= {
+        "overlong",
+        "loses a text of must_keep",
+    }
+    assert any(problem.endswith(" characters, max_instruction_chars=150") for problem in result.problems)
+
+
+def test_after_an_overlong_answer_the_requests_say_the_limit() -> None:
+    def propose(call: LMCall) -> str:
+        return f"Short {call.rollout_id}." if "at most 4000 characters" in call.prompt else "x" * 4999
+
+    result, calls = run(propose, num_rounds=3, lag=2, num_threads=1)
+    assert result.problems[0] == "overlong: 4,999 characters, max_instruction_chars=4000"
+    num_told = sum("at most 4000 characters" in call.prompt for call in calls)
+    assert 0 < num_told == len(calls) - len(result.problems)
+    assert len(texts(result)) == 12
+    again, _ = run(propose, num_rounds=3, lag=2, num_threads=4)
+    assert again.trajectory.trials == result.trajectory.trials
+
+
+def test_later_rounds_know_of_overlong_answers_of_earlier_ones() -> None:
+    def propose(call: LMCall) -> str:
+        return f"Short {call.rollout_id}." if "at most 4000 characters" in call.prompt else "x" * 4999
+
+    result, _ = run(propose, num_rounds=3, lag=0)
+    assert len(result.problems) == 4  # the first request of each slot in round 1
+
+
+def test_the_paper_s_requests_never_say_the_limit() -> None:
+    result, calls = run(lambda call: "x" * 501, auto="paper", num_rounds=1)
+    assert set(result.problems) == {"overlong: 501 characters, max_instruction_chars=500"}
+    assert all("rules hold" not in call.prompt for call in calls)
 
 
 def test_initial_instructions_race_in_round_one(tmp_path: Path) -> None:
@@ -105,6 +136,39 @@ def test_initial_instructions_race_in_round_one(tmp_path: Path) -> None:
     again, more = run(lambda call: "", initial_instructions=given, log_dir=tmp_path)
     assert again.trajectory.trials == result.trajectory.trials
     assert (bool(calls), more) == (True, [])
+
+
+def test_initial_instructions_come_before_demos() -> None:
+    result, _ = run(
+        lambda call: f"Variant {call.rollout_id}.",
+        initial_instructions=["Be exact.", "Be brief."],
+        max_labeled_demos=1,
+        num_trials=2,
+    )
+    first = [trial.candidate for trial in result.trajectory.trials[1:]]
+    assert [(c.instructions["self"], c.demo_set) for c in first] == [("Be exact.", None), ("Be brief.", None)]
+    result, _ = run(
+        lambda call: "",
+        initial_instructions=["Be exact."],
+        max_labeled_demos=1,
+        num_trials=2,
+        num_candidates=2,
+    )
+    exact, demos = (trial.candidate for trial in result.trajectory.trials[1:])
+    assert (exact.instructions["self"], exact.demo_set, demos.demo_set) == ("Be exact.", None, 1)
+    assert demos.demos
+
+
+def test_a_first_round_without_room_for_initial_instructions_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = ["Be exact.", "Be brief.", "Be kind."]
+    result, _ = run(lambda call: "", initial_instructions=given, num_trials=1)
+    assert texts(result) == {"Be exact."}
+    assert list(result.problems) == [
+        f"initial_instructions[{index}]: the first round has no room" for index in (1, 2)
+    ]
+    assert "the last 2 of initial_instructions are not tried" in caplog.text
 
 
 def test_initial_instructions_by_predictor() -> None:
@@ -124,6 +188,8 @@ def test_initial_instructions_by_predictor() -> None:
         (None, {"must_keep": ["never there"]}, "in no instruction of the student"),
         (None, {"must_keep": ["Name the code"], "max_instruction_chars": 5}, "longer than max_instruction_chars=5"),
         (TwoSteps(), {"initial_instructions": ["x"]}, "must be a dict"),
+        (TwoSteps(), {"predictor_strategy": "joint", "proposer": CompletionProposer()},
+         'predictor_strategy="joint" needs another proposer: CompletionProposer writes one'),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_an_error_before_anything_is_spent(

@@ -73,7 +73,7 @@ def test_a_proposal_is_cleaned_and_checked() -> None:
     assert case.propose().texts == {"self": "Say it."}
     case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
     proposal = case.propose()
-    assert (proposal.texts, proposal.problems) == ({}, ("overlong",))
+    assert (proposal.texts, proposal.problems) == ({}, ("overlong: 30 characters, max_instruction_chars=20",))
 
 
 class Given(dspy.Module):  # type: ignore[misc]
@@ -129,6 +129,42 @@ async def test_async_proposers_are_awaited_on_the_callers_loop() -> None:
 
     case = Case(proposer=look, loop=asyncio.get_running_loop())
     assert (await asyncio.to_thread(case.propose)).texts == {"self": "Say it."}
+    assert seen == [asyncio.get_running_loop()]
+
+
+class AsyncOnly(dspy.BaseLM):  # type: ignore[misc]
+    """A language model of one's own that can only be awaited."""
+
+    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        from dspy.dsp.utils.utils import dotdict
+
+        await asyncio.sleep(0)
+        message = dotdict(
+            content="[[ ## instruction ## ]]\nSay it.\n\n[[ ## completed ## ]]", tool_calls=None
+        )
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return dotdict(
+            choices=[dotdict(message=message, finish_reason="stop")], usage=usage, model=self.model
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_lm_that_can_only_be_awaited_writes_proposals() -> None:
+    case = Case()
+    case.writer.prompt_model = AsyncOnly(model="async/only")
+    assert case.writer.try_out(case.ledger.add).proposer_calls == 1
+    assert case.propose().texts == {"self": "Say it."}
+
+
+async def test_under_acompile_the_lm_is_awaited_on_the_callers_loop() -> None:
+    seen = []
+
+    async def answer(call: LMCall) -> Any:
+        seen.append(asyncio.get_running_loop())
+        return repeat(call)
+
+    case = Case(answer=answer, loop=asyncio.get_running_loop())
+    assert (await asyncio.to_thread(case.propose)).texts
     assert seen == [asyncio.get_running_loop()]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -125,6 +127,7 @@ def test_max_cost() -> None:
             num_threads=2,
             task_model=server.lm("gpt-4o-mini"),
             confirm=False,
+            prices={"openai/proposer": (0.0, 0.0)},
         ).opro_result
     assert result.stop_reason == "max_cost"
     assert 0.001 <= result.usage.cost < 0.0011
@@ -164,6 +167,54 @@ def test_max_cost_works_with_a_free_scorer(server: SimulatedServer) -> None:
         server, auto=None, num_rounds=None, max_cost=0.02, num_threads=2, prices=prices
     ).opro_result
     assert result.stop_reason == "max_cost"
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("price", [(0.15, 0.6), (0.0, 0.0)])
+def test_a_proposal_that_cannot_be_measured_is_an_error(
+    server: SimulatedServer, lag: int, price: tuple[float, float]
+) -> None:
+    rule = (
+        r"max_cost=1 can't be measured: no price is known for the optimizer LM\. Pass prices, or max_tokens"
+    )
+    with pytest.raises(ValueError, match=rule):
+        optimize(server, num_rounds=3, lag=lag, num_threads=2, max_cost=1.0, prices={"openai/scorer": price})
+    assert settle(server)["proposer"].requests <= 2
+    with serve(
+        scorer=SimulatedModel(TASK.scorer), proposer=SimulatedModel(TASK.proposer, sends_usage=False)
+    ) as silent:
+        with pytest.raises(
+            ValueError, match="max_tokens=100000 can't be measured: the provider sends no usage"
+        ):
+            optimize(silent, num_rounds=3, lag=lag, num_threads=2, max_tokens=100_000)
+        assert settle(silent)["proposer"].requests <= 2
+
+
+class InThreads(dspy.Module):  # type: ignore[misc]
+    def __init__(self, keeps_context: bool) -> None:
+        super().__init__()
+        self.ask = TASK.student()
+        self.keeps_context = keeps_context
+        self.lm: Any = None
+
+    def forward(self, **inputs: Any) -> Any:
+        context = contextvars.copy_context()
+        run = context.run if self.keeps_context else contextvars.Context().run
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(run, lambda: self.ask(**inputs)).result()
+
+
+@pytest.mark.parametrize("keeps_context", [True, False])
+def test_a_budget_does_not_run_without_what_it_counts(server: SimulatedServer, keeps_context: bool) -> None:
+    student = InThreads(keeps_context)
+    student.ask.set_lm(server.lm("scorer"))
+    values = {"num_rounds": 1, "max_tokens": 100_000, "student": student}
+    if keeps_context:
+        assert optimize(server, **values).opro_result.usage.scorer_calls > 1
+        return
+    with pytest.raises(ValueError, match="no LM call of the program was counted"):
+        optimize(server, **values)
+    assert server.stats().requests == 1
 
 
 def test_cached_answers_cost_nothing(server: SimulatedServer) -> None:

@@ -76,6 +76,19 @@ def test_an_order_has_every_example_once_and_differences_are_exact_at_its_end(
     assert order.difference([0.25] * num_scored, [0.25] * 8) == 0.0
 
 
+def test_arranging_few_scores_looks_at_few_positions() -> None:
+    class Counted(dict[int, float]):
+        num_asked = 0
+
+        def __contains__(self, position: object) -> bool:
+            self.num_asked += 1
+            return super().__contains__(position)
+
+    scores = Counted({0: 0.25, 1: 0.5})
+    assert RaceOrder.fixed(1000).arrange(scores) == [0.25, 0.5]
+    assert scores.num_asked == 2
+
+
 def test_a_difference_counts_less_where_more_is_contested_than_is_left() -> None:
     known = trajectory(*({0: 1.0, 1: float(i % 2), 2: 1.0, 3: 0.0} for i in range(8)))
     order = RaceOrder.contested_first(known, 4)

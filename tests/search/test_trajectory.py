@@ -169,7 +169,8 @@ def test_the_paired_difference_covers_the_common_prefix(one: list[float], other:
         (-0.2, (0.0, 1.0), 0),
         (3.0, (1.0, 5.0), 50),
         (-7.5, (-10.0, 0.0), 25),
-        (2.0, (2.0, 2.0), 0),
+        (2.0, (2.0, 2.0), 100),
+        (-2.0, (-2.0, -2.0), 0),
     ],
 )
 def test_rewards_are_shown_as_whole_numbers_up_to_100(

@@ -477,9 +477,17 @@ class OddAsync(OddSync):
         return await self.inner.acall(question=question)
 
 
+class Unreadable(Exception):
+    """As an httpx error without a response."""
+
+    @property
+    def response(self) -> Any:
+        raise RuntimeError("The response property has not been set.")
+
+
 ODD = [
     KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration, Odd,
-    OddWords,
+    OddWords, Unreadable,
 ]  # fmt: skip
 
 

@@ -606,6 +606,13 @@ def test_a_call_that_wants_to_end_the_process_ends_the_run_with_an_error(kind: A
         case()
 
 
+def test_an_error_while_a_result_is_handed_back_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    monkeypatch.setattr(case.storage.log, "write", raise_at(20))
+    with pytest.raises(Broken):
+        case()
+
+
 def test_what_is_scored_in_full_survives_an_error() -> None:
     case = Case(num_threads=1, plan=Plan(10, num_rounds=3, num_candidates=3))
     case.world.on_score = raise_at(30)

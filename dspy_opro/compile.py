@@ -41,22 +41,23 @@ def optimize(job: Job) -> Any:
         Exception: The error that ended the run. Its `program` is the best program so far.
     """
     queue = job.queue
-    try:
-        queue.replay()  # results of earlier processes are not paid for again
-        job.reporter.announce_resume()
-        with interrupts(queue.stop), WorkerPool(queue, job.perform, job.inputs.num_threads) as workers:
-            for event in queue.events():  # waits; None at least twice a second
-                workers.refill()
-                job.report(event)
-        job.check_proposals()
-    except Exception as error:
-        raised: Any = error
-        with contextlib.suppress(AttributeError):  # an exception may refuse attributes
-            raised.program = job.reporter.best_program()
-        raise
-    finally:
-        job.close()
-    return job.reporter.best_program()
+    with interrupts(queue.stop):
+        try:
+            queue.replay()  # results of earlier processes are not paid for again
+            job.reporter.announce_resume()
+            with WorkerPool(queue, job.perform, job.inputs.num_threads) as workers:
+                for event in queue.events():  # waits; None at least twice a second
+                    workers.refill()
+                    job.report(event)
+            job.check_proposals()
+        except Exception as error:
+            raised: Any = error
+            with contextlib.suppress(AttributeError):  # an exception may refuse attributes
+                raised.program = job.reporter.best_program()
+            raise
+        finally:
+            job.close()
+        return job.reporter.best_program()
 
 
 async def optimize_in_thread(job: Job) -> Any:
@@ -217,9 +218,10 @@ class Job:
             self.writer.check()
 
     def close(self) -> None:
-        """Write the rest of the run, and close everything."""
+        """Write the rest of the run, and close everything, also after an error or a second Ctrl-C in here."""
         search = self.queue.search
-        reason = search.stop_reason or "error"
-        self.storage.close(reason, search.returned if len(search.trajectory) else None)
-        self._loop.close()
-        self.reporter.close()
+        with ExitStack() as rest:  # from last to first
+            rest.callback(self.reporter.close)
+            rest.callback(self._loop.close)
+            reason = search.stop_reason or "error"
+            self.storage.close(reason, search.returned if len(search.trajectory) else None)

@@ -61,9 +61,13 @@ def optimize(job: Job) -> Any:
 
 
 async def optimize_in_thread(job: Job) -> Any:
-    """`optimize` in a thread. A program with its own `aforward` is awaited on the caller's event loop."""
+    """`optimize` in a thread. A program with its own `aforward` is awaited on the caller's event loop.
+
+    If the caller is cancelled, the run ends as after Ctrl-C: running calls are waited for and kept. Cancelled again,
+    or after another stop, it ends at once.
+    """
     done: Future[tuple[Any, BaseException | None]] = Future()
-    done.set_running_or_notify_cancel()  # if the caller is cancelled, the thread still ends without an error
+    done.set_running_or_notify_cancel()  # if nobody waits any more, the thread still ends without an error
     context = contextvars.copy_context()
 
     def work() -> None:
@@ -73,11 +77,19 @@ async def optimize_in_thread(job: Job) -> Any:
             done.set_result((None, error))
 
     threading.Thread(target=work, name="dspy_opro compile", daemon=True).start()
-    try:
-        with interrupts(job.queue.stop):
-            program, error = await asyncio.wrap_future(done)
-    finally:
-        job.queue.close()  # the caller may have been cancelled
+    ended = asyncio.wrap_future(done)
+    with interrupts(job.queue.stop):
+        try:
+            program, error = await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            try:
+                if not job.queue.is_stopping:
+                    job.queue.stop("interrupted")
+                    await ended
+            finally:
+                ended.cancel()
+                job.queue.close()
+            raise
     if error is not None:
         raise error
     return program

@@ -40,7 +40,7 @@ class ErrorElsewhere(RuntimeError):
 _TRANSIENT = frozenset({
     *("ConnectionError", "TimeoutError", "Timeout", "TimeoutException", "NetworkError", "RemoteProtocolError"),
     *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),
-    *("LMRateLimitError", "LMLockTimeoutError"),
+    *("LMRateLimitError", "LMLockTimeoutError", "CallCancelled"),
 })  # fmt: skip
 _ACCOUNT = frozenset({
     *("LMAuthError", "LMBillingError", "LMNotConfiguredError", "LMUnsupportedModelError"),

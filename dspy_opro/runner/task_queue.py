@@ -173,6 +173,11 @@ class TaskQueue:
             self._requested_stop = reason
             self._events.put(None)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody has asked for the end."""
+        return self._requested_stop is not None
+
     def events(self) -> Iterator[Event | None]:
         """What happens, in order, until the run is over; None at least twice a second.
 

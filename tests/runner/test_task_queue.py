@@ -722,6 +722,21 @@ def test_an_example_that_takes_too_long_counts_as_failed_and_its_result_is_late(
     assert case.trials[0].scores[1] == 0.0
 
 
+def test_a_busy_calling_thread_changes_nothing_about_which_examples_take_too_long() -> None:
+    """A callback may take long, and so may the report."""
+    case = Case(1, time_limit=0.2, plan=Plan(4, num_rounds=0), storage=kept())
+    case.queue.replay()
+    for seconds in (0.0, 0.3, 0.0):  # the calling thread does not look meanwhile
+        task = case.queue.take()
+        assert isinstance(task, ScoringTask)
+        time.sleep(seconds)
+        assert case.queue.finish(task, case.world.perform(task))
+    assert [result.content.error for result in logged(case).values()] == [None, "TimeoutError", None]
+    assert {result.usage for result in logged(case).values()} == {
+        Usage(metric_calls=1, scorer_calls=1, prompt_tokens=10)
+    }
+
+
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_a_worker_that_hangs_is_replaced_after_twice_the_time(num_threads: int) -> None:
     case = Case(num_threads, time_limit=0.5, plan=Plan(40, num_rounds=0), storage=kept())

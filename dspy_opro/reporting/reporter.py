@@ -57,7 +57,7 @@ class Reporter:
         num_train = self.search.plan.num_train
         self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
         self._saved = ""  # id of the candidate in `best.json`
-        self._earlier_usage = sum((result.usage for _, result in self.storage.results()), Usage())
+        self._earlier_usage = sum((result.usage for _, result in self.storage.results_to_replay()), Usage())
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""

@@ -142,20 +142,22 @@ class TaskQueue:
         key, verdict, now = task_key(task), judge(result.error), time.monotonic()
         with self._changed:
             call = self._remove(key)
-            if call is None or self._is_closed:
-                self._left_behind.discard(key)
+            self._left_behind.discard(key)
+            if self._is_closed:
                 return False
             try:
-                if not call.is_timed_out and self._is_late(call, now):
+                if call is None or call.is_timed_out:  # its example counts already
+                    self._storage.log.add_spent(result.usage + Usage(metric_calls=-result.usage.metric_calls))
+                elif self._is_late(call, now):
                     self._time_out(call, result.usage)
-                elif not call.is_timed_out:
+                else:
                     self._settle(call, result, verdict)
             except Exception as error:
                 self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()
-        return True
+        return call is not None
 
     def fail(self, error: Exception, task: Task) -> None:
         """A task can't be performed: the run ends with this error."""

@@ -73,7 +73,7 @@ class RunStorage:
         """The results as a resumed run counts them.
 
         If every proposal failed, they are asked for again, because the cause may be gone. Their results, and all but
-        the last result of one task, have an empty key: they only count as spent.
+        the last result of one task, have an empty key: they only count as spent. So does what late calls cost.
         """
         results = list(self.results())
         proposals = [result.content for _, result in results if isinstance(result.content, Proposal)]
@@ -82,6 +82,9 @@ class RunStorage:
         for number, (key, result) in enumerate(results):
             counts = has_proposal or not isinstance(result.content, Proposal)
             yield key if counts and last[key] == number else "", result
+        for record in self.past:
+            if "spent" in record:
+                yield "", TaskResult(Outcome(0.0), Usage(**record["spent"]))
 
     def lost_usage(self) -> Usage:
         """What killed processes may have paid for and not recorded.

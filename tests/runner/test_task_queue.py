@@ -722,6 +722,18 @@ def test_an_example_that_takes_too_long_counts_as_failed_and_its_result_is_late(
     assert case.trials[0].scores[1] == 0.0
 
 
+def test_a_resumed_run_knows_what_examples_cost_that_took_too_long() -> None:
+    """One late call returns to its worker, another one after its worker was replaced."""
+    case = Case(2, time_limit=0.5, plan=Plan(30, num_rounds=0), storage=kept())
+    seconds = {1: 0.8, 2: 1.3}
+    case.world.on_score = lambda task: time.sleep(seconds.get(task.position, 0.1))
+    case()
+    assert failed_positions(case) == [1, 2]
+    assert case.queue.num_replaced == 1
+    again = Case(storage=reopened(case), plan=Plan(30, num_rounds=0))()
+    assert again.ledger.usage == case.ledger.usage == Usage(30, 30, prompt_tokens=300)
+
+
 def test_a_busy_calling_thread_changes_nothing_about_which_examples_take_too_long() -> None:
     """A callback may take long, and so may the report."""
     case = Case(1, time_limit=0.2, plan=Plan(4, num_rounds=0), storage=kept())

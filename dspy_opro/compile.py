@@ -224,9 +224,8 @@ class Job:
             self.queue.stop("stop_file")
 
     def check_proposals(self) -> None:
-        """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""
-        search = self.queue.search
-        if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
+        """Raise `ProposerFailed` if every call of the proposer failed in a run that nobody stopped."""
+        if self.queue.search.stop_reason not in RESUMABLE and not self.storage.has_proposal:
             self.writer.check()
 
     def close(self) -> None:

@@ -92,13 +92,24 @@ class ScoringTask:
 Task = ProposalTask | ScoringTask
 
 
+# In place of predictors. No name of a predictor comes after two slashes.
+_INITIAL, _DEMOS = "initial", "demos"
+
+
 def task_key(task: Task) -> str:
     """The name of a task. Equal tasks have equal names, in this process and in every other."""
     if isinstance(task, ScoringTask):
         return f"score/{task.candidate.id}/{task.split}/{task.position}"
     if task.is_for_demos:
         return demo_set_key(task.slot)
+    if task.initial is not None:
+        return f"propose/{task.round}/{task.slot}/{task.wave}//{_INITIAL}"
     return f"propose/{task.round}/{task.slot}/{task.wave}/{','.join(task.predictors)}"
+
+
+def asks_proposer(key: str) -> bool:
+    """Whether the task of this name calls the proposer: the user's own instructions and demos need no call."""
+    return key.startswith("propose/") and not key.endswith((f"//{_INITIAL}", f"//{_DEMOS}"))
 
 
 def scored_example(key: str) -> tuple[str, str, int]:
@@ -109,7 +120,7 @@ def scored_example(key: str) -> tuple[str, str, int]:
 
 def demo_set_key(slot: int) -> str:
     """The name of the task that makes the demo set of a slot. Only the first round makes demo sets."""
-    return f"propose/1/{slot}/0//demos"
+    return f"propose/1/{slot}/0//{_DEMOS}"
 
 
 def urgency(task: Task) -> tuple[bool, int]:

@@ -149,6 +149,20 @@ def test_handlers_are_restored() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_log_that_raises_does_not_lose_the_first_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a buffered stream does that is written to while the signal comes."""
+
+    def warning(*_: object) -> None:
+        raise RuntimeError("reentrant call")
+
+    reasons: list[str] = []
+    monkeypatch.setattr(logging.getLogger("dspy_opro"), "warning", warning)
+    with pytest.raises(RuntimeError), interrupts(reasons.append):
+        signal.raise_signal(signal.SIGINT)
+    assert reasons == ["interrupted"]
+
+
+@pytest.mark.usefixtures("handlers")
 def test_the_second_ctrl_c_is_handled_as_before() -> None:
     seen: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))

@@ -57,28 +57,33 @@ def optimize(job: Job) -> Any:
         Exception: The error that ended the run. Its `program` is the best program so far.
     """
     queue = job.queue
-    try:
-        queue.replay()  # results of earlier processes are not paid for again
-        job.reporter.announce_resume()
-        with interrupts(queue.stop), WorkerPool(queue, job.perform, job.inputs.num_threads) as workers:
-            for event in queue.events():  # waits; None at least twice a second
-                workers.refill()
-                job.report(event)
-        job.check_proposals()
-    except Exception as error:
-        raised: Any = error
-        with contextlib.suppress(AttributeError):  # an exception may refuse attributes
-            raised.program = job.reporter.best_program()
-        raise
-    finally:
-        job.close()
-    return job.reporter.best_program()
+    with interrupts(queue.stop):
+        try:
+            queue.replay()  # results of earlier processes are not paid for again
+            job.reporter.announce_resume()
+            with WorkerPool(queue, job.perform, job.inputs.num_threads) as workers:
+                for event in queue.events():  # waits; None at least twice a second
+                    workers.refill()
+                    job.report(event)
+            job.check_proposals()
+        except Exception as error:
+            raised: Any = error
+            with contextlib.suppress(AttributeError):  # an exception may refuse attributes
+                raised.program = job.reporter.best_program()
+            raise
+        finally:
+            job.close()
+        return job.reporter.best_program()
 
 
 async def optimize_in_thread(job: Job) -> Any:
-    """`optimize` in a thread. A program with its own `aforward` is awaited on the caller's event loop."""
+    """`optimize` in a thread. A program with its own `aforward` is awaited on the caller's event loop.
+
+    If the caller is cancelled, the run ends as after Ctrl-C: running calls are waited for and kept. Cancelled again,
+    or after another stop, it ends at once.
+    """
     done: Future[tuple[Any, BaseException | None]] = Future()
-    done.set_running_or_notify_cancel()  # if the caller is cancelled, the thread still ends without an error
+    done.set_running_or_notify_cancel()  # if nobody waits any more, the thread still ends without an error
     context = contextvars.copy_context()
 
     def work() -> None:
@@ -88,15 +93,19 @@ async def optimize_in_thread(job: Job) -> Any:
             done.set_result((None, error))
 
     threading.Thread(target=work, name="dspy_opro compile", daemon=True).start()
-    try:
-        with interrupts(job.queue.stop):
-            program, error = await asyncio.wrap_future(done)
-    except asyncio.CancelledError:
-        job.queue.close()
-        await job.leave_loop()
-        raise
-    finally:
-        job.queue.close()
+    ended = asyncio.wrap_future(done)
+    with interrupts(job.queue.stop):
+        try:
+            program, error = await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            try:
+                if not job.queue.is_stopping:
+                    job.queue.stop("interrupted")
+                    await ended
+            finally:
+                ended.cancel()
+                job.queue.close()
+            raise
     if error is not None:
         raise error
     return program
@@ -243,20 +252,16 @@ class Job:
             self.queue.stop("stop_file")
 
     def check_proposals(self) -> None:
-        """Raise `ProposerFailed` if every proposal of a run failed that nobody stopped."""
-        search = self.queue.search
-        if search.stop_reason not in RESUMABLE and len(search.trajectory) < 2:
+        """Raise `ProposerFailed` if every call of the proposer failed in a run that nobody stopped."""
+        if self.queue.search.stop_reason not in RESUMABLE and not self.storage.has_proposal:
             self.writer.check()
 
-    async def leave_loop(self) -> None:
-        """After the caller was cancelled: end what its event loop still awaits for the run."""
-        await self._loop.leave()
-
     def close(self) -> None:
-        """Write the rest of the run, and close everything."""
+        """Write the rest of the run, and close everything, also after an error or a second Ctrl-C in here."""
         search = self.queue.search
-        reason = search.stop_reason or "error"
-        returned = search.returned if len(search.trajectory) else None
-        self.storage.close(reason, returned, search.plan.confirms)
-        self._loop.close()
-        self.reporter.close()
+        with ExitStack() as rest:  # from last to first
+            rest.callback(self.reporter.close)
+            rest.callback(self._loop.close)
+            reason = search.stop_reason or "error"
+            returned = search.returned if len(search.trajectory) else None
+            self.storage.close(reason, returned, search.plan.confirms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import optuna
 import pytest
 
 from dspy_opro import OPROTeleprompter
-from dspy_opro.testing import Fault, SimulatedServer
+from dspy_opro.testing import Fault, LMCall, ScriptedLM, SimulatedServer
 from tests.runs import (
     TASK,
     TRAINSET,
@@ -425,6 +426,83 @@ async def test_a_cancelled_acompile_leaves_nothing_behind() -> None:
         )
 
 
+def num_recorded(storage: Any) -> tuple[int, str]:
+    """Examples on record of a run in this storage, and why it ended."""
+    storage = optuna.storages.get_storage(storage)
+    (name,) = [n for n in optuna.get_all_study_names(storage) if not n.endswith("/log")]
+    log = optuna.load_study(study_name=f"{name}/log", storage=storage)
+    records = [r for trial in log.get_trials() for r in trial.user_attrs.get("records", [])]
+    study = optuna.load_study(study_name=name, storage=storage)
+    return sum("outcome" in r for r in records), study.user_attrs["stop_reason"]
+
+
+async def test_a_cancelled_acompile_keeps_the_results_of_calls_under_way(tmp_path: Path) -> None:
+    scored: list[str] = []
+
+    def judge(example: Any, prediction: Any) -> float:
+        scored.append(example.question)
+        return metric(example, prediction)
+
+    storage = f"sqlite:///{tmp_path}/run.db"
+    with serve(seconds=0.3) as slow:
+        with dspy.context(lm=slow.lm("scorer")):
+            optimizer = short(slow, num_rounds=50, auto=None, metric=judge, storage=storage)
+            run = asyncio.ensure_future(optimizer.acompile(Sync(), trainset=TRAINSET))
+        while len(scored) < 3:
+            await asyncio.sleep(0.01)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    assert num_recorded(storage) == (len(scored), "interrupted")
+
+
+async def test_an_acompile_that_is_cancelled_twice_does_not_wait_for_calls_that_hang() -> None:
+    ended, count = threading.Event(), 0
+
+    def answer(call: LMCall) -> Any:
+        nonlocal count
+        count += 1
+        if count > 3:
+            ended.wait(30)
+        return TASK.scorer(call)
+
+    lm = ScriptedLM(answer, cache=False)
+    optimizer = OPROTeleprompter(
+        metric=metric, prompt_model=lm, task_model=lm, auto=None, num_rounds=1, num_threads=4,
+        display_progress=False,
+    )  # fmt: skip
+    run = asyncio.ensure_future(optimizer.acompile(Sync(), trainset=TRAINSET))
+    while count < 4:
+        await asyncio.sleep(0.01)
+    run.cancel()
+    await asyncio.sleep(0.3)
+    assert not run.done()  # calls under way are waited for
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, 5)
+    ended.set()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say that it was cancelled")
+def test_calls_that_a_loop_cancels_at_its_end_are_no_failed_examples(tmp_path: Path) -> None:
+    storage, scored = f"sqlite:///{tmp_path}/run.db", []
+
+    def judge(example: Any, prediction: Any) -> float:
+        scored.append(example.question)
+        return metric(example, prediction)
+
+    async def leave(optimizer: OPROTeleprompter) -> None:
+        """Leave a run to the end of the loop."""
+        run = asyncio.ensure_future(optimizer.acompile(Async(), trainset=TRAINSET))
+        while len(scored) < 3:
+            await asyncio.sleep(0.01)
+        assert not run.done()
+
+    with serve(seconds=0.3) as slow, dspy.context(lm=slow.lm("scorer")):
+        asyncio.run(leave(short(slow, num_rounds=50, auto=None, metric=judge, storage=storage)))
+    assert num_recorded(storage) == (len(scored), "interrupted")
+
+
 async def no_threads_but(known: set[threading.Thread]) -> bool:
     """Whether all other threads of ours have ended, which may take until their call is over."""
     for _ in range(300):
@@ -477,9 +555,17 @@ class OddAsync(OddSync):
         return await self.inner.acall(question=question)
 
 
+class Unreadable(Exception):
+    """As an httpx error without a response."""
+
+    @property
+    def response(self) -> Any:
+        raise RuntimeError("The response property has not been set.")
+
+
 ODD = [
     KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration, Odd,
-    OddWords,
+    OddWords, Unreadable,
 ]  # fmt: skip
 
 

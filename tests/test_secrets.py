@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -250,3 +251,45 @@ def test_urls_lose_their_passwords() -> None:
         "a": [{"b": "http://u:***@h"}],
         "c": (1,),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redis://:pw@host", "redis://:***@host"),
+        ("(u:p:w@[::1]) a:b@c", "(u:***@[::1]) a:***@c"),
+        ("https://h:80/a@b", "https://h:***@b"),
+        ("https://host/x?a=1&Pass_Key=p=q&b=2", "https://host/x?a=1&Pass_Key=***&b=2"),
+        ("x?to=http://y?token=z w=1", "x?to=http://y?token=*** w=1"),
+        ("https://me@host, me@host, 12:30 @ noon, a:b", "https://me@host, me@host, 12:30 @ noon, a:b"),
+        ("max_tokens=5 key='a'", "max_tokens=5 key='a'"),
+        (f"u:{'p' * 5000}@host", "u:***@host"),
+    ],
+)
+def test_passwords_are_found_in_every_form(text: str, expected: str) -> None:
+    assert without_password(text) == expected
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        '{"id":1,"name":"x"},',
+        "a:b,",
+        "a.b.",
+        "a:b@,",
+        "a/b:@",
+        "?a",
+        "&key",
+        "?key=",
+        "&a=b",
+        "sk-",
+        "@",
+        "\u7b54:",
+    ],
+)
+def test_a_long_text_takes_no_longer_than_its_length(part: str) -> None:
+    """An LM's answer in an error. A square of its length would be half a minute."""
+    text = part * (200_000 // len(part))
+    started = time.perf_counter()
+    without_password(text)
+    assert time.perf_counter() - started < 2.0

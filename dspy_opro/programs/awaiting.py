@@ -21,6 +21,10 @@ class ExampleTimeout(TimeoutError):
     """An example took longer than `example_timeout_seconds`. Trying again would take as long."""
 
 
+class CallCancelled(RuntimeError):
+    """A call was cancelled from outside, as by a loop that ends. Its example says nothing about the program."""
+
+
 class EventLoop:
     """One event loop for all awaitables of a run: the caller's `loop`, or without one our own in a daemon thread.
 
@@ -33,7 +37,6 @@ class EventLoop:
         self._is_own = loop is None
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
-        self._tasks: set[asyncio.Task[Any] | None] = set()  # those of the loop that are under way
         self._is_closed = False
 
     @property
@@ -46,11 +49,14 @@ class EventLoop:
 
         Raises:
             ExampleTimeout: The awaitable took longer than `timeout_seconds`. It is cancelled.
-            RuntimeError: The awaitable was cancelled, or the run has ended.
+            CallCancelled: Somebody has cancelled the awaitable's task, e.g. `asyncio.run` at its end (Python 3.11 and
+                later; earlier versions can't tell).
+            RuntimeError: The awaitable was cancelled from within, or the run has ended.
         """
         if not inspect.isawaitable(value):
             return value
-        future = self._start(value)
+        cancels: list[BaseException] = []
+        future = self._start(value, cancels)
         try:
             result: T = future.result(timeout_seconds)
         except FutureTimeoutError:
@@ -59,12 +65,14 @@ class EventLoop:
             future.cancel()
             raise ExampleTimeout(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
         except CancelledError as error:
+            if cancels:
+                raise CallCancelled("CancelledError: the call was cancelled from outside.") from error
             raise RuntimeError("CancelledError: the call was cancelled from within.") from error
         finally:
             self._waiting.discard(future)
         return result
 
-    def _start(self, value: Awaitable[T]) -> Future[T]:
+    def _start(self, value: Awaitable[T], cancels: list[BaseException]) -> Future[T]:
         with self._lock:
             if self._is_closed:
                 if inspect.iscoroutine(value):
@@ -73,26 +81,9 @@ class EventLoop:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=_run, args=[self._loop], name="dspy_opro loop", daemon=True).start()
-            future = asyncio.run_coroutine_threadsafe(self._guarded(value), self._loop)
+            future = asyncio.run_coroutine_threadsafe(_guarded(value, cancels), self._loop)
             self._waiting.add(future)
         return future
-
-    async def _guarded(self, value: Awaitable[T]) -> T:
-        """A KeyboardInterrupt or SystemExit of a program must not end the loop."""
-        task = asyncio.current_task()
-        self._tasks.add(task)
-        try:
-            return await value
-        except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
-            raise as_exception(error) from error
-        finally:
-            self._tasks.discard(task)
-
-    async def leave(self) -> None:
-        """On the caller's loop: close, and wait until the cancelled coroutines have cleaned up."""
-        self.close()
-        if tasks := [task for task in self._tasks if task is not None]:
-            await asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Cancel what the loop still awaits, and end a loop of our own."""
@@ -115,6 +106,18 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=LAST_PATIENCE_SECONDS))
     loop.close()
+
+
+async def _guarded(value: Awaitable[T], cancels: list[BaseException]) -> T:
+    """A KeyboardInterrupt or SystemExit of a program must not end the loop. `cancels` gets what came from outside."""
+    try:
+        return await value
+    except asyncio.CancelledError as error:
+        if getattr(asyncio.current_task(), "cancelling", int)():  # new in Python 3.11
+            cancels.append(error)
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        raise as_exception(error) from error
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dspy
+
+from .compat import defines
 from .program import is_async_only
 
 
@@ -34,7 +37,8 @@ class Metric:
     """Calls a metric that takes 2, 3 or 5 arguments.
 
     These are `(example, prediction)`, `(example, prediction, trace)` and GEPA's `(gold, pred, trace, pred_name,
-    pred_trace)`. Arguments with a default keep it. The others get None, as from DSPy's own optimizers.
+    pred_trace)`. Arguments with a default keep it. The others get None, as from DSPy's own optimizers. Of a
+    `dspy.Module` the arguments are those of its `forward`.
 
     Raises:
         MetricError: It takes fewer than 2 or more than 5 arguments, or needs keyword-only ones.
@@ -45,7 +49,7 @@ class Metric:
         self._call = getattr(function, "acall", function) if is_async_only(function) else function
         num_required = _num_required(function)
         self._num_extra = max(0, num_required - 2)
-        self._takes_trace = num_required > 2 or _takes_three(function)
+        self._takes_trace = _takes_trace(function)
         self.takes_predictor = num_required == 5 or _names_predictor(function)
         """Whether it gives feedback on single predictors."""
 
@@ -64,24 +68,38 @@ class Metric:
         return self._call(example, prediction, trace, name, own_trace)
 
 
-def _takes_three(function: Callable[..., Any]) -> bool:
+def _takes_trace(function: Callable[..., Any]) -> bool:
+    """Whether the third argument is a trace. One with a default other than None, such as a threshold, is not."""
     try:
-        inspect.signature(function).bind(None, None, None)
-    except (TypeError, ValueError):  # ValueError: a builtin without a signature
+        parameters = _signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
         return False
-    return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 3:
+        return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    third = positional[2]
+    return third.default is third.empty or third.default is None or "trace" in third.name
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Of a module that of its `forward`, found past the warning that `module.forward` logs."""
+    if isinstance(function, dspy.Module):
+        for name in ("forward", "aforward"):
+            if defines(function, name):
+                return inspect.signature(object.__getattribute__(function, name))
+    return inspect.signature(function)
 
 
 def _names_predictor(function: Callable[..., Any]) -> bool:
     try:
-        return {"pred_name", "pred_trace"} <= set(inspect.signature(function).parameters)
+        return {"pred_name", "pred_trace"} <= set(_signature(function).parameters)
     except (TypeError, ValueError):
         return False
 
 
 def _num_required(function: Callable[..., Any]) -> int:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = _signature(function).parameters.values()
     except (TypeError, ValueError):  # builtins without a signature
         return 2
     name = getattr(function, "__name__", type(function).__name__)

@@ -89,7 +89,7 @@ class Program:
             own, text = self.texts[name], candidate.instructions[name]
             if candidate.demos is not None:
                 # The JSON text of `proposers/demos.py`.
-                predictor.demos = [dspy.Example(**demo) for demo in json.loads(candidate.demos[name])]
+                predictor.demos = [dspy.Example(demo) for demo in json.loads(candidate.demos[name])]
             if text != own.text:
                 predictor.signature = predictor.signature.with_instructions(own.instructions(text))
         program._compiled = getattr(self.student, "_compiled", False)

@@ -40,7 +40,7 @@ class ErrorElsewhere(RuntimeError):
 _TRANSIENT = frozenset({
     *("ConnectionError", "TimeoutError", "Timeout", "TimeoutException", "NetworkError", "RemoteProtocolError"),
     *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),
-    *("LMRateLimitError", "LMLockTimeoutError"),
+    *("LMRateLimitError", "LMLockTimeoutError", "CallCancelled"),
 })  # fmt: skip
 _ACCOUNT = frozenset({
     *("LMAuthError", "LMBillingError", "LMNotConfiguredError", "LMUnsupportedModelError"),
@@ -96,7 +96,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     chain: list[BaseException] = []
     while error is not None and not any(error is known for known in chain):
         chain.append(error)
-        group = getattr(error, "exceptions", None)  # of an ExceptionGroup, which Python 3.10 does not have
+        group = _said(error, "exceptions")  # of an ExceptionGroup, which Python 3.10 does not have
         if isinstance(group, tuple) and group:
             error = group[0]
         else:
@@ -106,9 +106,9 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status of an error, from 400 to 599."""
-    response = getattr(error, "response", None)
+    response = _said(error, "response")
     for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code")):
-        value = getattr(holder, name, None)
+        value = _said(holder, name)
         if isinstance(value, int) and 400 <= value < 600:
             return value
     return None
@@ -116,20 +116,28 @@ def status_of(error: BaseException) -> int | None:
 
 def _is_out_of_quota(error: BaseException) -> bool:
     """OpenAI answers 429 for that too."""
-    return "insufficient_quota" in (getattr(error, "code", None), getattr(error, "provider_code", None))
+    return "insufficient_quota" in (_said(error, "code"), _said(error, "provider_code"))
 
 
 def _retry_after(error: BaseException) -> float | None:
     """What `Retry-After` says: seconds or a date."""
-    value: Any = getattr(error, "retry_after", None)
+    value = _said(error, "retry_after")
     if value is None:
-        headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        value = headers.get("retry-after") if hasattr(headers, "get") else None
+        get = _said(_said(_said(error, "response"), "headers"), "get")
+        value = get("retry-after") if callable(get) else None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
+            seconds = parsedate_to_datetime(str(value)).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _said(holder: Any, name: str) -> Any:
+    """An attribute; None where there is none, or where it is a property that raises an error of its own."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:
+        return None

@@ -9,9 +9,11 @@ _NAME = re.compile(
     r"(?i)((^|[_-])(key|token|auth|bearer|cookies?|passwd|access_key_id|token_provider)"
     r"|apikey|secret|password|passphrase|credentials?|headers?|authorization)$"
 )
+# Errors quote long answers of an LM. Each expression looks at every character a few times at most.
+_BEFORE_HOST = re.compile(r"(?<!\S)\S*@(?=[\w\[])")
 # Some errors quote an address without its scheme: "failed to connect to user:password@host".
-_IN_ADDRESS = re.compile(r"(://[^:/@\s]*|\b[^:/@\s]+):(?!//)[^\s]*@(?=[\w\[])")
-_IN_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]*")
+_USER = re.compile(r"(?:(?<=://)|(?<![^:/@])(?=[^\w:/@]*\w))[^:/@]*:(?!//)")
+_IN_QUERY = re.compile(r"(?i)([?&][^=&?\s]{0,64}(?:pass|secret|token|key)[^=&\s]{0,64}=)[^&\s]*")
 
 _KEY = re.compile(r"\b(Bearer |sk-)[\w.~+/-]{8,}")
 
@@ -28,7 +30,13 @@ def without_password(text: Any) -> Any:
     """
     if not isinstance(text, str):
         return text
-    return _KEY.sub(r"\1***", _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1:***@", text)))
+    return _KEY.sub(r"\1***", _IN_QUERY.sub(r"\1***", _BEFORE_HOST.sub(_without_user, text)))
+
+
+def _without_user(match: re.Match[str]) -> str:
+    """What stands before a host, without the password behind the first user name."""
+    user = _USER.search(match.group())
+    return match.group() if user is None else f"{match.group()[: user.end()]}***@"
 
 
 def without_secrets(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,17 +107,22 @@ class PredictorFeedback:
     """The scorer LM, or None for the LM of `dspy.settings`. A metric may call it."""
     known: dict[tuple[str, int, str], str] = field(default_factory=dict)
     """(candidate id, position, predictor name) -> feedback that was asked for already."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
+    """For changes of `known`."""
 
     def of(self, key: tuple[str, int, str], example: Any, calls: Mapping[str, Call]) -> str:
         """The feedback for a candidate's predictor on an example. Empty where the metric has none."""
         name = key[2]
         if PROGRAM not in calls or "outputs" not in calls.get(name, ()):
             return ""
-        if key not in self.known:
-            while len(self.known) >= MOST_KEPT:
-                self.known.pop(next(iter(self.known)), None)
-            self.known[key] = self._ask(example, calls, name)
-        return self.known[key]
+        said = self.known.get(key)
+        if said is None:
+            said = self._ask(example, calls, name)
+            with self._lock:
+                while len(self.known) >= MOST_KEPT:
+                    self.known.pop(next(iter(self.known)), None)
+                self.known[key] = said
+        return said
 
     def _ask(self, example: Any, calls: Mapping[str, Call], name: str) -> str:
         trace = {}  # predictor name -> (predictor, inputs, prediction)

@@ -102,13 +102,13 @@ class InstructionWriter:
         return spent
 
     def check(self) -> None:
-        """Check the proposals at the end of a run without a candidate.
+        """Check the proposals at the end of a run in which no earlier process had one.
 
         Raises:
             ProposerFailed: Every proposal of this process failed.
         """
         if self._first_error is not None and not self._has_answer:
-            message = f"Every proposal failed, so no candidate was tried. First cause: {in_brief(self._first_error)}"
+            message = f"Every proposal failed, so no instruction was tried. First cause: {in_brief(self._first_error)}"
             raise ProposerFailed(message) from self._first_error
 
     def _unusable(self, error: Exception) -> ProposerFailed:

@@ -115,7 +115,10 @@ def find_runs(target: str) -> list[Run]:
         if not directory.is_dir():
             raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
         storage = _storage_of(directory)
-    elif target.startswith("sqlite:///") and not Path(target.removeprefix("sqlite:///")).is_file():
+    elif (
+        target.startswith("sqlite:///")
+        and not Path(target.partition("?")[0].removeprefix("sqlite:///")).is_file()
+    ):
         raise ValueError(f"There is no database {target}.")
     with quiet_optuna():
         backend = opened(storage)

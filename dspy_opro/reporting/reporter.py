@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ class Reporter:
         num_train = self.search.plan.num_train
         self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
         self._saved = ""  # id of the candidate in `best.json`
-        self._earlier_usage = sum((result.usage for _, result in self.storage.results()), Usage())
+        self._earlier_usage = sum((result.usage for _, result in self.storage.results_to_replay()), Usage())
 
     def announce_resume(self) -> None:
         """Print what earlier processes of this run recorded."""
@@ -91,16 +92,22 @@ class Reporter:
 
     def close(self) -> None:
         """Show the end of the run, and write the rest of its files."""
-        self.progress.close()
-        if len(self.search.trajectory) and (self.settings["display_progress"] or self.settings["verbose"]):
-            announce(f"OPRO ended ({self.search.stop_reason or 'error'}): {self.result().headline()}")
-        if self.directory is not None:
-            self._save_best(self.directory)
-            if self._page is not None:
-                self._page.close(self.result())
-            self.directory.write(RESULT, lambda path: self._finished()[1].save(path))
-            self.directory.log("ended: %s", self.search.stop_reason or "error")
-            self.directory.close()
+        with ExitStack() as rest:
+            if self.directory is not None:
+                rest.callback(self.directory.close)
+                rest.callback(self._write_last, self.directory)
+            self.progress.close()
+            if len(self.search.trajectory) and (
+                self.settings["display_progress"] or self.settings["verbose"]
+            ):
+                announce(f"OPRO ended ({self.search.stop_reason or 'error'}): {self.result().headline()}")
+
+    def _write_last(self, directory: RunDirectory) -> None:
+        self._save_best(directory)
+        if self._page is not None:
+            self._page.close(self.result())
+        directory.write(RESULT, lambda path: self._finished()[1].save(path))
+        directory.log("ended: %s", self.search.stop_reason or "error")
 
     def _save_best(self, directory: RunDirectory) -> None:
         """Write `best.json`, unless it has the best program already."""

@@ -27,8 +27,10 @@ def interrupts(request_stop: Callable[[str], None]) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         for known, previous in before.items():
             signal.signal(known, previous)
+        request_stop(
+            "interrupted"
+        )  # first: the log may raise an error where the signal came during a write to it
         logger.warning("Finishing running calls. Press Ctrl-C again to stop now.")
-        request_stop("interrupted")
 
     for stop in (signal.SIGINT, signal.SIGTERM):
         previous = signal.getsignal(stop)

@@ -141,21 +141,25 @@ class TaskQueue:
         Returns:
             Whether this worker goes on: False where another one has taken its place.
         """
-        key, verdict = task_key(task), judge(result.error)
+        key, verdict, now = task_key(task), judge(result.error), time.monotonic()
         with self._changed:
             call = self._remove(key)
-            if call is None or self._is_closed:
-                self._left_behind.discard(key)
+            self._left_behind.discard(key)
+            if self._is_closed:
                 return False
-            if not call.is_timed_out:
-                try:
+            try:
+                if call is None or call.is_timed_out:  # its example counts already
+                    self._storage.log.add_spent(result.usage + Usage(metric_calls=-result.usage.metric_calls))
+                elif self._is_late(call, now):
+                    self._time_out(call, result.usage)
+                else:
                     self._settle(call, result, verdict)
-                except Exception as error:
-                    self._fail(error)
+            except Exception as error:
+                self._fail(error)
             if self.search.done:
                 self._events.put(None)
         self._storage.log.write()
-        return True
+        return call is not None
 
     def fail(self, error: Exception, task: Task) -> None:
         """A task can't be performed: the run ends with this error."""
@@ -174,6 +178,11 @@ class TaskQueue:
         if self._requested_stop is None:
             self._requested_stop = reason
             self._events.put(None)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody has asked for the end."""
+        return self._requested_stop is not None
 
     def events(self) -> Iterator[Event | None]:
         """What happens, in order, until the run is over; None at least twice a second.
@@ -271,6 +280,19 @@ class TaskQueue:
             self._changed.notify_all()
         self._accept(task, replace(result, usage=lane.settled(task, result.usage), seconds=self._seconds()))
 
+    def _is_late(self, call: _InFlight, now: float) -> bool:
+        limit = self._time_limit
+        return (
+            limit is not None and isinstance(call.task, ScoringTask) and now - call.started >= limit.seconds
+        )
+
+    def _time_out(self, call: _InFlight, spent: Usage) -> None:
+        """An example takes, or took, too long: it has failed."""
+        assert self._time_limit is not None
+        call.is_timed_out = True
+        usage = self.waiting.lane(call.task).settled(call.task, spent)
+        self._accept(call.task, replace(self._time_limit.failed, usage=usage, seconds=self._seconds()))
+
     def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
         """End the run if a provider is down for too long."""
         if lane.is_down_for_too_long(now):
@@ -340,16 +362,17 @@ class TaskQueue:
             return
         now = time.monotonic()
         for key, call in list(self._in_flight.items()):
-            seconds = now - call.started
-            if not isinstance(call.task, ScoringTask) or seconds < self._time_limit.seconds:
+            if not self._is_late(call, now):
                 continue
             if not call.is_timed_out:
-                call.is_timed_out = True
                 try:
-                    self._accept(call.task, replace(self._time_limit.failed, seconds=self._seconds()))
+                    self._time_out(call, self._time_limit.failed.usage)
                 except Exception as error:
                     self._fail(error)
-            elif seconds >= 2 * self._time_limit.seconds and len(self._left_behind) < self._num_threads:
+            elif (
+                now - call.started >= 2 * self._time_limit.seconds
+                and len(self._left_behind) < self._num_threads
+            ):
                 self._remove(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1

@@ -107,6 +107,11 @@ def task_key(task: Task) -> str:
     return f"propose/{task.round}/{task.slot}/{task.wave}/{','.join(task.predictors)}"
 
 
+def asks_proposer(key: str) -> bool:
+    """Whether the task of this name calls the proposer: the user's own instructions and demos need no call."""
+    return key.startswith("propose/") and "//" not in key
+
+
 def scored_example(key: str) -> tuple[str, str, int]:
     """The candidate's id, the split and the position that the key of a `ScoringTask` names."""
     _, candidate, split, position = key.split("/")

@@ -27,7 +27,7 @@ def load_study(study_name: str, storage: str | None, log_dir: str | None) -> opt
     try:
         with quiet_optuna():
             if storage is not None:
-                file = Path(storage.removeprefix("sqlite:///"))
+                file = Path(storage.partition("?")[0].removeprefix("sqlite:///"))
                 is_gone = storage.startswith("sqlite:") and not file.exists()
                 if "://" not in storage or "***" in storage or is_gone:
                     return None

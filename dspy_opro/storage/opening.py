@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,12 +132,23 @@ def _is_final(error: Exception) -> bool:
     return is_bad_url or is_no_folder or isinstance(error, (ValueError, TypeError, ImportError))
 
 
+_quiet_lock = threading.Lock()
+_verbosities: list[int] = []
+"""What each `quiet_optuna` that is under way found."""
+
+
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from announcing auxiliary studies on stderr."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    """Keep Optuna from announcing auxiliary studies on stderr. Several threads may do so at once."""
+    with _quiet_lock:
+        verbosity = optuna.logging.get_verbosity()
+        _verbosities.append(verbosity)
+        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
         yield
     finally:
-        optuna.logging.set_verbosity(verbosity)
+        with _quiet_lock:
+            first = _verbosities[0]
+            _verbosities.pop()
+            if not _verbosities:  # the last one to leave brings back what the first one found
+                optuna.logging.set_verbosity(first)

@@ -69,6 +69,13 @@ class ResultLog:
                 self._added.append(record)
                 self._num_added += 1
 
+    def add_spent(self, usage: Usage) -> None:
+        """Take in what a call cost whose example counts already: it was late."""
+        if self._store is not None:
+            with self._changed:
+                self._added.append({"spent": encode_usage(usage)})
+                self._num_added += 1
+
     def write(self, must_work: bool = False) -> None:
         """Keep what was added so far: write it, or wait while another thread does.
 

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
-from dspy_opro.search.tasks import Proposal, TaskResult
+from dspy_opro.search.tasks import TaskResult, asks_proposer
 from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 
 from . import outage
@@ -72,16 +72,24 @@ class RunStorage:
     def results_to_replay(self) -> Iterator[tuple[str, TaskResult]]:
         """The results as a resumed run counts them.
 
-        If every proposal failed, they are asked for again, because the cause may be gone. Their results, and all but
-        the last result of one task, have an empty key: they only count as spent.
+        If every call of the proposer failed, the calls are made again, because the cause may be gone. Their results,
+        and all but the last result of one task, have an empty key: they only count as spent. So does what late calls
+        cost.
         """
-        results = list(self.results())
-        proposals = [result.content for _, result in results if isinstance(result.content, Proposal)]
-        has_proposal = any(proposal.error is None for proposal in proposals)
+        results, has_proposal = list(self.results()), self.has_proposal
         last = {key: number for number, (key, _) in enumerate(results)}
         for number, (key, result) in enumerate(results):
-            counts = has_proposal or not isinstance(result.content, Proposal)
+            counts = has_proposal or not asks_proposer(key)
             yield key if counts and last[key] == number else "", result
+        for record in self.past:
+            if "spent" in record:
+                yield "", TaskResult(Outcome(0.0), Usage(**record["spent"]))
+
+    @property
+    def has_proposal(self) -> bool:
+        """Whether a call of the proposer worked in an earlier process."""
+        proposals = (result.content for key, result in self.results() if asks_proposer(key))
+        return any(proposal.error is None for proposal in proposals)
 
     def lost_usage(self) -> Usage:
         """What killed processes may have paid for and not recorded.

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from dspy_opro.programs import awaiting
-from dspy_opro.programs.awaiting import EventLoop, as_exception
+from dspy_opro.programs.awaiting import CallCancelled, EventLoop, as_exception
+from dspy_opro.programs.provider import judge
 
 VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("value", default="default")
 
@@ -139,6 +140,19 @@ def test_a_call_that_cancels_itself_has_failed_and_the_loop_lives_on(own: EventL
     with pytest.raises(RuntimeError, match="CancelledError: the call was cancelled from within"):
         own.resolve(leave())
     assert own.resolve(answer(7)) == 7
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say that it was cancelled")
+async def test_a_call_that_a_loop_cancels_at_its_end_says_nothing_about_the_program() -> None:
+    loop = EventLoop(asyncio.get_running_loop())
+    before = asyncio.all_tasks()
+    run = asyncio.ensure_future(asyncio.to_thread(loop.resolve, hang([])))
+    await asyncio.sleep(0.1)
+    (call,) = asyncio.all_tasks() - before - {run}
+    call.cancel()
+    with pytest.raises(CallCancelled) as caught:
+        await run
+    assert judge(caught.value).kind == "transient"
 
 
 def test_closing_cancels_what_is_awaited_and_ends_the_loops_own_thread() -> None:

@@ -184,6 +184,33 @@ def test_an_async_module_is_a_metric() -> None:
     assert asyncio.run(metric(None, None)) == asyncio.run(metric.with_trace(None, None, [])) == 0.5
 
 
+def strict(example: Any, prediction: Any, strict_trace: Any = False) -> Any:
+    return strict_trace
+
+
+class StrictModule(dspy.Module):  # type: ignore[misc]
+    def forward(self, example: Any, pred: Any, trace: Any) -> Any:
+        return trace
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_given"),
+    [
+        (lambda e, p, trace: trace, True),
+        (lambda e, p, tr=None: tr, True),
+        (lambda e, p, *rest: rest[0] if rest else None, True),
+        (strict, True),
+        (StrictModule(), True),
+        (lambda e, p, threshold=0.5: threshold, False),
+        (lambda e, p: None, False),
+    ],
+)
+def test_only_an_argument_for_a_trace_gets_one(metric: Any, is_given: bool) -> None:
+    trace = [("step",)]
+    assert (Metric(metric).with_trace(EXAMPLE, PREDICTION, trace) is trace) is is_given
+    assert Metric(metric)(EXAMPLE, PREDICTION) in (None, False, 0.5)
+
+
 def test_a_metric_of_four_arguments_is_refused() -> None:
     def four(example: Any, prediction: Any, trace: Any, pred_name: Any) -> float:
         return 1.0

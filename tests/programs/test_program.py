@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -63,6 +65,13 @@ class Locked(dspy.Module):  # type: ignore[misc]
         super().__init__()
         self.first = dspy.Predict("question -> answer")
         self.inside = [self.first, {"lock": threading.Lock()}]
+
+
+def test_a_demo_keeps_a_field_named_base() -> None:
+    program = Program(dspy.Predict("base, height -> area"))
+    demos = {"self": json.dumps([{"base": "3", "height": "4", "area": "6"}])}
+    candidate = replace(program.candidate, demo_set=0, demos=demos)
+    assert [dict(demo.items()) for demo in program.build(candidate).demos] == json.loads(demos["self"])
 
 
 def test_only_what_cannot_be_copied_is_shared_with_a_copy(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from dspy_opro.programs.awaiting import ExampleTimeout
 from dspy_opro.programs.evaluator import MetricRaised
-from dspy_opro.programs.provider import ErrorElsewhere, Verdict, judge
+from dspy_opro.programs.provider import ErrorElsewhere, Verdict, is_unusable, judge
 
 
 def error(name: str = "SomeError", module: str = "tools", **attributes: Any) -> Exception:
@@ -126,6 +126,27 @@ def test_retry_after_as_a_date() -> None:
 
 def test_an_attribute_says_it_too() -> None:
     assert judge(error("LMRateLimitError", "dspy", status=429, retry_after=2.0)).retry_after == 2.0
+
+
+class Unreadable(Exception):
+    """Each property raises, as `response` does on an httpx error without one."""
+
+    @property
+    def response(self) -> Any:
+        raise RuntimeError("The response property has not been set.")
+
+    status = status_code = code = provider_code = exceptions = retry_after = response
+
+
+def test_a_property_that_raises_says_nothing() -> None:
+    assert judge(Unreadable("x")) == Verdict("other")
+    assert not is_unusable(Unreadable("x"))
+    assert judge(caused(LIMIT, Unreadable("x"))) == Verdict("transient", True)
+
+
+@pytest.mark.parametrize("value", [10**400, "Mon, 01 Jan 0001 00:00:00 +2359"], ids=["int", "date"])
+def test_a_retry_after_that_no_number_holds_says_nothing(value: Any) -> None:
+    assert judge(error("LMRateLimitError", "dspy", status=429, retry_after=value)).retry_after in (None, 0.0)
 
 
 def test_a_circle_of_causes_ends() -> None:

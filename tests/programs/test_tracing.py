@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from enum import Enum
 from typing import Any
@@ -209,6 +211,24 @@ def test_the_same_feedback_is_asked_for_once() -> None:
     for _ in range(3):
         assert feedback.of(("candidate", 0, "note"), EXAMPLE, found.calls) == "fine"
     assert names == [None, "note"]
+
+
+def test_feedback_that_is_asked_for_at_once_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:
+        time.sleep(0.001)
+        return {"score": 1.0, "feedback": "fine"}
+
+    found = outcome(metric=metric)
+    monkeypatch.setattr("dspy_opro.programs.tracing.MOST_KEPT", 1)
+    feedback = PredictorFeedback(Program(TwoSteps()), Metric(metric), EventLoop())
+    assert found.calls is not None
+
+    def ask(number: int) -> str:
+        return feedback.of((f"candidate {number}", 0, "note"), EXAMPLE, found.calls)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(64))) == {"fine"}
+    assert len(feedback.known) == 1
 
 
 def with_names(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:

@@ -79,6 +79,37 @@ def test_a_run_whose_every_proposal_failed_raises_and_goes_on_later(lag: int, tm
     assert once.usage == again.usage
 
 
+@pytest.mark.parametrize("given", ["demos", "initial_instructions"])
+def test_demos_and_instructions_of_the_user_are_no_proposals_that_worked(given: str, tmp_path: Path) -> None:
+    is_down = True
+
+    def answer(call: Any) -> Any:
+        if "answer" in call.output_fields:
+            return TASK.scorer(call)
+        if is_down:
+            raise RuntimeError("400: unknown parameter")
+        return propose(call)
+
+    def run() -> Any:
+        lm = ScriptedLM(answer, cache=False)
+        values: dict[str, Any] = {"num_rounds": 2, "num_candidates": 4, "num_threads": 2, "log_dir": tmp_path}
+        if given == "demos":
+            values |= {"max_labeled_demos": 2, "max_bootstrapped_demos": 1, "confirm": False}
+        else:
+            values |= {"initial_instructions": ["Name its code, please."]}
+        opro = OPROTeleprompter(
+            metric=TASK.metric, prompt_model=lm, task_model=lm, display_progress=False, **values
+        )
+        return opro.compile(TASK.student(), trainset=TASK.trainset(30)).opro_result
+
+    with pytest.raises(ProposerFailed, match="unknown parameter") as caught:
+        run()
+    assert len(caught.value.program.opro_result.trajectory) > 1  # type: ignore[attr-defined]
+    is_down = False
+    rewritten = [t for t in run().trajectory.trials if t.candidate.rewritten]
+    assert len(rewritten) > 2
+
+
 @pytest.mark.parametrize(
     ("status", "is_for_good"), [(400, False), (401, True), (404, True), (429, False), (500, False)]
 )

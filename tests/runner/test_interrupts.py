@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import InMemoryStorage
 
 from dspy_opro.runner.interrupts import interrupts
 from tests.runs import TASK, TRAINSET, metric
@@ -146,6 +149,20 @@ def test_handlers_are_restored() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_log_that_raises_does_not_lose_the_first_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a buffered stream does that is written to while the signal comes."""
+
+    def warning(*_: object) -> None:
+        raise RuntimeError("reentrant call")
+
+    reasons: list[str] = []
+    monkeypatch.setattr(logging.getLogger("dspy_opro"), "warning", warning)
+    with pytest.raises(RuntimeError), interrupts(reasons.append):
+        signal.raise_signal(signal.SIGINT)
+    assert reasons == ["interrupted"]
+
+
+@pytest.mark.usefixtures("handlers")
 def test_the_second_ctrl_c_is_handled_as_before() -> None:
     seen: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
@@ -187,6 +204,43 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+class InterruptedAtTheEnd(InMemoryStorage):
+    """Ctrl-C comes so many times while the reason of the end is written."""
+
+    def __init__(self, num_times: int) -> None:
+        super().__init__()
+        self.num_left = num_times
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        while key == "stop_reason" and self.num_left:
+            self.num_left -= 1
+            signal.raise_signal(signal.SIGINT)
+        super().set_study_user_attr(study_id, key, value)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_ctrl_c_while_a_run_is_closed_loses_neither_the_program_nor_the_next_run(tmp_path: Path) -> None:
+    from dspy_opro import OPRO
+    from dspy_opro.testing import ScriptedLM
+
+    before = current(), logging.getLogger("dspy_opro").handlers.copy()
+    lm = ScriptedLM(lambda call: TASK.scorer(call) if "answer" in call.output_fields else TASK.proposer(call))
+
+    def run(num_times: int) -> str:
+        optimizer = OPRO(
+            metric, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2, display_progress=False
+        )
+        storage = InterruptedAtTheEnd(num_times)
+        given = {"trainset": TRAINSET, "storage": storage, "log_dir": tmp_path}
+        return str(optimizer.compile(TASK.student(), **given).opro_result.stop_reason)
+
+    assert run(1) == "num_rounds"
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    assert run(0) == "num_rounds"
+    assert (current(), logging.getLogger("dspy_opro").handlers) == before
 
 
 @pytest.mark.usefixtures("handlers")

@@ -606,6 +606,13 @@ def test_a_call_that_wants_to_end_the_process_ends_the_run_with_an_error(kind: A
         case()
 
 
+def test_an_error_while_a_result_is_handed_back_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    monkeypatch.setattr(case.storage.log, "write", raise_at(20))
+    with pytest.raises(Broken):
+        case()
+
+
 def test_what_is_scored_in_full_survives_an_error() -> None:
     case = Case(num_threads=1, plan=Plan(10, num_rounds=3, num_candidates=3))
     case.world.on_score = raise_at(30)
@@ -713,6 +720,33 @@ def test_an_example_that_takes_too_long_counts_as_failed_and_its_result_is_late(
     assert case.queue.num_replaced == 0
     assert len(logged(case)) == 4
     assert case.trials[0].scores[1] == 0.0
+
+
+def test_a_resumed_run_knows_what_examples_cost_that_took_too_long() -> None:
+    """One late call returns to its worker, another one after its worker was replaced."""
+    case = Case(2, time_limit=0.5, plan=Plan(30, num_rounds=0), storage=kept())
+    seconds = {1: 0.8, 2: 1.3}
+    case.world.on_score = lambda task: time.sleep(seconds.get(task.position, 0.1))
+    case()
+    assert failed_positions(case) == [1, 2]
+    assert case.queue.num_replaced == 1
+    again = Case(storage=reopened(case), plan=Plan(30, num_rounds=0))()
+    assert again.ledger.usage == case.ledger.usage == Usage(30, 30, prompt_tokens=300)
+
+
+def test_a_busy_calling_thread_changes_nothing_about_which_examples_take_too_long() -> None:
+    """A callback may take long, and so may the report."""
+    case = Case(1, time_limit=0.2, plan=Plan(4, num_rounds=0), storage=kept())
+    case.queue.replay()
+    for seconds in (0.0, 0.3, 0.0):  # the calling thread does not look meanwhile
+        task = case.queue.take()
+        assert isinstance(task, ScoringTask)
+        time.sleep(seconds)
+        assert case.queue.finish(task, case.world.perform(task))
+    assert [result.content.error for result in logged(case).values()] == [None, "TimeoutError", None]
+    assert {result.usage for result in logged(case).values()} == {
+        Usage(metric_calls=1, scorer_calls=1, prompt_tokens=10)
+    }
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])

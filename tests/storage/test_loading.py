@@ -36,7 +36,8 @@ def test_a_study_is_found_in_its_storage(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/qa.db"
     for options in ({"storage": url, "study_name": "qa"}, {"log_dir": tmp_path / "run"}):
         open_run(**options, fingerprint={}).close("num_rounds")
-    for found in (load_study("qa", url, "elsewhere"), load_study("opro", None, str(tmp_path / "run"))):
+    in_storage = [load_study("qa", each, "elsewhere") for each in (url, f"{url}?timeout=5")]
+    for found in (*in_storage, load_study("opro", None, str(tmp_path / "run"))):
         assert found is not None and found.user_attrs["stop_reason"] == "num_rounds"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import optuna
 import pytest
 from replay import drive, in_memory
 
 from dspy_opro.reporting.run_directory import RunDirectory
-from dspy_opro.storage.opening import JOURNAL_NAME
+from dspy_opro.storage.opening import JOURNAL_NAME, quiet_optuna
 from dspy_opro.storage.run_storage import open_run
 
 
@@ -26,6 +27,21 @@ def test_a_journal_that_is_damaged_in_the_middle(tmp_path: Path, damage: bytes) 
     assert kept is not None
     journal.write_bytes(b"\n".join([*lines[: int(kept.group(1))], b""]))  # as the message says
     assert drive(open_run(log_dir=tmp_path)).search.trajectory == in_memory()[0].search.trajectory
+
+
+def test_optuna_speaks_as_before_after_two_threads_kept_it_quiet() -> None:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        first, second = quiet_optuna(), quiet_optuna()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+        second.__exit__(None, None, None)
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:

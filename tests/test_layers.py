@@ -74,8 +74,8 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_300
-MOST_RUNNER_LINES = 600
+MOST_LINES = 13_860
+MOST_RUNNER_LINES = 640
 
 
 def module_name(path: Path) -> str:

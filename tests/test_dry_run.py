@@ -63,7 +63,8 @@ def test_a_dry_run_spends_the_first_examples_alone(
 def test_a_run_spends_about_what_was_expected_and_never_more_than_the_most(
     server: SimulatedServer, changes: dict[str, Any]
 ) -> None:
-    changes = {**MANY, "prices": PRICES, **changes}
+    # With some seeds no simulated candidate is better, so the estimate has no confirmation.
+    changes = {**MANY, "prices": PRICES, "seed": 2, **changes}
     estimate = estimated(server, **changes)
     usage = optimize(server, **changes).opro_result.usage
     expected, most = estimate.expected, estimate.most
@@ -75,9 +76,9 @@ def test_a_run_spends_about_what_was_expected_and_never_more_than_the_most(
 
 
 def test_the_limits_bound_the_estimate(server: SimulatedServer) -> None:
-    estimate = estimated(server, **MANY, prices=PRICES, num_rounds=8, max_cost=0.05)
-    assert estimate.most is not None and estimate.most.dollars == 0.05
-    assert estimate.expected is not None and estimate.expected.dollars == pytest.approx(0.05, rel=0.2)
+    estimate = estimated(server, **MANY, prices=PRICES, num_rounds=8, max_cost=0.2)
+    assert estimate.most is not None and estimate.most.dollars == 0.2
+    assert estimate.expected is not None and estimate.expected.dollars == pytest.approx(0.2, rel=0.2)
     by_tokens = estimated(server, auto=None, num_rounds=None, max_tokens=30_000)
     assert by_tokens.most is None
     assert by_tokens.expected is not None and by_tokens.expected.tokens == pytest.approx(30_000, rel=0.2)

@@ -99,8 +99,8 @@ class Tried:
 class Worklist:
     """Tasks that nobody took yet, and the outcomes of every candidate that is not forgotten.
 
-    No example of a candidate is handed out twice. A failed example counts no more than the worst example of the student
-    that did not fail: a metric may have scores below the failure score.
+    No example of a candidate is handed out twice. If a metric has negative scores, a failed example counts no more than
+    the worst example of the student that did not fail.
     """
 
     def __init__(self, student: Candidate) -> None:

@@ -69,8 +69,9 @@ class Outcome:
 
 
 def lowest_success(outcomes: Iterable[Outcome | None]) -> float:
-    """The lowest score among the examples that did not fail; infinity if there is none."""
-    return min((o.score for o in outcomes if o is not None and o.error is None), default=math.inf)
+    """The lowest score among the examples that did not fail if it is negative, otherwise infinity."""
+    lowest = min((o.score for o in outcomes if o is not None and o.error is None), default=math.inf)
+    return lowest if lowest < 0 else math.inf
 
 
 def as_counted(outcome: Outcome, lowest: float) -> Outcome:

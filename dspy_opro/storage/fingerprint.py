@@ -57,7 +57,11 @@ def fingerprint(
         "metric": _metric(metric),
         "attributes": _attributes(student),
         "code": {name: _digest(source) for name, source in code.items()},
-        "objects": {name: _digest(_object(value)) for name, value in objects.items()},
+        "objects": {
+            name: _digest(_object(value))
+            for name, value in objects.items()
+            if isinstance(value, (dspy.Module, dspy.BaseLM))
+        },
         "unknown code": unknown,
         "task_model": _model(task_model),
         "adapter": "default"

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-import dspy
-
 
 def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, Any]]:
     """The source of the user's functions and classes that the roots call, as far as names lead to them.
@@ -30,7 +28,8 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, 
 
     Returns:
         Name -> source without comments, docstrings and formatting, where the docstring of a `dspy.Signature` counts as
-        its instructions; the names whose source is not available; and name -> DSPy module or LM that the code names.
+        its instructions; the names whose source is not available; and name -> function, class or object that the code
+        names.
     """
     found: dict[str, set[str]] = {}
     objects: dict[str, Any] = {}
@@ -52,9 +51,8 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, 
         unknown |= {f"{name}'s import of {module}" for module in _imports(tree)}
         for place, value in _named(tree, target):
             module, _, own = place.rpartition(".")
-            if isinstance(value, (dspy.Module, dspy.BaseLM)):
-                objects[place] = value
             if not isinstance(value, _PLAIN):
+                objects[place] = value
                 waiting.append(value)
             elif own in _literals(module):
                 found[place] = {_literals(module)[own]}
@@ -101,7 +99,7 @@ def parsed(target: Any) -> ast.Module | None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
     except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
         return None
-    if isinstance(target, type) and issubclass(target, dspy.Signature):
+    if any(base.__qualname__ == "Signature" for base in getattr(target, "__mro__", ())):
         return tree
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import heapq
+import math
 import random
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, ClassVar
@@ -97,6 +98,15 @@ class World:
 
     def row(self, candidate: Candidate, count: int, split: str = "train") -> list[float]:
         return [self.outcome(candidate, split, p).score for p in range(count)]
+
+    def lowest(self, candidate: Candidate, count: int) -> float:
+        """What a failed example counts at most, if this is the student: its lowest success, if that is negative."""
+        outcomes = [self.outcome(candidate, "train", p) for p in range(count)]
+        return min((o.score for o in outcomes if o.error is None and o.score < 0), default=math.inf)
+
+
+def counted(outcomes: Iterable[Outcome], lowest: float) -> list[float]:
+    return [o.score if o.error is None else min(o.score, lowest) for o in outcomes]
 
 
 @dataclass
@@ -266,7 +276,7 @@ def test_what_every_run_keeps_to(
         positions = trial.positions or range(trial.num_scored)
         assert list(positions) == sorted(set(positions)) and len(positions) == trial.num_scored
         outcomes = [world.outcome(trial.candidate, "train", p) for p in positions]
-        assert list(trial.scores) == [outcome.score for outcome in outcomes]
+        assert list(trial.scores) == counted(outcomes, world.lowest(first.candidate, plan.num_train))
         assert (trial.state == "complete") == (trial.num_scored == plan.num_train)
         assert trial.num_failures == sum(outcome.error is not None for outcome in outcomes)
         lengths = [outcome.subscores["length"] for outcome in outcomes if outcome.subscores is not None]
@@ -946,8 +956,12 @@ def test_what_is_carried_over_is_scored_in_full_with_the_student(
     assert [t.id for t in found.trials[:3]] == [c.id for c in known]
     for trial, candidate in zip(found.trials, known, strict=False):
         assert trial.state == "complete"
-        assert list(trial.scores) == world.row(candidate, plan.num_train)
-        assert list(trial.valset_scores) == world.row(candidate, plan.num_val, "val")
+        lowest = world.lowest(student(), plan.num_train)
+        for split, scores, most in (
+            ("train", trial.scores, plan.num_train),
+            ("val", trial.valset_scores, plan.num_val),
+        ):
+            assert list(scores) == counted((world.outcome(candidate, split, p) for p in range(most)), lowest)
     assert found.search.best_scores[0] == max(trial.score for trial in found.trials[:3])
     assert len({trial.id for trial in found.trials}) == len(found.trials)
     assert drive(search(), world, random.Random(order), capacity).decisions() == found.decisions()

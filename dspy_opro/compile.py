@@ -262,6 +262,8 @@ class Job:
         with ExitStack() as rest:  # from last to first
             rest.callback(self.reporter.close)
             rest.callback(self._loop.close)
+            if self._remote is not None:
+                rest.callback(self._remote.close)
             reason = search.stop_reason or "error"
             returned = search.returned if len(search.trajectory) else None
             self.storage.close(reason, returned, search.plan.confirms)

@@ -74,8 +74,8 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_860
-MOST_RUNNER_LINES = 640
+MOST_LINES = 13_900
+MOST_RUNNER_LINES = 650
 
 
 def module_name(path: Path) -> str:

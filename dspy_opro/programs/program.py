@@ -14,7 +14,7 @@ import dspy
 
 from dspy_opro.search.trajectory import Candidate
 
-from .compat import defines, task_text
+from .compat import copy_lm, defines, task_text
 from .values import as_json, fields, shown, storable
 
 
@@ -134,10 +134,14 @@ def _members(value: Any) -> Iterable[Any] | None:
 
 
 def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
-    """A copy of a module that shares what `uncopyable` found."""
-    if not shared:
+    """A copy of a module that shares what `uncopyable` found. The LMs of its predictors have an empty history."""
+    if type(module).deepcopy is not dspy.Module.deepcopy:
         return module.deepcopy()
-    return copy.deepcopy(module, {id(value): value for value in shared})
+    memo = {id(value): value for value in shared}
+    for predictor in module.predictors():
+        if isinstance(predictor.lm, dspy.BaseLM) and id(predictor.lm) not in memo:
+            memo[id(predictor.lm)] = copy_lm(predictor.lm)
+    return copy.deepcopy(module, memo)
 
 
 def is_async_only(module: object) -> bool:

@@ -108,7 +108,8 @@ class InstructionWriter:
             ProposerFailed: Every proposal of this process failed.
         """
         if self._first_error is not None and not self._has_answer:
-            message = f"Every proposal failed, so no instruction was tried. First cause: {in_brief(self._first_error)}"
+            cause = f"First cause: {in_brief(self._first_error)}"
+            message = f"Every proposal failed, so the optimizer LM wrote no instruction. {cause}"
             raise ProposerFailed(message) from self._first_error
 
     def _unusable(self, error: Exception) -> ProposerFailed:

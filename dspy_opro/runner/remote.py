@@ -12,7 +12,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,8 @@ class RemoteEvaluator:
         payload: Payload = (evaluator, examples, settings)
         self._payload = cloudpickle.dumps(payload)
         self._name = hashlib.sha256(self._payload).hexdigest()
+        self._calls: set[Future[TaskResult | None]] = set()
+        self._is_closed = False
 
     def evaluate(self, task: ScoringTask, on_usage: Callable[[Usage], None]) -> TaskResult:
         """Score an example in a worker process; `on_usage` is told what it cost.
@@ -72,11 +74,27 @@ class RemoteEvaluator:
         """
         work = (task.candidate, task.split, task.position)
         on_usage(ONE_EXAMPLE)  # also where no result ever comes back
-        result: TaskResult | None = self._executor.submit(score_example, self._name, None, *work).result()
+        result = self._result_of(None, *work)
         while result is None:  # a worker process that has not seen the payload yet
-            result = self._executor.submit(score_example, self._name, self._payload, *work).result()
+            result = self._result_of(self._payload, *work)
         on_usage(result.usage - ONE_EXAMPLE)
         return result
+
+    def _result_of(self, payload: bytes | None, *work: Any) -> TaskResult | None:
+        call = self._executor.submit(score_example, self._name, payload, *work)
+        self._calls.add(call)
+        try:
+            if self._is_closed:
+                call.cancel()
+            return call.result()
+        finally:
+            self._calls.discard(call)
+
+    def close(self) -> None:
+        """Take back the examples that have not begun: nobody waits for them any more."""
+        self._is_closed = True
+        for call in tuple(self._calls):
+            call.cancel()
 
 
 def _check(name: str, value: Any) -> None:

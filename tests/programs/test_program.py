@@ -67,6 +67,25 @@ class Locked(dspy.Module):  # type: ignore[misc]
         self.inside = [self.first, {"lock": threading.Lock()}]
 
 
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_the_history_of_an_lm_is_not_copied_for_every_candidate(has_lock: bool) -> None:
+    class Entry(dict):  # type: ignore[type-arg]
+        def __deepcopy__(self, memo: Any) -> Any:
+            pytest.fail("It may have thousands of entries.")
+
+    student = TwoSteps()
+    lm = ScriptedLM(lambda call: {"note": "n", "answer": "a"})
+    student.set_lm(lm)
+    if has_lock:
+        student.lock = threading.Lock()
+    program = Program(student)
+    lm.history.append(Entry())
+    built = program.build(program.candidate)
+    assert built.note.lm is built.answer.lm
+    assert built.note.lm is not lm
+    assert (built.note.lm.history, len(lm.history)) == ([], 1)
+
+
 def test_a_demo_keeps_a_field_named_base() -> None:
     program = Program(dspy.Predict("base, height -> area"))
     demos = {"self": json.dumps([{"base": "3", "height": "4", "area": "6"}])}

@@ -301,6 +301,19 @@ def test_a_rate_limit_there_is_no_failure(server: SimulatedServer, processes: Ex
     assert there.usage.metric_calls == here.usage.metric_calls
 
 
+def test_examples_that_have_not_begun_are_taken_back_at_the_end(server: SimulatedServer) -> None:
+    def slow(example: Any, prediction: Any) -> float:
+        time.sleep(0.5)
+        return metric(example, prediction)
+
+    with ThreadPoolExecutor(1) as pool:
+        recording = Recording(pool)
+        settings = {"metric": slow, "num_threads": 8, "timeout_seconds": 2.0}
+        optimize(server, executor=recording, **settings)
+        assert recording.num_submitted > 5
+        assert recording.in_flight <= 1
+
+
 def test_an_executor_that_is_shut_down_ends_the_run(server: SimulatedServer) -> None:
     with ThreadPoolExecutor(1) as executor:
         pass

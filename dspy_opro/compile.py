@@ -68,6 +68,7 @@ def optimize(job: Job) -> Any:
             job.check_proposals()
         except Exception as error:
             raised: Any = error
+            job.reporter.fail(error)
             with contextlib.suppress(AttributeError):  # an exception may refuse attributes
                 raised.program = job.reporter.best_program()
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dspy_opro.programs.compat import forget_secrets
+from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.program import Program
 from dspy_opro.programs.prompts import prompts
@@ -57,6 +58,7 @@ class Reporter:
         num_train = self.search.plan.num_train
         self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
         self._saved = ""  # id of the candidate in `best.json`
+        self._error = ""  # what ended the run, in brief
         self._earlier_usage = sum((result.usage for _, result in self.storage.results_to_replay()), Usage())
 
     def announce_resume(self) -> None:
@@ -90,6 +92,10 @@ class Reporter:
             result = self.result()
             self._page.write(result, max(result.seconds, self.search.seconds))
 
+    def fail(self, error: Exception) -> None:
+        """An error ends the run."""
+        self._error = in_brief(error)
+
     def close(self) -> None:
         """Show the end of the run, and write the rest of its files."""
         with ExitStack() as rest:
@@ -107,7 +113,7 @@ class Reporter:
         if self._page is not None:
             self._page.close(self.result())
         directory.write(RESULT, lambda path: self._finished()[1].save(path))
-        directory.log("ended: %s", self.search.stop_reason or "error")
+        directory.log("ended: %s", ": ".join(filter(None, (self.search.stop_reason or "error", self._error))))
 
     def _save_best(self, directory: RunDirectory) -> None:
         """Write `best.json`, unless it has the best program already."""
@@ -143,6 +149,7 @@ class Reporter:
             trajectory=search.trajectory,
             curve=tuple(search.best_scores),
             stop_reason=search.stop_reason or "error",
+            error=self._error,
             usage=self.ledger.usage,
             earlier_usage=self._earlier_usage,
             seconds=time.monotonic() - self.started,

@@ -64,6 +64,8 @@ class OPROResult:
     """How certain the best candidate's gain over the student is. None if no candidate is better than the student."""
     earlier_usage: Usage = field(default=Usage())
     """What earlier processes of the run spent, as far as they recorded it."""
+    error: str = ""
+    """The error that ended the run, in brief."""
     data: Examples = field(default=Examples())
     """The examples as text, with the predictions of the student and of the best candidate."""
     messages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -292,6 +294,8 @@ class OPROResult:
             now = usage - self.earlier_usage
             calls = counted(now.scorer_calls + now.proposer_calls, "call")
             lines.append(f"of that, this process: {calls} paid, {counted(now.tokens, 'token')}, {cost(now)}")
+        if self.error:
+            lines.append(f"the error that ended the run: {' '.join(self.error.split())}")
         if self.num_failures:
             first = self.failures[0].error.partition("\n")[0]
             lines.append(f"{counted(self.num_failures, 'example')} failed, first: {first}")

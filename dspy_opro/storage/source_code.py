@@ -10,7 +10,7 @@ import inspect
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -33,6 +33,7 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, 
     """
     found: dict[str, set[str]] = {}
     objects: dict[str, Any] = {}
+    literals = functools.cache(_literals)
     unknown: set[str] = set()
     waiting, seen = list(roots), set[Any]()
     while waiting:
@@ -54,8 +55,8 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, 
             if not isinstance(value, _PLAIN):
                 objects[place] = value
                 waiting.append(value)
-            elif own in _literals(module):
-                found[place] = {_literals(module)[own]}
+            elif own in literals(module):
+                found[place] = {literals(module)[own]}
     return {name: "\n".join(sorted(texts)) for name, texts in found.items()}, sorted(unknown), objects
 
 
@@ -65,7 +66,7 @@ _PLAIN = (str, int, float, tuple, list, dict, set, frozenset)
 def _literals(module: str) -> dict[str, str]:
     """Name -> value as text, of the constants that the source of a module assigns once, with a literal."""
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
+        tree = _parsed(lambda: inspect.getsource(sys.modules[module]))
     except (KeyError, OSError, TypeError, SyntaxError):
         return {}
     found: dict[str, str] = {}
@@ -96,7 +97,7 @@ def parsed(target: Any) -> ast.Module | None:
     if code is not None and code.co_filename == "<string>":
         return None
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+        tree = _parsed(lambda: textwrap.dedent(inspect.getsource(target)))
     except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
         return None
     if any(base.__qualname__ == "Signature" for base in getattr(target, "__mro__", ())):
@@ -107,6 +108,18 @@ def parsed(target: Any) -> ast.Module | None:
         ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
+
+
+def _parsed(source: Callable[[], str]) -> ast.Module:
+    """The syntax tree of a source.
+
+    If threads parse at the same time, Python 3.11 may raise a SystemError ("AST constructor recursion depth mismatch",
+    github.com/python/cpython/issues/106905). `inspect.getsource` parses, too. Another try is as good as the first.
+    """
+    for _ in range(9):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source())
+    return ast.parse(source())
 
 
 def _definition(value: Any) -> Any:

@@ -207,7 +207,7 @@ def test_max_full_evals_pays_for_as_many_passes_over_both_sets(passes: int) -> N
         return len(scored) % 7 / 7
 
     valset = [e.copy(question=f"And {n}?").with_inputs("question") for n, e in enumerate(trainset(3))]
-    best = OPROTeleprompter(metric=random, auto=None, max_full_evals=passes, **QUIET).compile(
+    best = OPROTeleprompter(metric=random, auto=None, max_full_evals=passes, confirm=False, **QUIET).compile(
         dspy.Predict(QA), trainset=trainset(5), valset=valset
     )
     assert (passes - 1) * 8 <= len(scored) <= passes * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from dspy_opro.storage.fingerprint import differences, fingerprint
 from dspy_opro.storage.run_storage import open_run
+from dspy_opro.storage.source_code import parsed
 
 FILES = {
     "users_code/__init__.py": "",
@@ -201,3 +203,19 @@ def test_a_resume_says_what_it_could_not_check(caplog: pytest.LogCaptureFixture,
         open_run(**place, fingerprint=parts)
         assert f"whether this code has changed can't be checked: {unknown}." in caplog.text
         caplog.clear()
+
+
+def test_a_parser_that_stumbles_over_other_threads_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 raises this error if threads parse at the same time."""
+    parse, num_errors = ast.parse, 3
+
+    def stumble(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_errors
+        num_errors -= 1
+        if num_errors >= 0:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", stumble)
+    assert parsed(forget) is not None
+    assert num_errors < 0

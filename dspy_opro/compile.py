@@ -15,14 +15,7 @@ from typing import Any
 
 from .config import assembly
 from .config.arguments import OPROConfig
-from .config.plan import (
-    budget_problem,
-    forecast,
-    make_search,
-    plan_on_record,
-    warn_after_student,
-    warn_of_small_budget,
-)
+from .config.plan import forecast, make_search, warn_after_student
 from .config.preflight import check_inputs
 from .programs.awaiting import EventLoop
 from .programs.errors import clean_record
@@ -35,6 +28,7 @@ from .reporting.run_directory import REPORT, RunDirectory
 from .runner.interrupts import interrupts
 from .runner.remote import RemoteEvaluator
 from .runner.task_queue import TaskQueue, WorkerPool
+from .search.proposals import NO_ROOM
 from .search.tasks import (
     CandidatesProposed,
     Event,
@@ -141,19 +135,13 @@ class Job:
             self.writer = assembly.make_writer(inputs, self._loop)
             build = self.evaluator.build
             self._evaluations = EvaluationCallbacks(inputs.metric.function, build, inputs.splits, loop)
-            # This search only says whether the plan differs from the one on record.
-            search = make_search(config, inputs.program.candidate, inputs.sizes)
+            # It says whether the plan differs from the one on record, and whether the budget pays for the student.
+            planned = make_search(config, inputs.program.candidate, inputs.sizes)
             self._directory = None if config.log_dir is None else RunDirectory(config.log_dir)
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
-            carried = self.storage.carried(plan_on_record(config, search), search.student)
-            recorded = {key: result.usage for key, result in self.storage.results()}
-            search = make_search(config, search.student, inputs.sizes, carried, inputs.seen(recorded))
-            if (problem := budget_problem(search, carried, recorded)) is not None:
-                self.storage.close("error")
-                raise ValueError(problem)
-            warn_of_small_budget(search)
+            search = assembly.resumed_search(inputs, self.storage, planned)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
@@ -234,7 +222,7 @@ class Job:
         if isinstance(event, TrialFinished):
             self.evaluator.forget(event.trial.candidate)
         elif isinstance(event, CandidatesProposed):
-            if left := sum(problem.startswith("initial_instructions[") for problem in event.dropped):
+            if left := sum(problem.endswith(NO_ROOM) for problem in event.dropped):
                 logger.warning(
                     "The budget pays for a small first round: the last %d of initial_instructions are not tried. "
                     "Give fewer of them or a larger budget.",

@@ -102,8 +102,8 @@ class OPROTeleprompter(Teleprompter):
             sent to them. By default threads of this process score the examples.
         max_errors: The run ends at so many failed examples in this process. Default: no fixed number; the run ends if
             no example succeeded in the last rounds.
-        failure_score: The score of a failed example. If the student's lowest score of an example that did not fail is
-            negative and lower, that score.
+        failure_score: The score of a failed example. If the metric gives negative scores, a failed example scores no
+            more than the student's worst example that did not fail.
         provide_traceback: Whether the log of a failure has the traceback.
         example_timeout_seconds: The most wall time for one example. An example that takes longer has failed.
         max_outage_seconds: How long the run waits for a provider that is down, above 0. Then it ends with the best

@@ -73,6 +73,7 @@ $rows
 ROWS
 if [ -n "$failed" ]; then
     echo "failed:$failed"
+    for row in $failed; do cat "$where/$row/cache/v/cache/lastfailed" 2>/dev/null; done  # the names of the tests
     exit 1
 fi
 echo "all rows passed"

@@ -419,7 +419,8 @@ async def test_a_cancelled_acompile_leaves_nothing_behind() -> None:
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
-        assert len(asyncio.all_tasks()) == 1
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert [task for task in others if "litellm" not in str(task)] == []  # it leaves its logging worker
         assert signal.getsignal(signal.SIGINT) == before[1]
         assert await no_threads_but(
             before[0] | {t for t in threading.enumerate() if "dspy_opro" not in t.name}

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_900
+MOST_LINES = 13_920
 MOST_RUNNER_LINES = 650
 
 

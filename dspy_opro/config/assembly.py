@@ -24,6 +24,7 @@ from dspy_opro.proposers.meta_prompt import MetaPrompt, guidance_text
 from dspy_opro.proposers.opro import OPROProposer, PaperProposer
 from dspy_opro.proposers.reflective import adapt
 from dspy_opro.proposers.writer import InstructionWriter, initial_texts
+from dspy_opro.search import Search
 from dspy_opro.search.tasks import Plan, ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Outcome, Usage
 from dspy_opro.storage.fingerprint import fingerprint
@@ -31,7 +32,7 @@ from dspy_opro.storage.run_storage import RunStorage, open_run
 
 from .arguments import OPROConfig, paper
 from .estimate import MOST_IN_A_RUN, NUM_EXAMPLES, Estimate, estimate
-from .plan import make_search
+from .plan import budget_problem, make_search, plan_on_record, warn_of_small_budget
 from .preflight import Inputs
 from .readable import readable
 
@@ -177,6 +178,23 @@ def make_storage(inputs: Inputs) -> RunStorage:
         config.callbacks,
         inputs.num_threads,
     )
+
+
+def resumed_search(inputs: Inputs, storage: RunStorage, planned: Search) -> Search:
+    """The planned search, with what an earlier plan of the run leaves to it.
+
+    Raises:
+        ValueError: The budget does not pay for what a resumed run scores first.
+    """
+    config, student = inputs.config, inputs.program.candidate
+    carried = storage.carried(plan_on_record(config, planned), student)
+    recorded = {key: result.usage for key, result in storage.results()}
+    search = make_search(config, student, inputs.sizes, carried, inputs.seen(recorded))
+    if (problem := budget_problem(search, carried, recorded)) is not None:
+        storage.close("error")
+        raise ValueError(problem)
+    warn_of_small_budget(search)
+    return search
 
 
 def make_estimate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from dspy_opro.programs.metering import Budget, Prices, dollars
@@ -123,12 +123,11 @@ def estimate(
     is_bounded = work is not None or config.patience is not None or budget != Budget()
     limit = min(most_examples, MOST_EXAMPLES if work is None else math.inf)
     bootstrapped, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
-
-    def num_tries(slot: int) -> int:
-        number = slot - len(search.plan.initial)
-        return 0 if is_labeled(number, bootstrapped, labeled) else bootstrapped
-
-    ends = is_bounded and run.play(budget, num_tries, limit)
+    tries = {
+        len(search.plan.initial) + number: 0 if is_labeled(number, bootstrapped, labeled) else bootstrapped
+        for number in range(search.plan.num_demo_sets)
+    }
+    ends = is_bounded and run.play(budget, tries, limit)
     if work is not None:
         largest = max((result.usage for result in paid), key=lambda usage: (usage.cost, usage.tokens))
         num_slots = run.num_proposals if work.num_proposals is None else work.num_proposals
@@ -180,8 +179,14 @@ class _Run:
         self._quality = mean([*passed, 0.0, 1.0]) if is_share else 0.5
         self._qualities: dict[str, float] = {self.search.student.id: self._quality}
 
-    def play(self, budget: Budget, num_tries: Callable[[int], int], most_examples: float) -> bool:
-        """Whether the search comes to an end within so many examples. The set of a slot tries `num_tries` of them."""
+    def play(self, budget: Budget, tries: Mapping[int, int], most_examples: float) -> bool:
+        """Whether the search comes to an end within so many examples.
+
+        Args:
+            budget: The limits of the run.
+            tries: Slot of a set of demos -> examples that bootstrapping tries for it.
+            most_examples: The play ends without an answer after so many.
+        """
         search, waiting = self.search, WaitingTasks(num_threads=1, max_outage_seconds=math.inf)
         while not search.done and self.usage.metric_calls <= most_examples:
             seconds = self.seconds * self.usage.metric_calls
@@ -194,11 +199,11 @@ class _Run:
                 waiting.push(task)
             if (urgent := waiting.pop(now=0.0)) is not None:
                 waiting.ended(urgent)
-                self._perform(urgent, num_tries)
+                self._perform(urgent, tries)
             search.events()
         return search.done
 
-    def _perform(self, task: Task, num_tries: Callable[[int], int]) -> None:
+    def _perform(self, task: Task, tries: Mapping[int, int]) -> None:
         if not self.search.wants(task):
             return
         if not isinstance(task, ProposalTask):
@@ -209,9 +214,9 @@ class _Run:
             output, calls = (getattr(sample.content, name, None) for name in ("output", "calls"))
             result = TaskResult(Outcome(score, output or "", calls=calls), sample.usage)
         elif task.is_for_demos:
-            tries = [self._random.choice(self.samples).usage for _ in range(num_tries(task.slot))]
+            tried = [self._random.choice(self.samples).usage for _ in range(tries[task.slot])]
             demos = Proposal(dict.fromkeys(self.search.student.instructions, f"[{task.slot}]"))
-            result = TaskResult(demos, sum(tries, Usage()))
+            result = TaskResult(demos, sum(tried, Usage()))
         else:
             text = f"{task.round}/{task.slot}/{task.wave}".ljust(INSTRUCTION_CHARS, "x")
             result = TaskResult(Proposal(dict.fromkeys(task.predictors, text)), self._proposal_usage(task))

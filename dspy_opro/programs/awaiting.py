@@ -49,8 +49,8 @@ class EventLoop:
 
         Raises:
             ExampleTimeout: The awaitable took longer than `timeout_seconds`. It is cancelled.
-            CallCancelled: Somebody has cancelled the awaitable's task, e.g. `asyncio.run` at its end (Python 3.11 and
-                later; earlier versions can't tell).
+            CallCancelled: `close` has cancelled the awaitable, or somebody else has cancelled its task, e.g.
+                `asyncio.run` at its end (Python 3.11 and later; earlier versions can't tell).
             RuntimeError: The awaitable was cancelled from within, or the run has ended.
         """
         if not inspect.isawaitable(value):
@@ -65,7 +65,7 @@ class EventLoop:
             future.cancel()
             raise ExampleTimeout(f"no score within example_timeout_seconds={timeout_seconds:g}") from None
         except CancelledError as error:
-            if cancels:
+            if cancels or self._is_closed:
                 raise CallCancelled("CancelledError: the call was cancelled from outside.") from error
             raise RuntimeError("CancelledError: the call was cancelled from within.") from error
         finally:

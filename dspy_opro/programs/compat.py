@@ -93,14 +93,14 @@ def _owner(program: dspy.Module, predictor: Any) -> Any:
 # -- modules -------------------------------------------------------------------------------------
 
 
-def defines(module: object, method: str) -> bool:
-    """Whether a module has its own `method`. The one of `dspy.Module` only raises.
+def defines(module: object, method: str, base: type = dspy.Module) -> bool:
+    """Whether a module, or an LM as a `dspy.BaseLM`, has its own `method`. The one of `base` only raises.
 
     Looks at the class and the instance's dict (KNNFewShot sets `forward` there), because `module.forward` logs a
     warning.
     """
-    inherited = getattr(dspy.Module, method, None)
-    return method in vars(module) or getattr(type(module), method, None) is not inherited
+    inherited = getattr(base, method, None)
+    return method in getattr(module, "__dict__", ()) or getattr(type(module), method, None) is not inherited
 
 
 def predictor_state(predictor: Any) -> dict[str, Any]:
@@ -124,18 +124,14 @@ def model_name(lm: Any) -> str:
 
 def is_async_only_lm(lm: Any) -> bool:
     """Whether an LM has an `aforward` of its own and no `forward`. Those of `dspy.BaseLM` only raise."""
-    return _defines(lm, "aforward") and not _defines(lm, "forward")
+    return defines(lm, "aforward", dspy.BaseLM) and not defines(lm, "forward", dspy.BaseLM)
 
 
 def can_be_awaited(lm: Any) -> bool:
     """Whether `lm.acall` works. A custom engine (DSPy 3.4) may have no async counterpart, which has no public name."""
     if isinstance(lm, dspy.LM) and not isinstance(getattr(lm, "engine", ""), str):
         return getattr(lm, "_async_engine_spec", None) is not None
-    return _defines(lm, "aforward")
-
-
-def _defines(lm: Any, method: str) -> bool:
-    return getattr(type(lm), method, None) is not getattr(dspy.BaseLM, method, None)
+    return defines(lm, "aforward", dspy.BaseLM)
 
 
 def copy_lm(lm: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from .provider import Verdict
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 NUM_TRIES = 3
-"""So often the run calls again after an error that may be the program's own, if other tasks work."""
+"""How often the run calls again after an error that may be the program's own, if other tasks work."""
 WARNING_PAUSE_SECONDS = 60.0
 """Between two warnings about calls that are tried again."""
 

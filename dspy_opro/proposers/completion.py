@@ -52,6 +52,7 @@ class CompletionProposer(dspy.Module):
     """
 
     writes_one: ClassVar[bool] = True
+    """It writes one instruction at a time, so it does not go with `predictor_strategy="joint"`."""
 
     def __init__(self, max_tokens: int = 60) -> None:
         super().__init__()

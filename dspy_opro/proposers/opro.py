@@ -202,6 +202,7 @@ class PaperProposer(dspy.Module):
     """
 
     writes_one: ClassVar[bool] = True
+    """It writes one instruction at a time, so it does not go with `predictor_strategy="joint"`."""
 
     def __init__(self) -> None:
         super().__init__()

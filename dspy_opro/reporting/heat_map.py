@@ -100,10 +100,9 @@ def _heat_map(result: OPROResult, order: Sequence[int], split: Split) -> HeatMap
         examples.append(Example(split, position, group, text, mine, other, outcomes[0], outcomes[1]))
     examples.sort(key=lambda e: GROUPS.index(e.group))
     counts = {name: n for name in GROUPS if (n := sum(e.group == name for e in examples))}
-    if len(examples) > MOST_EXAMPLES:  # of every group the same share, and one at least
-        share = MOST_EXAMPLES / len(examples)
-        left = {name: max(1, int(share * number)) for name, number in counts.items()}
-        examples = [e for name in counts for e in [e for e in examples if e.group == name][: left[name]]]
+    if (total := len(examples)) > MOST_EXAMPLES:  # of every group the same share, and one at least
+        groups = [[e for e in examples if e.group == name] for name in counts]
+        examples = [e for group in groups for e in group[: max(1, len(group) * MOST_EXAMPLES // total)]]
     first = list(dict.fromkeys((0, number)))
     rows = [*first, *(n for n in order if n not in first and scores[n])][:MOST_CANDIDATES]
     levels = [(n, trials[n], [_level(_at(scores[n], e.position), low, high) for e in examples]) for n in rows]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
-from dspy_opro.search.confidence import PROOF, PROOF_WITHOUT_FRESH, Gain
+from dspy_opro.search.confidence import PROOF, PROOF_WITHOUT_FRESH, Gain, Interval
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import Failure, Split
 from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage
@@ -381,24 +381,13 @@ class OPROResult:
             return []
         if self.best.id == self.baseline.id:
             return ["No instruction was reliably better than yours. The student is returned."]
-        said, interval, is_best = [], gain.interval, self.best.id == self.trajectory.best.id
+        is_best = self.best.id == self.trajectory.best.id
         if not gain.is_proven and not is_best:
             return ["No new instruction was reliably better. The program on record is returned."]
-        if not gain.is_proven or self.config.get("confirm") is False:
-            pass  # the best candidate is returned, whatever its gain is
-        elif interval.estimate == 0:
-            said.append(
-                "The candidate equals the student on unseen examples. It is returned for its lead in the search."
-            )
-        elif interval.low <= 0:
-            proof = PROOF if interval.basis == "fresh" else PROOF_WITHOUT_FRESH
-            also = ", with the search's own examples," if interval.basis == "fresh" else ""
-            said.append(
-                f"The interval includes no gain. The candidate is returned because{also} a gain is at least "
-                f"{proof:.0%} probable."
-            )
-        if abs(gain.value - interval.estimate) >= 0.0005:
-            # Gains are told that were high enough to be returned, so they are too high on average (decision 0014).
+        is_chosen_by_proof = gain.is_proven and self.config.get("confirm") is not False
+        said = [_reason(gain.interval)] if is_chosen_by_proof and gain.interval.low <= 0 else []
+        if abs(gain.value - gain.interval.estimate) >= 0.0005:
+            # Only high gains are returned, so the gains that are told are too high on average (decision 0014).
             said.append(f"Expected gain, corrected for this choice: {gain.value:+.3f}.")
         if not is_best:
             said.append("A shorter prompt is as good as the best one, and is returned.")
@@ -423,6 +412,19 @@ class OPROResult:
         }
         row |= {f"subscores.{name}": value for name, value in trial.subscores.items()}
         return row | {f"instructions.{name}": text for name, text in trial.candidate.instructions.items()}
+
+
+def _reason(interval: Interval) -> str:
+    """Why a candidate is returned whose interval includes no gain."""
+    if interval.estimate == 0:
+        return (
+            "The candidate equals the student on unseen examples. It is returned for its lead in the search."
+        )
+    proof, also = PROOF_WITHOUT_FRESH, ""
+    if interval.basis == "fresh":
+        proof, also = PROOF, ", with the search's own examples,"
+    why = f"because{also} a gain is at least {proof:.0%} probable"
+    return f"The interval includes no gain. The candidate is returned {why}."
 
 
 def counted(number: int, noun: str) -> str:

@@ -27,9 +27,8 @@ def interrupts(request_stop: Callable[[str], None]) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         for known, previous in before.items():
             signal.signal(known, previous)
-        request_stop(
-            "interrupted"
-        )  # first: the log may raise an error where the signal came during a write to it
+        # First: the log may raise an error if the signal came during a write to it.
+        request_stop("interrupted")
         logger.warning("Finishing running calls. Press Ctrl-C again to stop now.")
 
     for stop in (signal.SIGINT, signal.SIGTERM):

@@ -51,9 +51,8 @@ class RaceOrder:
     def arrange(self, scores: Mapping[int, float]) -> list[float]:
         """Scores by position in the order of the race, as far as there are any."""
         known = (scores[position] for position in self.positions if position in scores)
-        return list(
-            islice(known, len(scores))
-        )  # a race scores the first positions, so it rarely looks at all
+        # A race scores the first positions, so this rarely looks at all of them.
+        return list(islice(known, len(scores)))
 
     def difference(self, scores: Sequence[float], incumbent: Sequence[float]) -> float:
         """The mean difference to the incumbent on all examples, estimated from the first ones of the race.

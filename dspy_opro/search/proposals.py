@@ -10,6 +10,9 @@ from .shared import Rules, Tried, Worklist
 from .tasks import Proposal, ProposalTask, View, rng
 from .trajectory import Candidate
 
+NO_ROOM = ": the first round has no room"
+"""The end of the problem of an instruction of the user that is not tried."""
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -45,7 +48,7 @@ class ProposalSlots:
         self._num_errors = 0
         if self._number == 1:
             for index in range(self._num_slots, len(rules.plan.initial)):
-                self._problems.append((index, f"initial_instructions[{index}]: the first round has no room"))
+                self._problems.append((index, f"initial_instructions[{index}]{NO_ROOM}"))
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class ResultLog:
         self._outage = outage
         self._added: list[Record] = []  # not written yet, in order
         self._failed: list[Record] = []  # the first ones of them, where their write has failed
-        self._num_added = self._num_written = 0
+        self._num_added = 0  # in all, written or not
         self._is_writing = False
         self._changed = threading.Condition()  # its lock is held for a moment, never during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
@@ -64,17 +64,21 @@ class ResultLog:
     def add(self, task: Task, result: TaskResult) -> None:
         """Take in a result. It is kept once a later `write` has returned."""
         if self._store is not None:
-            record = encode_result(task, result)
-            with self._changed:
-                self._added.append(record)
-                self._num_added += 1
+            self._keep(encode_result(task, result))
 
     def add_spent(self, usage: Usage) -> None:
         """Take in what a call cost whose example counts already: it was late."""
         if self._store is not None:
-            with self._changed:
-                self._added.append({"spent": encode_usage(usage)})
-                self._num_added += 1
+            self._keep({"spent": encode_usage(usage)})
+
+    def _keep(self, record: Record) -> None:
+        with self._changed:
+            self._added.append(record)
+            self._num_added += 1
+
+    @property
+    def _num_written(self) -> int:
+        return self._num_added - len(self._added)
 
     def write(self, must_work: bool = False) -> None:
         """Keep what was added so far: write it, or wait while another thread does.
@@ -125,7 +129,6 @@ class ResultLog:
             self._failed = []
             with self._changed:
                 del self._added[: len(batch)]
-                self._num_written += len(batch)
 
     def append(self, *records: Record) -> None:
         """Write records as one entry: all of them are there, or none."""

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ class RunStorage:
 
     def results(self) -> Iterator[tuple[str, TaskResult]]:
         """The results that earlier processes left: (`task_key`, result), in the order of the log."""
-        return results_in(self.past)
+        return iter(self._results)
+
+    @cached_property
+    def _results(self) -> Sequence[tuple[str, TaskResult]]:
+        return tuple(results_in(self.past))
 
     def results_to_replay(self) -> Iterator[tuple[str, TaskResult]]:
         """The results as a resumed run counts them.
@@ -76,9 +81,9 @@ class RunStorage:
         and all but the last result of one task, have an empty key: they only count as spent. So does what late calls
         cost.
         """
-        results, has_proposal = list(self.results()), self.has_proposal
-        last = {key: number for number, (key, _) in enumerate(results)}
-        for number, (key, result) in enumerate(results):
+        has_proposal = self.has_proposal
+        last = {key: number for number, (key, _) in enumerate(self._results)}
+        for number, (key, result) in enumerate(self._results):
             counts = has_proposal or not asks_proposer(key)
             yield key if counts and last[key] == number else "", result
         for record in self.past:

@@ -10,7 +10,7 @@ import inspect
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -66,7 +66,7 @@ _PLAIN = (str, int, float, tuple, list, dict, set, frozenset)
 def _literals(module: str) -> dict[str, str]:
     """Name -> value as text, of the constants that the source of a module assigns once, with a literal."""
     try:
-        tree = _parsed(lambda: inspect.getsource(sys.modules[module]))
+        tree = _syntax_tree(sys.modules[module])
     except (KeyError, OSError, TypeError, SyntaxError):
         return {}
     found: dict[str, str] = {}
@@ -97,7 +97,7 @@ def parsed(target: Any) -> ast.Module | None:
     if code is not None and code.co_filename == "<string>":
         return None
     try:
-        tree = _parsed(lambda: textwrap.dedent(inspect.getsource(target)))
+        tree = _syntax_tree(target)
     except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the middle of a line
         return None
     if any(base.__qualname__ == "Signature" for base in getattr(target, "__mro__", ())):
@@ -110,16 +110,16 @@ def parsed(target: Any) -> ast.Module | None:
     return tree
 
 
-def _parsed(source: Callable[[], str]) -> ast.Module:
-    """The syntax tree of a source.
+def _syntax_tree(target: Any) -> ast.Module:
+    """The syntax tree of a module, a class or a function.
 
     If threads parse at the same time, Python 3.11 may raise a SystemError ("AST constructor recursion depth mismatch",
     github.com/python/cpython/issues/106905). `inspect.getsource` parses, too. Another try is as good as the first.
     """
     for _ in range(9):
         with contextlib.suppress(SystemError):
-            return ast.parse(source())
-    return ast.parse(source())
+            return ast.parse(textwrap.dedent(inspect.getsource(target)))
+    return ast.parse(textwrap.dedent(inspect.getsource(target)))
 
 
 def _definition(value: Any) -> Any:

@@ -172,7 +172,7 @@ def test_closing_cancels_what_is_awaited_and_ends_the_loops_own_thread() -> None
     thread.join(5)
     assert not thread.is_alive()
     wait_until(lambda: seen == ["cancelled"])
-    assert [type(error) for error in errors] == [RuntimeError]
+    assert [type(error) for error in errors] == [CallCancelled]
     wait_until(lambda: not loop_threads())
 
 
@@ -181,7 +181,7 @@ async def test_closing_leaves_the_callers_loop_alone() -> None:
     task = asyncio.ensure_future(asyncio.to_thread(loop.resolve, hang(seen)))
     await asyncio.sleep(0.1)
     loop.close()
-    with pytest.raises(RuntimeError, match="CancelledError"):
+    with pytest.raises(CallCancelled, match="CancelledError"):
         await asyncio.wait_for(task, 5)
     await asyncio.sleep(0)
     assert seen == ["cancelled"]

@@ -138,7 +138,8 @@ def example(answer: str) -> Any:
 
 
 DATA = [example("1"), example("2")]
-LM = dspy.LM("openai/gpt", api_base="http://one/v1", api_key="sk-secret")
+SETTINGS = {"temperature": 0.0, "max_tokens": 4000}  # what DSPy 3.0 takes where it is given none
+LM = dspy.LM("openai/gpt", api_base="http://one/v1", api_key="sk-secret", **SETTINGS)
 
 
 def with_lm(lm: Any) -> Any:
@@ -176,8 +177,9 @@ def parts_of(**changes: Any) -> dict[str, Any]:
         ({"trainset": DATA[::-1], "seed": 1}, "seed was '0' and is now '1'"),
         ({"metric": lenient}, f"metric was '{__name__}.exact' and is now '{__name__}.lenient'"),
         (
-            {"task_model": dspy.LM("openai/gpt", api_base="http://me:pass@two/v1")},
-            "task_model was 'openai/gpt at http://one/v1' and is now 'openai/gpt at http://me:***@two/v1'",
+            {"task_model": dspy.LM("openai/gpt", api_base="http://me:pass@two/v1", **SETTINGS)},
+            "task_model was 'openai/gpt at http://one/v1, SETTINGS' and is now 'openai/gpt at http://me:***@two/v1, "
+            "SETTINGS'".replace("SETTINGS", "temperature=0.0, max_tokens=4000"),
         ),
     ],
 )

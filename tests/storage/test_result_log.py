@@ -59,6 +59,18 @@ def open_log(storage: Flaky) -> tuple[ResultLog, Outage]:
     ), outage
 
 
+def hold(storage: Flaky) -> tuple[threading.Event, threading.Event]:
+    """Let every write wait for the second event. The first one says that a write has begun."""
+    is_writing, goes_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        is_writing.set()
+        assert goes_on.wait(10)
+
+    storage.before_write = slowly
+    return is_writing, goes_on
+
+
 def add(log: ResultLog, *tasks: Task) -> None:
     for task in tasks:
         log.add(task, perform(task))
@@ -173,13 +185,7 @@ def test_batches_lose_nothing_and_keep_the_order_in_which_results_were_added(sto
 def test_one_write_takes_along_what_others_added_meanwhile(storage: Flaky) -> None:
     """While the first write is slow, nine threads add their results: they are one entry more, not nine."""
     log, _ = open_log(storage)
-    is_writing, goes_on = threading.Event(), threading.Event()
-
-    def slowly() -> None:
-        is_writing.set()
-        assert goes_on.wait(10)
-
-    storage.before_write = slowly
+    is_writing, goes_on = hold(storage)
     first, *others = scoring(10)
     with ThreadPoolExecutor(10) as pool:
         add(log, first)
@@ -220,13 +226,7 @@ def test_a_write_that_must_work_says_so_if_another_one_takes_long(
 ) -> None:
     monkeypatch.setattr(result_log, "PATIENCE_FOR_ONE_WRITE_SECONDS", 0.1)
     log, _ = open_log(storage)
-    is_writing, goes_on = threading.Event(), threading.Event()
-
-    def slowly() -> None:
-        is_writing.set()
-        assert goes_on.wait(10)
-
-    storage.before_write = slowly
+    is_writing, goes_on = hold(storage)
     with ThreadPoolExecutor(1) as pool:
         add(log, *scoring(1))
         write = pool.submit(log.write)

@@ -1,4 +1,4 @@
-"""README and docs: every Python block runs, every link leads somewhere.
+"""README, docs and docstrings: every Python block runs, every link leads somewhere.
 
 The blocks of a page run in their order in one namespace, as they stand. `dspy.LM("openai/...")` reaches a simulated
 server through the variables that the OpenAI client reads. `qa` is the block of docs/start.md that says so. A block that
@@ -10,6 +10,8 @@ is installed.
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
 import os
 import re
 import subprocess
@@ -17,11 +19,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
+import dspy
 import pytest
 
-from dspy_opro import OPROTeleprompter
+from dspy_opro import OPROTeleprompter, testing
 from dspy_opro.config.keywords import FIELDS
 from dspy_opro.testing import LMCall, SimulatedServer
 
@@ -172,6 +176,39 @@ def defined(module: str) -> set[str]:
         elif isinstance(node, ast.Assign):
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
     return names
+
+
+EXAMPLE = re.compile(r"^ *```python\n(.*?)^ *```", re.M | re.S)
+
+
+def docstrings_with(pattern: str) -> list[Any]:
+    """The docstrings of the package that contain the pattern, and the modules that they are in."""
+    found = []
+    for path in sorted((ROOT / "dspy_opro").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                text, module = (
+                    ast.get_docstring(node) or "",
+                    ".".join(path.relative_to(ROOT).with_suffix("").parts),
+                )
+                if re.search(pattern, text):
+                    found.append(pytest.param(module, text, id=f"{module}.{node.name}"))
+    return found
+
+
+@pytest.mark.parametrize(("module", "text"), docstrings_with("```python"))
+def test_the_blocks_of_a_docstring_run(module: str, text: str, reader: Path) -> None:
+    names = {"dspy": dspy, "OPROTeleprompter": OPROTeleprompter, **vars(testing)}
+    codes = EXAMPLE.findall(text)
+    assert codes
+    for code in codes:
+        exec(compile(dedent(code), module, "exec", dont_inherit=True), dict(names))
+
+
+@pytest.mark.parametrize(("module", "text"), docstrings_with(">>> "))
+def test_the_sessions_of_a_docstring_run(module: str, text: str) -> None:
+    session = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), {}, module, None, None)
+    assert doctest.DocTestRunner().run(session).failed == 0
 
 
 def slug(heading: str) -> str:

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 13_920
+MOST_LINES = 14_150
 MOST_RUNNER_LINES = 650
 
 

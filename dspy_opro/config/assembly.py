@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -79,7 +80,10 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
             "instruction at a time. Pass another proposer or another predictor_strategy."
         )
     max_chars, must_keep = config.max_instruction_chars, config.must_keep
-    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep)
+    written = [
+        given.values() if isinstance(given, Mapping) else [given] for given in config.initial_instructions
+    ]
+    rules = InstructionRules.of(program, train, is_paper, max_chars, must_keep, chain.from_iterable(written))
     guidance = guidance_text(config.guidance, max_chars, must_keep)
     # The paper's requests stay as they are.
     on_length = guidance if is_paper else guidance_text(config.guidance, rules.max_length, must_keep)
@@ -99,6 +103,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
             on_length,
             PredictorFeedback(program, inputs.metric, loop, config.task_model),
             getattr(own if config.proposer is None else config.proposer, "induces", False),
+            rules.max_length,
         ),
         rules,
         loop,

@@ -14,21 +14,36 @@ from dspy_opro.programs.program import Program
 from dspy_opro.programs.values import fields, shown, storable
 
 _THINK = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
-_FENCE = re.compile(r"\A```(?:[^\n`]*\n)?((?:(?!```).)*?)\n?```\Z", re.DOTALL)
-_BLOCK = re.compile(r"\A```(?:[^\n`]*\n)?(.*?)\n?```", re.DOTALL)
-_TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
-_NAME = (
-    r"(?:my |the |an? )?(?:(?:new|improved|proposed|better|revised|updated|final) )*"
-    r"(?:instructions?|prompt|text)(?: text)?"
+# The chat template of some models opens the thoughts itself, so that the answer only closes them.
+_THOUGHT = re.compile(
+    r"\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>[ \t]*\n(?=\s*\S)", re.DOTALL | re.IGNORECASE
 )
+_OPEN_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
+_LANGUAGE = r"```(?:[\w.+#-]*[ \t]*\n)?"
+_FENCE = re.compile(rf"\A{_LANGUAGE}((?:(?!```).)*?)\n?```\Z", re.DOTALL)
+_OUTER_FENCE = re.compile(r"\A```(?:markdown|md|text|txt)[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(rf"\A{_LANGUAGE}(.*?)\n?```", re.DOTALL)
+_TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
+_KIND = r"(?:(?:new|improved?|proposed|suggested|better|revised|rewritten|updated|refined|final) )*"
+_OF = rf"(?:version of (?:my |the |this |your )?{_KIND})?"
+_NAME = rf"(?:my |the |an? )?{_KIND}{_OF}(?:instructions?|prompt|text)(?: text)?"
+_HERE_IS = rf"here(?:['’]s| is) {_NAME}"
 _LABEL = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)[,.!:]*\s+)?"
-    rf"(?:\*\*|#+\s*)?(?:{_NAME}|here(?:'s| is) {_NAME}(?: for [^\n:]*)?)"
-    r"\s*(?:\*\*)?:(?:\*\*)?\s*(?=\S)"
-    rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)",
+    rf"(?:\*\*|#+\s*)?(?:{_NAME}|{_HERE_IS}(?: for [^\n:]*)?)"
+    r"\s*(?:\*\*)?:(?:\*\*)?\s*(?=[^\s{])"
+    rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)"
+    # It is announced at the end of the first line, perhaps after a comment on the old one.
+    rf"|\A(?:[^\n]{{0,300}}[.!] )?{_HERE_IS}[^\n:]{{0,100}}:\s*\n\s*(?=\S)",
     re.IGNORECASE,
 )
+_ON_WRITING = re.compile(
+    r"\b(?:re)?writ(?:e|es|ing|ten) (?:[\w'-]+ ){0,4}instructions?\b"
+    r"|\b(?:generate|compose|create|improve|provide) (?:(?:an?|one|the|this|your|new|better|clear) )*instructions?\b"
+    r"|\b(?:best|better|new|current|revised|improved) instruction\b",
+    re.IGNORECASE,
+)
+"""Small models often repeat the request in their own words: "Rewrite the best instruction with fewer errors."."""
 # What surrounds texts in the prompt: field markers of DSPy's `ChatAdapter`, and the score below a text.
 # A marker within a line belongs to the instruction, except for those around the proposer's own answer.
 _MARKER = re.compile(
@@ -36,10 +51,12 @@ _MARKER = re.compile(
     r"|\A\s*\[\[ ## instruction ## \]\]|\[\[ ## completed ## \]\]\s*\Z",
     re.MULTILINE,
 )
-_SCORE = re.compile(r"\nscore:\n\d{1,3}\Z")
+_SCORE = re.compile(r"\nscore:\n\d{1,3}(?:\n.*)?\Z", re.DOTALL)
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
-_PLACEHOLDER = re.compile(r"(?<!\{)(?:\{[A-Za-z_]\w*\}|\{\{\s*[A-Za-z_]\w*\s*\}\})(?!\})")
+_PLACEHOLDER = re.compile(
+    r"(?<!\{)(?:\{[A-Za-z_]\w*(?:\.\w+|\[\w+\])*(?:![rsa])?(?::[^\s{}]*)?\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\})(?!\})"
+)
 # Thai to Khmer, Japanese, Chinese and Korean: there are no spaces between words, or they may be left out.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
 _UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
@@ -61,10 +78,10 @@ def clean(text: str) -> str:
     text = storable(text).strip()
     while True:
         before = text
-        text = _THINK.sub("", text).strip()
+        text = _THOUGHT.sub("", _THINK.sub("", text)).strip()
         text = next((part.strip() for part in _MARKER.split(text) if part.strip()), "")
         text = _SCORE.sub("", text).strip()
-        for pattern, group in ((_FENCE, 1), (_TAGGED, 2)):
+        for pattern, group in ((_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2)):
             match = pattern.match(text)
             if match:
                 text = match.group(group).strip()
@@ -106,6 +123,8 @@ class InstructionRules:
     """Hashes of whole inputs that are shorter and belong to one example alone. Two of them are a copied list."""
     must_keep: Sequence[str] = ()
     """Texts that stay where the student's instruction has them."""
+    is_on_writing: bool = True
+    """Whether the program itself may deal with instructions. Otherwise a text about them repeats the request."""
 
     @classmethod
     def of(
@@ -115,8 +134,11 @@ class InstructionRules:
         is_paper: bool,
         max_chars: int | None = None,
         must_keep: Sequence[str] = (),
+        own_texts: Iterable[str] = (),
     ) -> InstructionRules:
         """The rules for the student's instructions and for the data that the meta-prompt may show.
+
+        What the user has written in `own_texts`, as in the student's instructions, is no quotation.
 
         Raises:
             ValueError: A text of `must_keep` is in no instruction of the student, or is longer than `max_chars`.
@@ -125,11 +147,13 @@ class InstructionRules:
         shared: Counter[int] = Counter()  # word sequence -> examples that have it
         labels: Counter[int] = Counter()  # word sequence -> examples that have it in an expected output
         inputs: Counter[int] = Counter()  # short input -> examples that have it
+        answers: set[int] = set()  # short expected outputs, as the names of classes
         for example in trainset:
             texts = {name: shown(value)[:2000] for name, value in fields(example).items()}
             shared.update(set(ngrams(texts.values(), cls.ngram)))
             labels.update(set(ngrams((texts[name] for name in fields(example.labels())), cls.ngram)))
             inputs.update(_items(texts[name] for name in fields(example.inputs())))
+            answers.update(_items(texts[name] for name in fields(example.labels())))
         # What most examples share, as a list of options at the end of each input, is no quotation of one of them.
         limit = max(1, len(trainset) // 2)
         # What a few examples share as their output, as the label of a class, is no quotation either.
@@ -142,9 +166,14 @@ class InstructionRules:
             gram for gram, count in shared.items() if count <= limit and labels[gram] <= label_limit
         )
         choices = [own.fields.choices.values() for own in program.texts.values()]
-        known = (*instructions, *chain.from_iterable(chain.from_iterable(choices)))
+        known = (*instructions, *own_texts, *chain.from_iterable(chain.from_iterable(choices)))
         quotes -= set(ngrams(known, cls.ngram))
         items = frozenset(item for item, count in inputs.items() if count == 1)
+        items -= {gram for n in _SHORT for gram in ngrams(known, n)} | answers
+        # Instructions are named by the user, by the fields, or by a tenth of the examples.
+        names = [name for own in program.texts.values() for name in (*own.fields.inputs, *own.fields.outputs)]
+        num_naming = sum("instruction" in str(fields(example)).lower() for example in trainset)
+        is_on_writing = num_naming > len(trainset) / 10 or "instruction" in str([*known, *names]).lower()
         for text in must_keep:
             if not any(text in instruction for instruction in instructions):
                 raise ValueError(f"must_keep has {text!r}, which is in no instruction of the student.")
@@ -152,7 +181,9 @@ class InstructionRules:
                 raise ValueError(
                     f"must_keep has {text!r}, which is longer than max_instruction_chars={max_chars}."
                 )
-        return cls(max_chars or max_length, quotes, items=items, must_keep=must_keep)
+        return cls(
+            max_chars or max_length, quotes, items=items, must_keep=must_keep, is_on_writing=is_on_writing
+        )
 
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
@@ -167,22 +198,21 @@ class InstructionRules:
             return f"loses placeholder {', '.join(sorted(lost))}"
         if any(kept in original and kept not in text for kept in self.must_keep):
             return "loses a text of must_keep"
-        is_quoted = self._copied(text, original, self.quotes, [self.ngram])
-        if is_quoted or len(self._copied(text, original, self.items, self._short)) > 1:
+        if not self.is_on_writing and _ON_WRITING.search(text):
+            return "asks for an instruction"
+        quoted = _copied(text, original, self.quotes, [self.ngram])
+        if quoted or len(_copied(text, original, self.items, _SHORT)) > 1:
             return "quotes the data"
         return None
 
-    @property
-    def _short(self) -> list[float]:
-        """The sizes of `items`, in words."""
-        return [size / 2 for size in range(4, 2 * self.ngram)]
 
-    @staticmethod
-    def _copied(text: str, original: str, data: Collection[int], sizes: Iterable[float]) -> set[int]:
-        """The word sequences that are in the text and the data, but not in the original."""
-        if not data:
-            return set()
-        return {g for n in sizes for g in set(ngrams([text], n)) - set(ngrams([original], n)) if g in data}
+def _copied(text: str, original: str, data: Collection[int], sizes: Sequence[float]) -> set[int]:
+    """The word sequences of these sizes that are in the text and the data, but not in the original."""
+    if not data:
+        return set()
+    return {
+        gram for n in sizes for gram in set(ngrams([text], n)) - set(ngrams([original], n)) if gram in data
+    }
 
 
 def _items(values: Iterable[str]) -> set[int]:
@@ -210,3 +240,7 @@ def ngrams(texts: Iterable[str], n: float) -> Iterable[int]:
 def _size(word: str) -> float:
     """How many words a match of `_WORD` is: half a one, if it is a single character of a script without spaces."""
     return 0.5 if _CHARACTER.match(word) else 1.0
+
+
+_SHORT = [size / 2 for size in range(4, 2 * InstructionRules.ngram)]
+"""The sizes of `items`, in words."""

@@ -130,7 +130,9 @@ class DemoWriter:
         value = self.metric.with_trace(example, prediction, trace)
         if asyncio.iscoroutine(value):
             value = asyncio.run(value)  # this thread has no loop of its own
-        return to_score(value).value
+        score = to_score(value).value
+        # BootstrapFewShot takes every score but 0 as passed. Without a threshold no negative score passes.
+        return score if self.metric_threshold is not None else max(0.0, score)
 
 
 class _Bootstrapping(BootstrapFewShot):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from .cleaning import OVERLONG
 Style = Literal["explore", "refine", "extend", "induce"]
 STYLES: Sequence[Style] = ("explore", "refine", "extend")
 """The styles of requests, in turn. `induce` comes beside them as long as the student alone is scored."""
+
+SHORTEST_EXTENSION = 40
+"""Characters that a sentence of instructions has at least."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class MetaPrompt:
     """Asks the metric for feedback on single predictors. None asks for none."""
     induces: bool = False
     """Whether half of the requests for one predictor have the style `induce` as long as the student alone is scored."""
+    max_length: float = math.inf
+    """The most characters of an instruction. A text that has nearly as many is not extended."""
 
     def request(self, task: ProposalTask) -> ProposalRequest:
         """The request for a task. It depends only on task and seed, so a resumed run makes the same request."""
@@ -109,7 +115,7 @@ class MetaPrompt:
         return ProposalRequest(
             predictors=task.predictors,
             current={name: view.base.instructions[name] for name in task.predictors},
-            scored_instructions={name: _scored(task, name, count) for name in task.predictors},
+            scored_instructions={name: _scored(task, name, style, count) for name in task.predictors},
             exemplars=[self._exemplar(task, p, style) for p in positions],
             role="\n".join(self.program.texts[name].role for name in task.predictors),
             fields={name: self.program.texts[name].fields for name in task.predictors},
@@ -132,7 +138,9 @@ class MetaPrompt:
         answers = [fields(self.trainset[p].labels()) for p in positions]
         if self.induces and is_first and is_turn and any(answers):
             return "induce"
-        return STYLES[turn % 3]
+        (name,) = task.predictors
+        has_room = len(task.view.base.instructions[name]) + SHORTEST_EXTENSION <= self.max_length
+        return STYLES[turn % (3 if has_room else 2)]
 
     def _exemplar(self, task: ProposalTask, position: int, style: Style) -> Exemplar:
         example, outcome = self.trainset[position], task.view.outcomes[position]
@@ -168,12 +176,21 @@ def guidance_text(guidance: str | None, max_chars: int | None, must_keep: Sequen
     return "\n".join(lines)
 
 
-def _scored(task: ProposalTask, name: str, count: int) -> list[tuple[str, int | None]]:
-    """A predictor's best texts with their scores from 0 to 100, ascending."""
-    trajectory = task.view.trajectory
+def _scored(task: ProposalTask, name: str, style: Style, count: int) -> list[tuple[str, int | None]]:
+    """A predictor's best texts with their scores from 0 to 100, ascending.
+
+    A request to rewrite or to extend the best program's text shows this text last. The reward of a dropped candidate
+    is an estimate from few examples, so the others have at most the score of that text there.
+    """
+    trajectory, base = task.view.trajectory, task.view.base
+    current = base.instructions[name]
+    rewards = [trial.reward for trial in trajectory.trials if trial.id == base.id]
+    if not rewards:
+        return [(current, None)]
     texts = trajectory.top_texts(name, count)
-    if not texts:
-        return [(task.view.base.instructions[name], None)]
+    if style in ("refine", "extend"):
+        others = [(text, min(reward, rewards[0])) for text, reward in texts if text != current]
+        texts = [*others[max(0, len(others) - count + 1) :], (current, rewards[0])]
     return [(text, percent(reward, *trajectory.score_range)) for text, reward in texts]
 
 

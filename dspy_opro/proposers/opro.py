@@ -154,9 +154,17 @@ def _answered(request: ProposalRequest, prediction: Any) -> Any:
     if isinstance(answer, Mapping):
         answer = {name: _own_words(text, request) for name, text in answer.items()}
     elif isinstance(answer, str) and (answer := _own_words(answer, request)) and request.style == "extend":
-        answer = f"{request.current[request.predictors[0]].rstrip()} {answer}"
+        answer = _extended(request.current[request.predictors[0]].rstrip(), answer)
     prediction.instruction = answer
     return prediction
+
+
+def _extended(current: str, answer: str) -> str:
+    """The instruction with the answer at its end. The answer alone if it repeats the instruction at its beginning."""
+    if " ".join(answer.split()).startswith(" ".join(current.split())):
+        return answer
+    is_one_line = "\n" not in current and re.search(r"\w\Z", current) is None
+    return f"{current}{' ' if is_one_line else chr(10)}{answer}"
 
 
 def _own_words(text: Any, request: ProposalRequest) -> str:

@@ -230,7 +230,7 @@ def initial_texts(
                     f"initial_instructions[{number}] has {name!r}, but the predictors are {known}."
                 )
             problem = rules.problem(text, program.texts[name].text)
-            if problem not in (None, "quotes the data"):
+            if problem is not None:
                 raise ValueError(f"initial_instructions[{number}] is not usable: {problem}.")
         found.append(texts)
     return found

@@ -178,15 +178,19 @@ def shortest_tied(trajectory: Trajectory) -> Trial:
 
     A candidate is as good if the best one's mean is at most `TIE` standard errors above its own, over the examples that
     decide. docs/decisions/0017-shorter-among-equals.md has the figures. The student is no such candidate: `compare`
-    compares it with what is found here.
+    compares it with what is found here. Nor is a candidate whose score is not above the student's.
     """
-    best = trajectory.best
-    if best.id == trajectory.trials[0].id:
+    best, student = trajectory.best, trajectory.trials[0]
+    if best.id == student.id:
         return best
     tied, (low, high) = [best], trajectory.score_range
     for trial in trajectory.trials[1:]:
         on_valset = trial.valset_score is not None
-        if trial.state != "complete" or on_valset != (best.valset_score is not None):
+        if (
+            trial.state != "complete"
+            or on_valset != (best.valset_score is not None)
+            or trial.score <= student.score
+        ):
             continue
         pairs = zip(*((t.valset_scores if on_valset else t.scores) for t in (best, trial)), strict=True)
         behind = [b - s for b, s in pairs]

@@ -39,6 +39,8 @@ class ProposalSlots:
         self._rules = rules
         self._tried = tried
         self._worklist = worklist
+        # With a small budget the first round has fewer slots than the plan has candidates.
+        self._num_demo_sets = min(rules.plan.num_demo_sets, max(1, opening.num_slots // 2))
         self._wave = 0
         self._num_waiting = 0  # tasks of this wave without a result
         self._texts: dict[int, dict[str, str]] = {}  # slot -> predictor -> accepted text
@@ -64,7 +66,7 @@ class ProposalSlots:
         names, plan = tuple(self._rules.student.instructions), self._rules.plan
         view = replace(self._view, problems=self._view.problems.union(self.problems))
         for slot in slots:
-            if self._number == 1 and self._wave == 0 and slot < len(plan.initial) + plan.num_demo_sets:
+            if self._number == 1 and self._wave == 0 and slot < len(plan.initial) + self._num_demo_sets:
                 is_for_demos = slot >= len(plan.initial)
                 initial = (None, "") if is_for_demos else (slot, plan.initial[slot])
                 self._hand_out(ProposalTask(1, slot, 0, names, view, is_for_demos, *initial))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import textwrap
@@ -233,8 +234,8 @@ def candidate_attrs(candidate: Candidate) -> dict[str, Any]:
         "rewritten": list(candidate.rewritten),
         "parent": candidate.parent,
     }
-    # JSON writes a character as six at most, rare ones as twelve.
-    if 6 * sum(map(len, texts.values())) > ATTR_LIMIT:
+    if len(json.dumps(texts)) > ATTR_LIMIT:
+        # JSON writes a character as six at most, rare ones as twelve.
         room = ATTR_LIMIT // (6 * len(texts))
         attrs |= {"instructions": {name: clip(text, room) for name, text in texts.items()}, "is_cut": True}
     if candidate.demo_set is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import dspy
+import pytest
 
 from dspy_opro import ProposalRequest
 from dspy_opro.programs.program import Program
@@ -50,6 +51,28 @@ def test_a_request_shows_scored_instructions_ascending_and_at_most_k_best() -> N
     assert shown.current == {"self": "Best."}
     fewer = request(meta_prompt(k_best=2), view=known(), slot=2)
     assert [text for text, _ in fewer.scored_instructions["self"]] == ["Repeat it.", "Best."]
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_the_text_to_rewrite_or_extend_comes_last_with_its_own_score(slot: int) -> None:
+    """A candidate that the race has dropped may have a higher estimate."""
+    view = known()
+    lucky = Trial(Candidate({"self": "Lucky."}), 0.95, 2, "pruned", scores=[1.0, 1.0])
+    view = replace(view, trajectory=view.trajectory.add(lucky))
+    shown = request(meta_prompt(), view=view, slot=slot)
+    assert shown.style != "explore"
+    assert shown.scored_instructions == {"self": [("Repeat it.", 50), ("Lucky.", 75), ("Best.", 75)]}
+    fewer = request(meta_prompt(k_best=1), view=view, slot=slot)
+    assert fewer.scored_instructions == {"self": [("Best.", 75)]}
+
+
+def test_a_text_that_is_nearly_as_long_as_allowed_is_not_extended() -> None:
+    def styles(max_length: int) -> set[str]:
+        of = meta_prompt(max_length=max_length)
+        return {request(of, view=known(), slot=slot).style for slot in range(6)}
+
+    assert styles(45) == {"explore", "refine", "extend"}
+    assert styles(44) == {"explore", "refine"}
 
 
 def test_a_request_shows_exemplars_with_what_happened() -> None:

@@ -82,12 +82,19 @@ def test_the_request_is_for_something_that_generalises(word: str) -> None:
         ("extend", 'Addition: "Mind the sign."', 'Add the numbers. Addition: "Mind the sign."'),
         ("extend", '"Mind the sign."', "Add the numbers. Mind the sign."),
         ("extend", "  ", "  "),
+        ("extend", "Add the  numbers. Mind the sign.", "Add the  numbers. Mind the sign."),
     ],
 )
 def test_an_extension_is_added_to_the_best_instruction(style: Any, answer: str, expected: str) -> None:
     prompt, instruction = asked(replace(REQUEST, style=style), answer)
     assert REQUESTS[style] in prompt
     assert instruction.strip() == expected.strip()
+
+
+@pytest.mark.parametrize("current", ["Add the numbers", "1. Read.\n2. Add."])
+def test_an_extension_gets_a_line_of_its_own_where_a_space_would_join_two_sentences(current: str) -> None:
+    request = replace(REQUEST, style="extend", current={"step": current})
+    assert asked(request, "Mind the sign.")[1] == f"{current}\nMind the sign."
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class Job:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
             search = assembly.resumed_search(inputs, self.storage, planned)
-            self._demo_writer = assembly.make_demo_writer(inputs, search.plan)
+            self._demo_writer = assembly.make_demo_writer(inputs, search.plan, self._loop)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run
                 self._directory.write_config(settings)
             is_shown = config.display_progress or config.verbose

@@ -126,13 +126,14 @@ def needs_a_try(inputs: Inputs) -> bool:
     return is_asked and not is_called and config.example_timeout_seconds is None
 
 
-def make_demo_writer(inputs: Inputs, plan: Plan) -> DemoWriter:
+def make_demo_writer(inputs: Inputs, plan: Plan, loop: EventLoop) -> DemoWriter:
     """What makes demo sets, from the examples that are kept for them, or else from those that score the candidates."""
     config = inputs.config
     most, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
     return DemoWriter(
         program=inputs.program,
         metric=inputs.metric,
+        loop=loop,
         trainset=inputs.for_demos or inputs.splits["train"][: plan.num_train],
         max_bootstrapped_demos=most,
         max_labeled_demos=labeled,

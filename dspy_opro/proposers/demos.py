@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
@@ -14,12 +13,14 @@ from typing import Any
 import dspy
 from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 
+from dspy_opro.programs.awaiting import EventLoop
 from dspy_opro.programs.compat import predictor_state
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE
 from dspy_opro.programs.metering import Prices, metered
 from dspy_opro.programs.metric import Metric, to_score
 from dspy_opro.programs.program import Program, copy_module, is_async_only, uncopyable
+from dspy_opro.programs.provider import judge
 from dspy_opro.programs.values import plain
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, rng
 from dspy_opro.search.trajectory import Usage
@@ -33,6 +34,8 @@ class DemoWriter:
 
     program: Program
     metric: Metric
+    loop: EventLoop
+    """Awaits async programs and metrics."""
     trainset: Sequence[Any]
     max_bootstrapped_demos: int
     max_labeled_demos: int
@@ -71,6 +74,7 @@ class DemoWriter:
 
         Raises:
             ValueError: There are no demos: none passed the metric, or none belongs to a predictor of the program.
+            Exception: The provider was down for a moment, or refused calls because of a rate limit.
         """
         generator = rng(self.seed, "demos", number)
         trainset, most = list(self.trainset), self.max_bootstrapped_demos
@@ -83,9 +87,10 @@ class DemoWriter:
         else:
             size = most if number == 0 else generator.randint(1, most)
             compiled = self._bootstrapped(size, trainset, spend)
+        predictors = dict(compiled.program.named_predictors())  # a teacher may have them in another order
         return {
-            name: json.dumps(plain(predictor_state(predictor)["demos"]), default=str)
-            for name, predictor in zip(self.program.names, compiled.predictors(), strict=True)
+            name: json.dumps(plain(predictor_state(predictors[name])["demos"]), default=str)
+            for name in self.program.names
         }
 
     def _labeled(self, program: dspy.Module, trainset: list[Any]) -> Any:
@@ -93,18 +98,19 @@ class DemoWriter:
 
     def _bootstrapped(self, size: int, trainset: list[Any], spend: Callable[[Usage], None]) -> Any:
         """A program whose demos are the teacher's answers."""
+        errors: list[Exception] = []
         optimizer = _Bootstrapping(
             spend,
             self.max_tries,
-            metric=self._judge,
-            metric_threshold=self.metric_threshold,
+            errors,
+            metric=_noting(errors, self._judge),
             teacher_settings=dict(self.teacher_settings or {}),
             max_bootstrapped_demos=size,
             max_labeled_demos=self.max_labeled_demos,
             max_rounds=self.max_rounds,
             max_errors=self.max_errors,
         )
-        teacher = self._copy()
+        teacher = self._copy(errors)
         if self.max_labeled_demos and not getattr(self.teacher, "_compiled", False):
             teacher = self._labeled(teacher, trainset)
         teacher._compiled = True  # otherwise BootstrapFewShot adds labeled demos and reports a `compile`
@@ -116,31 +122,40 @@ class DemoWriter:
             raise ValueError(rule)
         limit = "" if self.metric_threshold is None else f" with metric_threshold={self.metric_threshold:g}"
         limit += f" in {optimizer.num_tries} tries"
+        limit += f". First error: {in_brief(errors[0])}" if errors else ""
         raise ValueError(f"no demo passed the metric{limit}")
 
-    def _copy(self) -> dspy.Module:
-        """A copy of the teacher (by default the student) that BootstrapFewShot accepts: uncompiled, with `forward`."""
+    def _copy(self, errors: list[Exception] | None = None) -> dspy.Module:
+        """A copy of the teacher (by default the student) that BootstrapFewShot accepts: uncompiled, with `forward`.
+
+        `errors` gets the errors that it raises.
+        """
         program = self.program.student if self.teacher is None else self.teacher
         shared = uncopyable(program)
         copied = copy_module(program, shared)
         copied._compiled = False
-        return _Bootstrappable(copied, shared)
+        return _Bootstrappable(copied, shared, self.loop, [] if errors is None else errors)
 
-    def _judge(self, example: Any, prediction: Any, trace: Any = None) -> float:
-        value = self.metric.with_trace(example, prediction, trace)
-        if asyncio.iscoroutine(value):
-            value = asyncio.run(value)  # this thread has no loop of its own
-        score = to_score(value).value
-        # BootstrapFewShot takes every score but 0 as passed. Without a threshold no negative score passes.
-        return score if self.metric_threshold is not None else max(0.0, score)
+    def _judge(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+        """Whether the teacher's answer may be a demo. Without a threshold every score above 0 passes.
+
+        BootstrapFewShot takes negative scores as passed, and a threshold of 0 as none.
+        """
+        score = to_score(self.loop.resolve(self.metric.with_trace(example, prediction, trace))).value
+        return score > 0 if self.metric_threshold is None else score >= self.metric_threshold
 
 
 class _Bootstrapping(BootstrapFewShot):
-    """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4. It counts the examples it tries."""
+    """BootstrapFewShot without the progress bar and the prints of DSPy 3.0 to 3.4. It counts the examples it tries.
 
-    def __init__(self, spend: Callable[[Usage], None], max_tries: int, **arguments: Any) -> None:
+    `errors` has what teacher and metric raised. A rate limit and an outage end the set, so that it is made again later.
+    """
+
+    def __init__(
+        self, spend: Callable[[Usage], None], max_tries: int, errors: Sequence[Exception], **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self.spend = spend
+        self.spend, self.errors = spend, errors
         self.max_tries, self.num_tries = max_tries, 0
 
     def _bootstrap(self, *, max_bootstraps: int | None = None) -> None:
@@ -160,7 +175,12 @@ class _Bootstrapping(BootstrapFewShot):
             return False
         self.num_tries += 1
         self.spend(ONE_EXAMPLE)
-        return bool(self._bootstrap_one_example(example, attempt))
+        num_errors = len(self.errors)
+        has_passed = bool(self._bootstrap_one_example(example, attempt))
+        for error in self.errors[num_errors:]:
+            if judge(error).kind == "transient":
+                raise error
+        return has_passed
 
 
 def is_labeled(number: int, max_bootstrapped_demos: int, max_labeled_demos: int) -> bool:
@@ -174,6 +194,19 @@ def is_labeled(number: int, max_bootstrapped_demos: int, max_labeled_demos: int)
 def num_bootstrapped(num_sets: int, max_bootstrapped_demos: int, max_labeled_demos: int) -> int:
     """How many of the first sets are bootstrapped."""
     return sum(not is_labeled(n, max_bootstrapped_demos, max_labeled_demos) for n in range(num_sets))
+
+
+def _noting(errors: list[Exception], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose errors are noted. BootstrapFewShot catches them."""
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    return noting
 
 
 def _keep_answered(program: Any) -> bool:
@@ -196,18 +229,24 @@ class _Bootstrappable(dspy.Module):
     program would prevent this.
     """
 
-    def __init__(self, program: dspy.Module, shared: Sequence[Any]) -> None:
+    def __init__(
+        self, program: dspy.Module, shared: Sequence[Any], loop: EventLoop, errors: list[Exception]
+    ) -> None:
         super().__init__()
         self.program = program
         self.shared = shared
+        self.loop, self.errors = loop, errors
         self._compiled = False
 
     def forward(self, **inputs: Any) -> Any:
+        return _noting(self.errors, self._run)(**inputs)
+
+    def _run(self, **inputs: Any) -> Any:
         if is_async_only(self.program):
-            return asyncio.run(self.program.acall(**inputs))
+            return self.loop.resolve(self.program.acall(**inputs))
         return self.program(**inputs)
 
     def deepcopy(self) -> _Bootstrappable:
-        copied = _Bootstrappable(copy_module(self.program, self.shared), self.shared)
+        copied = _Bootstrappable(copy_module(self.program, self.shared), self.shared, self.loop, self.errors)
         copied._compiled = self._compiled
         return copied

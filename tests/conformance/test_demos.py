@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 from collections.abc import Iterator, Mapping
@@ -426,3 +427,93 @@ def test_a_failing_demo_does_not_log_the_data(caplog: pytest.LogCaptureFixture) 
 
 def test_no_teacher_is_an_argument_of_the_constructor_too() -> None:
     teleprompter(teacher=None, **DEMOS).compile(dspy.Predict(QA), trainset=trainset(8))
+
+
+def test_negative_scores_bootstrap_no_demos() -> None:
+    def negative(example: Any, prediction: Any, trace: Any = None) -> float:
+        return -1.0 if prediction.answer == "unsure" else 0.0
+
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=2, metric=negative).compile(
+        dspy.Predict(QA), trainset=trainset()
+    )
+    assert not searches_demos(best)
+    assert any("no demo passed the metric" in problem for problem in best.opro_result.problems)
+    # With a threshold the user says which of them are good.
+    best = teleprompter(
+        max_bootstrapped_demos=1, num_candidates=2, metric=negative, metric_threshold=-0.5
+    ).compile(dspy.Predict(QA), trainset=trainset())
+    demos = [demo for c in best.candidate_programs for demo in c["program"].demos]
+    assert {demo["answer"] for demo in demos} == {"42"}
+
+
+def test_async_metrics_and_programs_are_awaited_on_the_loop_of_the_run_for_demos_too() -> None:
+    """The client of a provider belongs to one loop."""
+    loops: set[int] = set()
+    in_use: list[Any] = []  # so that no loop gets the address of another
+
+    class Async(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = dspy.Predict(QA)
+
+        async def aforward(self, **inputs: Any) -> Any:
+            note()
+            return await self.step.acall(**inputs)
+
+    def note() -> None:
+        in_use.append(asyncio.get_running_loop())
+        loops.add(id(in_use[-1]))
+
+    async def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+        note()
+        return metric(example, prediction)
+
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=4, metric=judge).compile(
+        Async(), trainset=trainset()
+    )
+    assert searches_demos(best)
+    assert len(loops) == 1
+
+
+def test_a_teacher_with_its_predictors_in_another_order_gives_each_its_own_demos() -> None:
+    class Steps(dspy.Module):  # type: ignore[misc]
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, dspy.Predict("question -> answer"))
+
+        def forward(self, question: str) -> Any:
+            self.first(question=f"{question} first")
+            return self.second(question=f"{question} second")
+
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=4).compile(
+        Steps("first", "second"), trainset=trainset(), teacher=Steps("second", "first")
+    )
+    assert searches_demos(best)
+    for candidate in best.candidate_programs:
+        for name, predictor in candidate["program"].named_predictors():
+            assert all(demo["question"].endswith(name) for demo in predictor.demos)
+
+
+def test_a_rate_limit_puts_a_set_of_demos_off() -> None:
+    """BootstrapFewShot would take it for a wrong answer."""
+
+    class RateLimited(Exception):
+        status_code = 429
+
+    num_refused = 0
+
+    class Teacher(dspy.Predict):  # type: ignore[misc]
+        def forward(self, **inputs: Any) -> Any:
+            nonlocal num_refused
+            if num_refused < 3:
+                num_refused += 1
+                raise RateLimited("slow down")
+            return super().forward(**inputs)
+
+    best = teleprompter(max_bootstrapped_demos=1, num_candidates=2).compile(
+        dspy.Predict(QA), trainset=trainset(), teacher=Teacher(QA)
+    )
+    assert num_refused == 3
+    assert searches_demos(best)
+    assert best.opro_result.problems == ()

@@ -139,6 +139,34 @@ def test_a_broken_program_is_an_error_as_in_a_run(server: SimulatedServer) -> No
     assert server.stats().requests <= (1 if VERSION >= (3, 3) else 3)
 
 
+def test_failed_examples_are_replaced_by_others(server: SimulatedServer) -> None:
+    seen: list[str] = []
+
+    class Shaky(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = TASK.student()
+
+        def forward(self, question: str) -> Any:
+            seen.append(question)
+            if len(seen) in (1, 2, 4):
+                raise RuntimeError("not this one")
+            return self.predict(question=question)
+
+    estimate = estimated(server, student=Shaky())
+    assert len(seen) == 8
+    assert (estimate.spent.examples, estimate.spent.calls) == (8, 5)
+
+
+def test_a_dry_run_shows_no_simulated_scores_to_a_pruner_of_the_user(server: SimulatedServer) -> None:
+    class Never(Halving):
+        def drop(self, race: Race) -> Mapping[str, str]:
+            raise AssertionError
+
+    estimate = estimated(server, pruner=Never(first=4))
+    assert "with the default pruner in place of yours" in str(estimate)
+
+
 # -- the estimate of a run ---------------------------------------------------------------------------------------
 
 

@@ -213,7 +213,8 @@ def make_estimate(
     """The estimate of a run from the student's first results, each of which took so many seconds."""
     config = inputs.config
     # The scores are simulated, so nothing of the user's looks at them.
-    no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
+    pruner = config.pruner and "auto"
+    no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None, "pruner": pruner})
     default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
     return estimate(
         config,

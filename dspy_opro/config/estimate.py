@@ -97,12 +97,15 @@ def estimate(
         meta_prompt: Makes the requests, whose length counts.
         prompt_model: The name of the optimizer LM.
         program_models: The names of the LMs that the program calls. Their price is known from the examples.
-        results: The student's results on its first examples.
+        results: The student's results on its first examples. One of them at least did not fail.
         seconds: Wall time that an example adds to a run.
         most_examples: After so many examples the simulation stops, and nothing is known of what is expected.
     """
     notes = ["Proposals are estimated from the length of their prompts, 4 characters per token."]
-    paid = [result for result in results if not result.usage.cached_calls] or list(results)
+    worked = [result for result in results if result.error is None]
+    paid = [result for result in worked if not result.usage.cached_calls] or worked
+    if config.pruner not in (None, "auto"):
+        notes.append("The races are estimated with the default pruner in place of yours.")
     if any(result.usage.cached_calls for result in paid):
         notes.append("All answers came from DSPy's cache: what an example costs is unknown.")
     spent = sum((result.usage for result in results), Usage())

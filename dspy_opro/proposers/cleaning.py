@@ -170,10 +170,8 @@ class InstructionRules:
         quotes -= set(ngrams(known, cls.ngram))
         items = frozenset(item for item, count in inputs.items() if count == 1)
         items -= {gram for n in _SHORT for gram in ngrams(known, n)} | answers
-        # Instructions are named by the user, by the fields, or by a tenth of the examples.
         names = [name for own in program.texts.values() for name in (*own.fields.inputs, *own.fields.outputs)]
-        num_naming = sum("instruction" in str(fields(example)).lower() for example in trainset)
-        is_on_writing = num_naming > len(trainset) / 10 or "instruction" in str([*known, *names]).lower()
+        is_on_writing = is_paper or _name_instructions([*known, *names], trainset)
         for text in must_keep:
             if not any(text in instruction for instruction in instructions):
                 raise ValueError(f"must_keep has {text!r}, which is in no instruction of the student.")
@@ -204,6 +202,12 @@ class InstructionRules:
         if quoted or len(_copied(text, original, self.items, _SHORT)) > 1:
             return "quotes the data"
         return None
+
+
+def _name_instructions(texts: Sequence[str], trainset: Sequence[Any]) -> bool:
+    """Whether the texts of the program, or more than a tenth of the examples, have the word "instruction"."""
+    num_naming = sum("instruction" in str(fields(example)).lower() for example in trainset)
+    return num_naming > len(trainset) / 10 or any("instruction" in text.lower() for text in texts)
 
 
 def _copied(text: str, original: str, data: Collection[int], sizes: Sequence[float]) -> set[int]:

@@ -63,7 +63,7 @@ def test_the_text_to_rewrite_or_extend_comes_last_with_its_own_score(slot: int) 
     assert shown.style != "explore"
     assert shown.scored_instructions == {"self": [("Repeat it.", 50), ("Lucky.", 75), ("Best.", 75)]}
     fewer = request(meta_prompt(k_best=1), view=view, slot=slot)
-    assert fewer.scored_instructions == {"self": [("Best.", 75)]}
+    assert fewer.scored_instructions == {"self": [("Lucky.", 75), ("Best.", 75)]}
 
 
 def test_a_text_that_is_nearly_as_long_as_allowed_is_not_extended() -> None:

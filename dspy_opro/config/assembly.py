@@ -34,7 +34,7 @@ from dspy_opro.storage.run_storage import RunStorage, open_run
 from .arguments import OPROConfig, paper
 from .estimate import MOST_IN_A_RUN, NUM_EXAMPLES, Estimate, estimate
 from .plan import budget_problem, make_search, plan_on_record, warn_of_small_budget
-from .preflight import Inputs
+from .preflight import Inputs, program_models
 from .readable import readable
 
 
@@ -213,13 +213,12 @@ def make_estimate(
     config = inputs.config
     # The scores are simulated, so nothing of the user's looks at them.
     no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None})
-    default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
     return estimate(
         config,
         make_search(no_scores, inputs.program.candidate, inputs.sizes),
         replace(meta_prompt, feedback=None),  # a metric's LM calls would cost something
         model_name(inputs.prompt_model),
-        {model_name(predictor.lm or default) for predictor in predictors},
+        program_models(config, inputs.program.student),
         results,
         seconds / inputs.num_threads,
         most_examples,

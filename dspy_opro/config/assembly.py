@@ -109,7 +109,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         loop,
         initial_texts(config.initial_instructions, program, rules),
         config.prices,
-        measured_budget(config, inputs.prompt_model if config.proposer is None else None),
+        measured_budget(config),
     )
 
 
@@ -264,15 +264,9 @@ def budget(config: OPROConfig, lost: Usage) -> Budget:
     )
 
 
-def measured_budget(config: OPROConfig, lm: Any = None) -> Budget:
-    """The limits that the first example, or the first proposal, must be measured against.
-
-    If the user says that an LM is free, calls without a cost are no sign of a missing price. Where all calls are those
-    of `lm`, its own price alone counts.
-    """
-    prices = config.prices or {}
-    is_free = (0.0, 0.0) in (prices.values() if lm is None else [prices.get(model_name(lm))])
-    return Budget(config.max_tokens, None if is_free else config.max_cost)
+def measured_budget(config: OPROConfig) -> Budget:
+    """The limits that the first example, or the first proposal, must be measured against."""
+    return Budget(config.max_tokens, config.max_cost)
 
 
 def failure_limit(config: OPROConfig) -> FailureLimit:

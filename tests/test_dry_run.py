@@ -118,6 +118,8 @@ def test_what_is_unknown_is_said(server: SimulatedServer) -> None:
     assert "No price is known" in str(estimate)
     prices = {"openai/scorer": (2.0, 8.0)}
     assert "price of openai/proposer" in str(estimated(server, prices=prices))
+    free = {"openai/proposer": (0.0, 0.0)}
+    assert "The dollars leave out an LM of the program or the metric" in str(estimated(server, prices=free))
     task_model = server.lm("scorer", cache=True)
     optimize(server, num_rounds=1, task_model=task_model)
     assert "cache" in str(estimated(server, task_model=task_model))

@@ -34,7 +34,7 @@ from dspy_opro.storage.run_storage import RunStorage, open_run
 from .arguments import OPROConfig, paper
 from .estimate import MOST_IN_A_RUN, NUM_EXAMPLES, Estimate, estimate
 from .plan import budget_problem, make_search, plan_on_record, warn_of_small_budget
-from .preflight import Inputs
+from .preflight import Inputs, program_models
 from .readable import readable
 
 
@@ -109,7 +109,7 @@ def make_writer(inputs: Inputs, loop: EventLoop) -> InstructionWriter:
         loop,
         initial_texts(config.initial_instructions, program, rules),
         config.prices,
-        measured_budget(config, inputs.prompt_model if config.proposer is None else None),
+        measured_budget(config),
     )
 
 
@@ -215,13 +215,12 @@ def make_estimate(
     # The scores are simulated, so nothing of the user's looks at them.
     pruner = config.pruner and "auto"
     no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None, "pruner": pruner})
-    default, predictors = config.task_model or dspy.settings.lm, inputs.program.student.predictors()
     return estimate(
         config,
         make_search(no_scores, inputs.program.candidate, inputs.sizes),
         replace(meta_prompt, feedback=None),  # a metric's LM calls would cost something
         model_name(inputs.prompt_model),
-        {model_name(predictor.lm or default) for predictor in predictors},
+        program_models(config, inputs.program.student),
         results,
         seconds / inputs.num_threads,
         most_examples,
@@ -267,15 +266,9 @@ def budget(config: OPROConfig, lost: Usage) -> Budget:
     )
 
 
-def measured_budget(config: OPROConfig, lm: Any = None) -> Budget:
-    """The limits that the first example, or the first proposal, must be measured against.
-
-    If the user says that an LM is free, calls without a cost are no sign of a missing price. Where all calls are those
-    of `lm`, its own price alone counts.
-    """
-    prices = config.prices or {}
-    is_free = (0.0, 0.0) in (prices.values() if lm is None else [prices.get(model_name(lm))])
-    return Budget(config.max_tokens, None if is_free else config.max_cost)
+def measured_budget(config: OPROConfig) -> Budget:
+    """The limits that the first example, or the first proposal, must be measured against."""
+    return Budget(config.max_tokens, config.max_cost)
 
 
 def failure_limit(config: OPROConfig) -> FailureLimit:

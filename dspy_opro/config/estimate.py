@@ -119,6 +119,8 @@ def estimate(
         notes.append('No price is known: give prices={"model": (input, output)}.')
     elif prompt_model not in prices:
         notes.append(f"The dollars leave out the proposals: give the price of {prompt_model} in prices.")
+    if is_priced and paid_usage.unpriced_calls:
+        notes.append("The dollars leave out an LM of the program or the metric: give its price in prices.")
     budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
     # The most that the search can do is known only before it begins.
     work, max_waves, most = most_work(search), search.plan.max_waves, None

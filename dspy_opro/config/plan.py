@@ -330,11 +330,11 @@ def warn_after_student(
             "within [0, 1]. Write %g for %g percent.",
             *(goal, goal / 100, goal),
         )
-    if measured.max_cost is not None and spent.tokens and not spent.cost:
+    if measured.max_cost is not None and spent.unpriced_calls:
         logger.warning(
-            "max_cost=%g can't be enforced: no price is known for the LM that the program calls. "
-            "Pass prices or max_tokens.",
-            measured.max_cost,
+            "max_cost=%g can't be enforced: no price is known for %d of the LM calls so far. Pass prices or "
+            "max_tokens.",
+            *(measured.max_cost, spent.unpriced_calls),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 
+from dspy_opro.programs.compat import model_name
 from dspy_opro.programs.metric import Metric
 from dspy_opro.programs.program import Program, check_examples, num_inputs, same_inputs
 from dspy_opro.search.reserve import FEWEST_FRESH
@@ -80,6 +81,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         config = config.model_copy(update={"max_bootstrapped_demos": 0, "max_labeled_demos": 0})
     _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
+    _warn_of_other_prices(config, prompt_model, student, teacher)
     config = _without_few_for_validation(config)
     trainset, valset = list(trainset), list(config.valset or ())
     sizes = data_sizes(config, len(trainset), len(valset))
@@ -149,6 +151,31 @@ def _warn(config: OPROConfig, program: Program) -> None:
                 warn(
                     f"{name} is not used: it is for bootstrapping demos. Pass max_bootstrapped_demos above 0."
                 )
+
+
+def program_models(config: OPROConfig, program: dspy.Module) -> set[str]:
+    """The names of the LMs that the predictors of a program call."""
+    default = config.task_model or dspy.settings.lm
+    return {model_name(predictor.lm or default) for predictor in program.predictors()}
+
+
+def _warn_of_other_prices(
+    config: OPROConfig, prompt_model: Any, student: dspy.Module, teacher: dspy.Module | None
+) -> None:
+    """Warn of prices under names that no LM of the run has."""
+    names = {model_name(prompt_model), model_name((config.teacher_settings or {}).get("lm"))} - {""}
+    for program in filter(None, (student, teacher)):
+        names |= program_models(config, program)
+    if others := [name for name in config.prices or () if name not in names]:
+        warn(
+            f"prices has {_quoted(others)}, but no LM of the program or the optimizer has this name. Their names: "
+            f"{_quoted(sorted(names))}. A price under another name counts only for an LM that the metric or the "
+            "program itself calls."
+        )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _teacher(config: OPROConfig, program: Program) -> dspy.Module | None:

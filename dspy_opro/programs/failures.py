@@ -187,16 +187,16 @@ def check_program(budget: Budget, spent: Usage) -> None:
         )
 
 
-def check_budget(budget: Budget, spent: Usage, lm: str = "the LM") -> None:
+def check_budget(budget: Budget, spent: Usage, lm: str = "an LM of the program or the metric") -> None:
     """Check that the answers of an LM say what a budget needs to know.
 
     Raises:
-        ValueError: There is a token budget and no token count, or a dollar budget and no price.
+        ValueError: There is a token budget and no token count, or a dollar budget and a call without a price.
     """
-    num_calls = spent.scorer_calls + spent.proposer_calls
+    num_calls, no_price = spent.scorer_calls + spent.proposer_calls, f"no price is known for {lm}"
     for name, limit, is_known, missing, other in (
         ("max_tokens", budget.max_tokens, spent.tokens, "the provider sends no usage", "max_metric_calls"),
-        ("max_cost", budget.max_cost, spent.cost, f"no price is known for {lm}", "prices, or max_tokens"),
+        ("max_cost", budget.max_cost, not spent.unpriced_calls, no_price, "prices, or max_tokens"),
     ):
         if limit is not None and num_calls and not is_known:
             raise ValueError(f"{name}={limit:g} can't be measured: {missing}. Pass {other} instead.")

@@ -83,7 +83,12 @@ class Meter:
         self.on_usage(self.usage)
 
     def add(self, model: str, usage: Any, cost: Any) -> None:
-        """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call."""
+        """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call.
+
+        A cost of 0 is no price: litellm (1.85 to 1.106) also gives it for a model that its list has without a price,
+        and for a known one whose server sends no usage. DSPy's own engine gives None for both. Only the user's own
+        price can say that an LM is free.
+        """
         spent = Usage(cached_calls=1)
         if usage:
             spent = Usage(
@@ -94,9 +99,12 @@ class Meter:
                 completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
                 cost=float(cost or 0.0),
             )
+            is_priced = bool(spent.cost)
             if model in self.prices:
                 price = self.prices[model]
                 spent = replace(spent, cost=dollars(price, spent.prompt_tokens, spent.completion_tokens))
+                is_priced = bool(spent.tokens) or not any(price)
+            spent = replace(spent, unpriced_calls=int(not is_priced))
         self.spend(spent)
 
     def spend(self, spent: Usage) -> None:
@@ -108,7 +116,8 @@ class Meter:
 class _Tracker(UsageTracker):
     """Hears of every answer that does not come from the cache, right before its history entry.
 
-    It hears neither of costs nor of cached answers. Where the history is switched off it books the calls.
+    It hears neither of costs nor of cached answers. Where the history is switched off it books the calls, and only the
+    user's own prices are known.
     """
 
     def __init__(self, meter: Meter | None, parent: UsageTracker | None) -> None:

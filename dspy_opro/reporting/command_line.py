@@ -200,6 +200,7 @@ def _row(run: Run) -> dict[str, Any]:
         "examples": result.usage.metric_calls,
         "tokens": result.usage.tokens,
         "cost": known_cost(result.usage),
+        "unpriced_calls": result.usage.unpriced_calls,
     }
 
 

@@ -144,7 +144,7 @@ class Progress:
             self._scores(),
             *([self._trouble] if self._trouble else ()),
             *([self._time()] if self._is_open else ()),
-            cost(usage, 2),
+            cost(usage, 2, brief=True),
             counted(num_candidates, "candidate"),
             f"{rate:.1f} calls/s" if rate < 10 else f"{rate:.0f} calls/s",
         ]

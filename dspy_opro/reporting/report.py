@@ -25,7 +25,7 @@ from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trial
 
 from .heat_map import compared, heat_maps, rectangles
-from .result import NOT_ENDED, OPROResult, counted
+from .result import NOT_ENDED, OPROResult, cost, counted
 
 if TYPE_CHECKING:
     from .live import Live
@@ -294,7 +294,8 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration, "counted": counted}
+TEMPLATES.filters |= {"number": number, "signed": signed, "duration": duration}
+TEMPLATES.filters |= {"counted": counted, "cost": cost}
 TEMPLATES.globals |= {"score_axes": score_axes, "effort_axes": effort_axes, "effort_bars": effort_bars}
 TEMPLATES.globals |= {"word_diff": word_diff, "causes": causes, "compared": compared, "demos_of": demos_of}
 TEMPLATES.globals |= {

@@ -26,7 +26,7 @@ from .attach import attach
 from .examples import Examples, ExampleText, as_texts
 from .live import LivePage
 from .progress import Progress, announce
-from .result import OPROResult, cost
+from .result import OPROResult, cost, known_cost
 from .run_directory import BEST, RESULT, RunDirectory
 
 logger = logging.getLogger("dspy_opro")
@@ -70,7 +70,7 @@ class Reporter:
             logger.warning(
                 "Killed processes of this run may have paid for up to %d examples more than are on record: about %d "
                 "tokens, %s. The budgets leave room for that.",
-                *(lost.metric_calls, lost.tokens, f"${lost.cost:,.4f}" if lost.cost else "cost unknown"),
+                *(lost.metric_calls, lost.tokens, cost(lost, brief=True)),
             )
         num_rounds = max(0, len(self.search.best_scores) - 1)
         self.progress.resume(num_rounds)
@@ -78,7 +78,7 @@ class Reporter:
             return
         usage, most_rounds = self.ledger.usage, self.search.plan.num_rounds
         rounds = f"{num_rounds}{'' if most_rounds is None else f' of {most_rounds}'}"
-        spent = cost(usage, 2).replace("$", "spent $")
+        spent = ("" if known_cost(usage) is None else "spent ") + cost(usage, 2, brief=True)
         name = self.settings["log_dir"] or self.storage.study.study_name
         announce(f"Resuming {name}: {rounds} rounds, {usage.metric_calls:,} examples on record, {spent}.")
 

@@ -450,16 +450,19 @@ def reward_within(trial: Trial, trajectory: Trajectory) -> float:
     return trial.reward if trial.state == "complete" else min(max(trial.reward, low), high)
 
 
-def cost(usage: Usage, digits: int = 4) -> str:
-    """Dollars in words."""
-    dollars = known_cost(usage)
-    return "cost unknown" if dollars is None else f"${dollars:,.{digits}f}"
+def cost(usage: Usage, digits: int = 4, brief: bool = False) -> str:
+    """Dollars in words. If it is not `brief`, it says how many calls have no known price."""
+    dollars, unpriced = known_cost(usage), usage.unpriced_calls
+    if dollars is None:
+        return "cost unknown"
+    calls = "" if brief else f" ({counted(unpriced, 'call')} without a known price)"
+    return f"at least ${dollars:,.{digits}f}{calls}" if unpriced else f"${dollars:,.{digits}f}"
 
 
 def known_cost(usage: Usage) -> float | None:
-    """Dollars, or None if paid calls have no cost, because then no price is known."""
-    is_known = math.isfinite(usage.cost) and (usage.cost or not usage.scorer_calls + usage.proposer_calls)
-    return usage.cost if is_known else None
+    """Dollars of the calls that have a price, or None if there are paid calls and none of them has one."""
+    is_unknown = 0 < usage.scorer_calls + usage.proposer_calls <= usage.unpriced_calls
+    return None if is_unknown or not math.isfinite(usage.cost) else usage.cost
 
 
 def _text(message: Mapping[str, Any]) -> str:

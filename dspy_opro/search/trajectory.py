@@ -33,6 +33,8 @@ class Usage:
     """Tokens that the LMs wrote, of paid calls."""
     cost: float = 0.0
     """US dollars, as far as the prices of the LMs are known."""
+    unpriced_calls: int = field(default=0, compare=False)
+    """Paid LM calls whose price is not known. `cost` leaves them out."""
 
     @property
     def tokens(self) -> int:

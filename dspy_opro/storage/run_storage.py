@@ -105,16 +105,9 @@ class RunStorage:
         if not spent:
             return Usage()
         total, calls = sum(spent, Usage()), self.num_lost_calls
-        prompt, completion = (
-            math.ceil(calls * tokens / len(spent))
-            for tokens in (total.prompt_tokens, total.completion_tokens)
-        )
-        return Usage(
-            metric_calls=calls,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            cost=calls * total.cost / len(spent),
-        )
+        names = "scorer_calls", "prompt_tokens", "completion_tokens", "unpriced_calls"
+        counts = {name: math.ceil(calls * getattr(total, name) / len(spent)) for name in names}
+        return Usage(metric_calls=calls, cost=calls * total.cost / len(spent), **counts)
 
     @property
     def has_no_results(self) -> bool:

@@ -367,6 +367,27 @@ def test_a_task_model_that_no_predictor_uses_is_warned_of() -> None:
         compile_quickly(TASK.trainset(10), student)
 
 
+@pytest.mark.parametrize("name", ["scripted/lm", "scripted/teacher"])
+def test_a_price_under_the_name_of_an_lm_is_fine(name: str) -> None:
+    teacher = TASK.student()
+    teacher.set_lm(ScriptedLM(answer, model="scripted/teacher"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        attempt(
+            {"prices": {name: (1, 2)}, "teacher": teacher, "max_bootstrapped_demos": 1}, ScriptedLM(answer)
+        )
+
+
+def test_a_price_under_another_name_is_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match="prices has") as caught:
+        attempt({"prices": {"lm": (1, 2), "scripted/lm": (1, 2), "other": (0, 0)}}, ScriptedLM(answer))
+    (told,) = [str(warning.message) for warning in caught if "prices" in str(warning.message)]
+    assert told == (
+        "prices has 'lm', 'other', but no LM of the program or the optimizer has this name. Their names: "
+        "'scripted/lm'. A price under another name counts only for an LM that the metric or the program itself calls."
+    )
+
+
 def compile_quickly(trainset: Any, student: Any = None) -> Any:
     lm = ScriptedLM(answer)
     optimizer = OPRO(metric=metric, prompt_model=lm, task_model=lm, num_rounds=1, num_candidates=2)

@@ -255,6 +255,7 @@ def test_the_run_of_a_compile_says_what_it_did_and_its_children_who_they_are(tur
     assert metrics["metric_calls"] == result.usage.metric_calls
     assert metrics["tokens"] == result.usage.tokens > 0
     assert metrics["cost"] == pytest.approx(result.usage.cost) != 0
+    assert metrics["unpriced_calls"] == 0
     assert result.gain is not None
     interval = result.gain.interval
     assert (metrics["gain_low"], metrics["gain"], metrics["gain_high"]) == (

@@ -84,6 +84,10 @@ def test_a_key_that_is_refused_needs_one_example() -> None:
         FirstExamples(8).passes(refused)
 
 
+JUDGED = Usage(scorer_calls=2, prompt_tokens=9, cost=0.1, unpriced_calls=1)
+"""The program's LM has a price, and the LM of the metric has none."""
+
+
 @pytest.mark.parametrize("budget", [Budget(max_tokens=9), Budget(max_cost=9.0)])
 def test_a_budget_needs_an_lm_call_that_was_counted(budget: Budget) -> None:
     with pytest.raises(ValueError, match=r"=9 can't be measured: no LM call .* use dspy\.Parallel"):
@@ -91,6 +95,19 @@ def test_a_budget_needs_an_lm_call_that_was_counted(budget: Budget) -> None:
     for counted in (Usage(cached_calls=1), Usage(scorer_calls=1, prompt_tokens=1, cost=1.0)):
         assert FirstExamples(8, budget).passes(TaskResult(Outcome(1.0), counted))
     assert FirstExamples(8, Budget(timeout_seconds=9.0)).passes(PASSED)
+
+
+@pytest.mark.parametrize("spent", [Usage(scorer_calls=1, unpriced_calls=1), JUDGED])
+def test_max_cost_needs_the_price_of_every_call(spent: Usage) -> None:
+    missing = "no price is known for an LM of the program or the metric. Pass prices, or max_tokens"
+    with pytest.raises(ValueError, match=f"max_cost=9 can't be measured: {missing}"):
+        FirstExamples(8, Budget(max_cost=9.0)).passes(TaskResult(Outcome(1.0), spent))
+    assert FirstExamples(8, Budget(timeout_seconds=9.0)).passes(TaskResult(Outcome(1.0), spent))
+
+
+def test_max_cost_goes_with_free_lms() -> None:
+    free = Usage(scorer_calls=1, prompt_tokens=1)
+    assert FirstExamples(8, Budget(max_cost=9.0)).passes(TaskResult(Outcome(1.0), free))
 
 
 # --- the log ---------------------------------------------------------------------------------------------

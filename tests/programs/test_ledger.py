@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dspy_opro.programs.metering import Budget, Ledger
+from dspy_opro.programs.metering import Budget, Ledger, Meter
 from dspy_opro.search.trajectory import Usage
 
 
@@ -34,3 +34,30 @@ def test_the_ledger_loses_nothing_between_threads() -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: ledger.add(Usage(metric_calls=1, prompt_tokens=n)), range(4000)))
     assert ledger.usage == Usage(metric_calls=4005, prompt_tokens=sum(range(4000)))
+
+
+SOME = {"prompt_tokens": 3, "completion_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("price", "usage", "cost", "dollars", "unpriced"),
+    [
+        (None, SOME, 0.25, 0.25, 0),
+        (None, SOME, None, 0.0, 1),
+        (None, SOME, 0.0, 0.0, 1),  # litellm says 0 of a model that its list has without a price
+        ((1e6, 1e6), SOME, None, 5.0, 0),
+        ((0.0, 0.0), SOME, None, 0.0, 0),
+        ((0.0, 1e6), {"prompt_tokens": 3}, None, 0.0, 0),
+        ((1e6, 1e6), {"prompt_tokens": 0}, None, 0.0, 1),  # the server sends no usage
+        ((0.0, 0.0), {"prompt_tokens": 0}, None, 0.0, 0),
+        (None, {}, 0.25, 0.0, 0),  # from the cache
+        (None, {}, None, 0.0, 0),
+    ],
+)
+def test_a_paid_call_without_a_known_price_is_counted(
+    price: tuple[float, float] | None, usage: Any, cost: float | None, dollars: float, unpriced: int
+) -> None:
+    ledger = Ledger()
+    meter = Meter("scorer", ledger.add, Usage(), {} if price is None else {"openai/m": price})
+    meter.add("openai/m", usage, cost)
+    assert (ledger.usage.cost, ledger.usage.unpriced_calls) == (dollars, unpriced)

@@ -203,8 +203,17 @@ def test_export_prints_json(runs: tuple[Path, str, Any]) -> None:
 
 
 def test_a_cost_that_is_not_known_is_null(runs: tuple[Path, str, Any]) -> None:
-    assert json.loads(run("list", runs[0], "--json"))[0]["cost"] is None
+    row, usage = json.loads(run("list", runs[0], "--json"))[0], runs[2].usage
+    assert row["cost"] is None
+    assert row["unpriced_calls"] == usage.scorer_calls + usage.proposer_calls > 0
     assert "cost unknown" in run("show", runs[0])
+
+
+def test_the_cost_of_free_lms_is_zero(tmp_path: Path) -> None:
+    compiled(log_dir=tmp_path, num_rounds=1, prices={"scripted/lm": (0, 0)})
+    row = json.loads(run("list", tmp_path, "--json"))[0]
+    assert (row["cost"], row["unpriced_calls"]) == (0.0, 0)
+    assert " tokens, $0.0000\n" in run("show", tmp_path)
 
 
 @pytest.mark.parametrize(

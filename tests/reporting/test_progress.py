@@ -121,7 +121,7 @@ def test_the_line_is_drawn_again_by_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("CI", raising=False)
     shown = Progress(True, False, {"rounds": 4, "examples": 100})
     for calls in range(0, 41, 10):  # no event, only ticks
-        shown.show(None, Usage(metric_calls=calls, scorer_calls=calls))
+        shown.show(None, Usage(metric_calls=calls, scorer_calls=calls, unpriced_calls=calls))
         now += 0.5
     shown.close()
     lines = [part.strip() for part in out.getvalue().split("\r") if "scoring the student" in part]
@@ -184,6 +184,15 @@ def test_an_unknown_figure_is_never_nan(monkeypatch: pytest.MonkeyPatch) -> None
     shown.close()
     assert "train unknown, " in out.getvalue() and "cost unknown" in out.getvalue()
     assert "nan" not in out.getvalue()
+
+
+def test_a_cost_that_is_known_in_part_is_brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress(True, True, {"rounds": 2})
+    usage = Usage(scorer_calls=3, cost=0.25, unpriced_calls=1)
+    shown.show(RoundDecided(0, trial("Answer.", [0.5]), 0.5), usage)
+    shown.close()
+    assert ", at least $0.25, 0 candidates" in out.getvalue()
 
 
 def test_switched_off_it_shows_nothing(forks: Forks) -> None:

@@ -471,14 +471,18 @@ def test_a_row_has_whole_texts_its_parent_and_why_it_was_dropped() -> None:
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [
-        (Usage(14, 20, 6, 2, 3000, 400, 0.0), "unknown"),
+        (Usage(14, 20, 6, 2, 3000, 400, 0.0, 26), "unknown"),
+        (Usage(14, 20, 6, 2, 3000, 400, 0.0), "$0.0000"),  # of free LMs
         (Usage(14, 20, 6, 2, 3000, 400, 0.25), "$0.2500"),
+        (Usage(14, 20, 6, 2, 3000, 400, 0.25, 6), "at least $0.2500"),
         (Usage(14, 0, 0, 26), "$0.0000"),  # all of it from the cache
     ],
 )
 def test_an_unknown_price_is_not_zero(usage: Usage, cost: str) -> None:
-    found = Page(page(result(usage=usage))).text.replace(" ", "")
-    assert f"Cost,asfaraspricesareknown{cost}" in found
+    text = page(result(usage=usage))
+    assert f"<li><b>{cost}</b><span>cost</span></li>" in text
+    calls = " (6 calls without a known price)" if cost.startswith("at least") else ""
+    assert f"<dt>Cost</dt><dd>{cost}{calls}</dd>" in text
 
 
 def test_links_in_a_figure_are_not_hidden_in_an_image() -> None:

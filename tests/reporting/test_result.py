@@ -164,7 +164,7 @@ def test_the_summary_has_one_line_of_an_error_and_one_of_each() -> None:
         result(
             trajectory=Trajectory().add(student),
             curve=(0.0, 0.0),
-            usage=Usage(1, 1, 1, 0, 1),
+            usage=Usage(1, 1, 1, 0, 1, unpriced_calls=2),
             failures=(Failure(student.id, "train", 0, "ValueError: no\nsecond line"),),
             problems=("AuthError: no key\nsecond line", "empty"),
         )

@@ -46,13 +46,23 @@ def test_the_repr_is_the_summary() -> None:
         (Usage(), "$0.0000"),
         (Usage(cached_calls=7), "$0.0000"),
         (Usage(scorer_calls=3, prompt_tokens=90, cost=0.5), "$0.5000"),
-        (Usage(scorer_calls=3, prompt_tokens=90), "cost unknown"),
-        (Usage(proposer_calls=3), "cost unknown"),
+        (Usage(scorer_calls=3, prompt_tokens=90), "$0.0000"),
+        (Usage(scorer_calls=3, prompt_tokens=90, unpriced_calls=3), "cost unknown"),
+        (Usage(proposer_calls=3, unpriced_calls=3), "cost unknown"),
         (Usage(scorer_calls=3, cost=float("nan")), "cost unknown"),
+        (
+            Usage(scorer_calls=30, proposer_calls=17, cost=0.0327, unpriced_calls=17),
+            "at least $0.0327 (17 calls without a known price)",
+        ),
+        (
+            Usage(scorer_calls=2, cost=1234.5, unpriced_calls=1),
+            "at least $1,234.5000 (1 call without a known price)",
+        ),
     ],
 )
-def test_a_cost_without_prices_is_unknown(usage: Usage, words: str) -> None:
+def test_a_cost_says_how_far_it_is_known(usage: Usage, words: str) -> None:
     assert cost(usage) == words
+    assert cost(usage, brief=True) == words.partition(" (")[0]
 
 
 def test_estimates_stay_in_the_range_and_are_marked() -> None:

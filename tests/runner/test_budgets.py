@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import math
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from dspy_opro import Halving, TooManyErrors, Usage
 from dspy_opro.config.sizes import usual_first
 from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
-from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, propose, serve, teleprompter
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, metric, optimize, propose, serve, teleprompter
 
 FIRST_BLOCK = usual_first(len(TRAINSET))
 
@@ -144,6 +145,54 @@ def test_own_prices_count_where_no_price_is_known(server: SimulatedServer, is_re
     expected = 2.0 * scorer.prompt_tokens + 8.0 * scorer.completion_tokens
     expected += 10.0 * proposer.prompt_tokens + 40.0 * proposer.completion_tokens
     assert usage.cost == pytest.approx(expected / 1e6)
+
+
+FREE = {"openai/scorer": (0.0, 0.0), "openai/proposer": (0.0, 0.0)}
+UNPRICED = r"no price is known for an LM of the program or the metric\. Pass prices, or max_tokens"
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+@pytest.mark.parametrize(
+    ("prices", "words"),
+    [
+        (FREE, r"\$0\.0000"),
+        (OWN_PRICES, r"\$0\.\d{4}"),
+        ({"openai/scorer": (2.0, 8.0)}, r"at least \$0\.\d{4} \((\d+) calls without a known price\)"),
+        (None, "cost unknown"),
+    ],
+)
+def test_the_summary_says_how_far_the_cost_is_known(
+    server: SimulatedServer, prices: Any, words: str, is_recorded: bool
+) -> None:
+    with dspy.context(disable_history=not is_recorded):
+        result = optimize(server, num_rounds=1, prices=prices).opro_result
+    found = re.search(rf", \d[\d,]* tokens, {words}$", result.summary(), re.MULTILINE)
+    assert found, result.summary()
+    if found.groups():
+        assert int(found[1]) == result.usage.unpriced_calls == server.stats()["proposer"].completions
+
+
+def test_max_cost_needs_the_price_of_the_judge() -> None:
+    """The metric calls an LM of its own."""
+    judge = dspy.Predict("question -> answer")
+
+    def judged(example: Any, prediction: Any) -> Any:
+        judge(question=example.question)
+        return metric(example, prediction)
+
+    with serve(judge=SimulatedModel(TASK.scorer)) as server:
+        judge.lm = server.lm("judge")
+        with pytest.raises(ValueError, match=f"max_cost=1 can't be measured: {UNPRICED}"):
+            optimize(server, metric=judged, num_rounds=1, max_cost=1.0, prices=OWN_PRICES)
+        assert settle(server)["judge"].requests == 1
+        prices = {**FREE, "openai/judge": (1.0, 1.0)}
+        with pytest.warns(UserWarning, match="prices has 'openai/judge'"):
+            usage = optimize(
+                server, metric=judged, num_rounds=1, max_cost=1.0, prices=prices
+            ).opro_result.usage
+        stats = settle(server)["judge"]
+    assert usage.unpriced_calls == 0
+    assert 0 < usage.cost < (stats.prompt_tokens + stats.completion_tokens) / 1e6
 
 
 def test_own_prices_replace_known_ones() -> None:

@@ -145,6 +145,7 @@ def test_usage_adds_up_in_every_field() -> None:
     one = Usage(*range(1, len(dataclasses.fields(Usage)) + 1))
     assert all(getattr(one + one, f.name) == 2 * getattr(one, f.name) for f in dataclasses.fields(Usage))
     assert one - one == Usage()
+    assert Usage(scorer_calls=2, unpriced_calls=1) == Usage(scorer_calls=2)
     assert Usage(prompt_tokens=3, completion_tokens=4).tokens == 7
 
 

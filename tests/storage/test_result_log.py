@@ -21,7 +21,7 @@ from dspy_opro.search.tasks import Proposal, ProposalTask, ScoringTask, Task, Ta
 from dspy_opro.search.trajectory import Outcome, Trajectory, Usage
 from dspy_opro.storage import result_log
 from dspy_opro.storage.outage import Outage
-from dspy_opro.storage.result_log import PART_SIZE, TEXT_LIMIT, ResultLog
+from dspy_opro.storage.result_log import PART_SIZE, TEXT_LIMIT, ResultLog, encode_usage
 from dspy_opro.storage.run_storage import open_run
 
 
@@ -111,6 +111,13 @@ def test_results_come_back_equal(tmp_path: Path) -> None:
         run.log.add(task, results[task_key(task)])
     run.log.write()
     assert known(open_run(log_dir=tmp_path)) == results
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_calls_without_a_price_come_back_and_old_records_have_none(number: int) -> None:
+    record = encode_usage(Usage(scorer_calls=4, unpriced_calls=number))
+    assert ("unpriced_calls" in record) == bool(number)
+    assert Usage(**json.loads(json.dumps(record))).unpriced_calls == number
 
 
 @pytest.mark.parametrize("size", [PART_SIZE // 2, PART_SIZE, 3 * PART_SIZE])

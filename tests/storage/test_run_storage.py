@@ -285,6 +285,7 @@ def test_what_killed_processes_may_have_paid_is_estimated(tmp_path: Path) -> Non
     lost = run.lost_usage()
     assert lost.metric_calls == 8
     assert lost.cost == pytest.approx(8 * spent / 8)
+    assert (lost.scorer_calls, lost.unpriced_calls) == (8, 0)
     run.close("interrupted")
     assert open_run(log_dir=tmp_path).lost_usage().metric_calls == 8  # what is lost stays lost
 

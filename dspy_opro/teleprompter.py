@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from .config.arguments import FIELDS, OPROConfig, make_config
+from .config.arguments import FIELDS, OPROConfig, make_config, paper
 from .config.keywords import Keywords, configure, shows_keywords
 from .config.readable import readable
 from .config.serialization import from_json, to_json
@@ -140,7 +140,7 @@ class OPROTeleprompter(Teleprompter):
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
         values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
         # A default is not given: `get_params` has all of them, and given values override the preset.
-        changed = {n: value for n, value in values.items() if n not in FIELDS or value != FIELDS[n].default}
+        changed = {name: value for name, value in values.items() if not _is_default(name, value)}
         self.config = configure(changed, type(self).__name__)
 
     def __getattr__(self, name: str) -> Any:
@@ -244,7 +244,10 @@ class OPROTeleprompter(Teleprompter):
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the constructor's arguments: name -> value."""
-        return {name: getattr(self.config, name) for name in FIELDS}
+        params = {name: getattr(self.config, name) for name in FIELDS}
+        if paper(self.config) and "pruner" not in self.config.given:
+            params["pruner"] = None  # "auto" would override the preset
+        return params
 
     def get_config(self) -> dict[str, Any]:
         """The given arguments as JSON. `from_config` makes the same teleprompter from it.
@@ -268,6 +271,15 @@ class OPROTeleprompter(Teleprompter):
             TypeError: The config has an unknown argument.
         """
         return cls(**from_json(config))
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a value counts as not given. "auto" for `pruner` is given: it overrides `auto="paper"`."""
+    if name not in FIELDS or name == "pruner":
+        return False
+    default = FIELDS[name].default
+    # An array or a table has an == that is no bool, and is no default.
+    return type(value) is type(default) and bool(value == default)
 
 
 OPRO = OPROTeleprompter

@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from dspy_opro import OPRO, OPROTeleprompter
@@ -66,6 +67,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"callbacks": ["print"]}, "callbacks must hold callables, but got 'print'."),
         ({"trainset": 3}, "trainset must be a list of dspy.Example, but got 3."),
         ({"trainset": "text"}, "trainset must be a list of dspy.Example, but got 'text'."),
+        ({"trainset": numpy.zeros(2)}, "trainset must be a list of dspy.Example, but got array([0., 0.])."),
         ({"valset": iter([])}, "valset must be a list of dspy.Example, but got <list_iterato"),
         (
             {"metric": [1, 2]},
@@ -174,6 +176,7 @@ def test_one_callable_is_a_list_of_one(values: dict[str, Any]) -> None:
         ({"num_rounds": 3}, {"num_rounds": 3, "patience": 4}),
         ({"auto": "heavy", "max_train_examples": 50}, {"max_train_examples": 50, "num_rounds": 10}),
         ({"pruner": None}, {"pruner": None}),
+        ({"auto": "paper", "pruner": "auto"}, {"pruner": "auto", "num_rounds": 200}),
         ({"lag": 0}, {"lag": 0}),
         ({"auto": None, "num_rounds": 3}, {"num_rounds": 3, "patience": None, "max_train_examples": None}),
         ({"num_trials": 20}, {"num_rounds": 3}),
@@ -256,6 +259,16 @@ def test_params_are_a_copy() -> None:
     params["stoppers"] = [print]
     assert teleprompter.config.k_best == 7
     assert teleprompter.get_params()["stoppers"] == ()
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"pruner": None}, {"auto": "paper"}, {"auto": "paper", "pruner": "auto"}], ids=str
+)
+def test_params_make_a_teleprompter_that_runs_the_same(values: dict[str, Any]) -> None:
+    teleprompter = OPROTeleprompter(metric, **values)
+    again = OPROTeleprompter(**teleprompter.get_params())
+    assert again.config.resolve() == teleprompter.config.resolve()
+    assert again.get_params() == teleprompter.get_params()
 
 
 def test_a_config_cannot_be_changed() -> None:

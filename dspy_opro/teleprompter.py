@@ -85,7 +85,8 @@ class OPROTeleprompter(Teleprompter):
         max_bootstrapped_demos, max_labeled_demos: The most demos per predictor, 0 for none. Demo sets by DSPy's
             BootstrapFewShot race together with the instructions. Default of "light", "medium" and "heavy": 4 and 4 if
             the student has no demos and the trainset at least 64 examples. A quarter of these, and at most 64, may then
-            be demos, and no candidate is scored on them. Otherwise the student keeps the demos that it has.
+            be demos, and no candidate is scored on them. If one of the two is given, the other one keeps this default,
+            but `max_bootstrapped_demos=0` alone means no demos. Otherwise the student keeps the demos that it has.
         teacher: The program that bootstraps demos; from a list the first. Without a search for demos it has no effect.
         max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
         storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,

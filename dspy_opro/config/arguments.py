@@ -245,7 +245,7 @@ class OPROConfig(_Arguments):
                 preset.pop(name, None)
         if (self.max_metric_calls or self.max_full_evals) and not paper(self):
             preset.pop("num_candidates", None)  # a larger budget has larger rounds
-        if any(getattr(self, name) is not None for name in DEMOS):  # it says what kind of demos is wanted
+        if self.max_bootstrapped_demos == 0:  # no demos, or labeled ones alone
             preset = {name: value for name, value in preset.items() if name not in DEMOS}
         if self.num_trials is not None:
             if not paper(self):

@@ -13,7 +13,7 @@ from dspy_opro.programs.program import Program, check_examples, num_inputs, same
 from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.tasks import rng, scored_example
 
-from .arguments import FIELDS, OPROConfig, paper, warn
+from .arguments import DEMOS, FIELDS, OPROConfig, paper, warn
 from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
 
 MOST_REPEATED = 0.05
@@ -76,8 +76,8 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         raise ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
     _check_data(trainset, config.valset)
     program = Program(student)
-    if most_demos(config) and not most_demos(asked) and not _suits_demos(config, student, len(trainset)):
-        config = config.model_copy(update={"max_bootstrapped_demos": 0, "max_labeled_demos": 0})
+    if most_demos(config) and not _suits_demos(config, student, len(trainset)):
+        config = config.model_copy(update={name: 0 for name in DEMOS if getattr(asked, name) is None})
     _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     config = _without_few_for_validation(config)

@@ -192,6 +192,25 @@ def test_a_preset_fills_what_is_not_given(values: dict[str, Any], expected: dict
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "demos"),
+    [
+        ({}, (4, 4)),
+        ({"max_labeled_demos": 0}, (4, 0)),
+        ({"max_labeled_demos": 16}, (4, 16)),
+        ({"max_bootstrapped_demos": 2}, (2, 4)),
+        ({"max_bootstrapped_demos": 0}, (0, None)),
+        ({"max_bootstrapped_demos": 0, "max_labeled_demos": 4}, (0, 4)),
+        ({"max_labeled_demos": 3, "auto": None, "num_rounds": 1}, (None, 3)),
+        ({"max_labeled_demos": 3, "auto": "paper"}, (None, 3)),
+    ],
+    ids=str,
+)
+def test_no_bootstrapped_demos_means_no_demos_of_the_preset(values: dict[str, Any], demos: Any) -> None:
+    resolved = OPROTeleprompter(metric, **values).config.resolve()
+    assert (resolved.max_bootstrapped_demos, resolved.max_labeled_demos) == demos
+
+
 def test_the_paper_preset_is_the_paper() -> None:
     """Section 5.1: 8 proposals a step at temperature 1.0, the 20 best texts, 3 exemplars, all in full."""
     config = OPROTeleprompter(metric, auto="paper").config

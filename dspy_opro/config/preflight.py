@@ -14,7 +14,7 @@ from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.tasks import rng, scored_example
 
 from .arguments import DEMOS, FIELDS, OPROConfig, paper, warn
-from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
+from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos, pays_for_valset
 
 MOST_REPEATED = 0.05
 """A share of the trainset. More examples that repeat the inputs of others make the gain too high."""
@@ -80,7 +80,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         config = config.model_copy(update={name: 0 for name in DEMOS if getattr(asked, name) is None})
     _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
-    config = _without_few_for_validation(config)
+    config = _without_useless_valset(config, len(trainset))
     trainset, valset = list(trainset), list(config.valset or ())
     sizes = data_sizes(config, len(trainset), len(valset))
     train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
@@ -103,15 +103,24 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     )
 
 
-def _without_few_for_validation(config: OPROConfig) -> OPROConfig:
-    """Leave out a valset that is too small to confirm the result: the trainset says more."""
+def _without_useless_valset(config: OPROConfig, num_train: int) -> OPROConfig:
+    """Leave out a valset that can't confirm the result, because it or the budget is too small."""
     number = len(config.valset or ())
-    if not config.confirm or paper(config) or not 0 < number < FEWEST_FRESH:
+    if not config.confirm or paper(config) or not number:
         return config
-    warn(
-        f"valset has {number} examples, and at least {FEWEST_FRESH} are needed to confirm the result. The run leaves "
-        "them out and confirms the result on train examples. Give more, or confirm=False to choose the result on them."
-    )
+    if number < FEWEST_FRESH:
+        warn(
+            f"valset has {number} examples, and at least {FEWEST_FRESH} are needed to confirm the result. The run "
+            "leaves them out and confirms the result on train examples. Give more, or confirm=False to choose the "
+            "result on them."
+        )
+    elif not pays_for_valset(config, num_train, number):
+        warn(
+            "The budget does not pay for the valset. The run leaves it out and scores its candidates on the trainset "
+            "alone. Give a larger budget, or confirm=False to choose the result on the valset."
+        )
+    else:
+        return config
     without: OPROConfig = config.model_copy(update={"valset": None})
     return without
 

@@ -6,16 +6,19 @@ import copy
 import inspect
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from dspy.evaluate import SemanticF1
 
 from dspy_opro import OPRO, OPROTeleprompter
 from dspy_opro.config.arguments import OPROConfig, make_config, paper, unknown_keyword
 from dspy_opro.proposers.opro import OPROProposer
 from dspy_opro.search.pruners import Halving
+from dspy_opro.search.stoppers import Patience
 
 
 def metric(example: Any, prediction: Any) -> float:
@@ -83,6 +86,23 @@ def metric(example: Any, prediction: Any) -> float:
             {"proposer": OPROProposer},
             "proposer must be an instance, but is the class OPROProposer. Write OPROPropos",
         ),
+        (
+            {"metric": SemanticF1},
+            "metric must be an instance, but is the class SemanticF1. Write SemanticF1().",
+        ),
+        (
+            {"executor": ThreadPoolExecutor},
+            "executor must be an instance, but is the class ThreadPoolExecutor. Writ",
+        ),
+        (
+            {"stoppers": [Patience]},
+            "stoppers must be instances, but one is the class Patience. Write Patience(...).",
+        ),
+        (
+            {"stoppers": Patience},
+            "stoppers must be instances, but one is the class Patience. Write Patience(...).",
+        ),
+        ({"callbacks": [dict]}, "callbacks must be instances, but one is the class dict. Write dict(...)."),
         ({"name": 3}, "name must be a text, but got 3."),
         ({"log_dir": 3}, "log_dir must be a path, but got 3."),
     ],
@@ -146,6 +166,15 @@ def test_a_model_by_its_name_is_refused_at_once(name: str) -> None:
         TypeError, match=rf"{name} must be a dspy.LM, but is 'openai/gpt-4o'. Write {name}=dspy.LM"
     ):
         OPROTeleprompter(metric, **{name: "openai/gpt-4o"})
+
+
+def test_a_teachers_model_by_its_name_is_refused_at_once() -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"teacher_settings\['lm'\] must be a dspy.LM, but is 'openai/x'. Write teacher_settings=",
+    ):
+        OPROTeleprompter(metric, teacher_settings={"lm": "openai/x"})
+    assert OPROTeleprompter(metric, teacher_settings={"lm": None}).teacher_settings == {"lm": None}
 
 
 def test_a_keyword_that_is_like_nothing_has_no_hint() -> None:

@@ -201,9 +201,11 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
 
 
 def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
-    """The optimizer LM. Checks that every predictor has an LM, too."""
+    """The optimizer LM. Checks that every predictor has an LM, too, unless the user's own code may set one."""
     default = dspy.settings.lm
-    if default is None and config.task_model is None:
+    modules = [type(module) for _, module in student.named_sub_modules(dspy.Module)]
+    has_own_code = any(module.__module__.partition(".")[0] != "dspy" for module in modules)
+    if default is None and config.task_model is None and not has_own_code:
         bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
         if bare:
             predictors = f"predictor{'s' * (len(bare) > 1)} {', '.join(map(repr, bare))}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from .config.arguments import FIELDS, OPROConfig, make_config
+from .config.arguments import FIELDS, OPROConfig, make_config, paper
 from .config.keywords import Keywords, configure, shows_keywords
 from .config.readable import readable
 from .config.serialization import from_json, to_json
@@ -85,7 +85,8 @@ class OPROTeleprompter(Teleprompter):
         max_bootstrapped_demos, max_labeled_demos: The most demos per predictor, 0 for none. Demo sets by DSPy's
             BootstrapFewShot race together with the instructions. Default of "light", "medium" and "heavy": 4 and 4 if
             the student has no demos and the trainset at least 64 examples. A quarter of these, and at most 64, may then
-            be demos, and no candidate is scored on them. Otherwise the student keeps the demos that it has.
+            be demos, and no candidate is scored on them. If one of the two is given, the other one keeps this default,
+            but `max_bootstrapped_demos=0` alone means no demos. Otherwise the student keeps the demos that it has.
         teacher: The program that bootstraps demos; from a list the first. Without a search for demos it has no effect.
         max_rounds, metric_threshold, teacher_settings: Arguments of BootstrapFewShot.
         storage: An Optuna storage or its URL. Default: in memory, or a journal file in `log_dir`. Without `study_name`,
@@ -140,7 +141,7 @@ class OPROTeleprompter(Teleprompter):
             raise TypeError("Only metric is positional. Write prompt_model=..., task_model=... for the LMs.")
         values = {"metric": metric, "trainset": trainset, "valset": valset, **arguments}
         # A default is not given: `get_params` has all of them, and given values override the preset.
-        changed = {n: value for n, value in values.items() if n not in FIELDS or value != FIELDS[n].default}
+        changed = {name: value for name, value in values.items() if not _is_default(name, value)}
         self.config = configure(changed, type(self).__name__)
 
     def __getattr__(self, name: str) -> Any:
@@ -244,7 +245,10 @@ class OPROTeleprompter(Teleprompter):
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the constructor's arguments: name -> value."""
-        return {name: getattr(self.config, name) for name in FIELDS}
+        params = {name: getattr(self.config, name) for name in FIELDS}
+        if paper(self.config) and "pruner" not in self.config.given:
+            params["pruner"] = None  # "auto" would override the preset
+        return params
 
     def get_config(self) -> dict[str, Any]:
         """The given arguments as JSON. `from_config` makes the same teleprompter from it.
@@ -268,6 +272,15 @@ class OPROTeleprompter(Teleprompter):
             TypeError: The config has an unknown argument.
         """
         return cls(**from_json(config))
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a value counts as not given. "auto" for `pruner` is given: it overrides `auto="paper"`."""
+    if name not in FIELDS or name == "pruner":
+        return False
+    default = FIELDS[name].default
+    # An array or a table has an == that is no bool, and is no default.
+    return type(value) is type(default) and bool(value == default)
 
 
 OPRO = OPROTeleprompter

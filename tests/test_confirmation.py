@@ -213,6 +213,25 @@ def test_a_valset_too_small_to_confirm_is_left_out_and_the_trainset_confirms(num
     assert not set(seen.questions) & {example.question for example in task.valset(num_val)}
 
 
+@pytest.mark.parametrize("num_val", [20, 40])
+@pytest.mark.parametrize("max_metric_calls", [30, 60])
+def test_a_valset_that_the_budget_does_not_pay_for_is_left_out(max_metric_calls: int, num_val: int) -> None:
+    task = VocabularyTask(1)
+    with pytest.warns(UserWarning, match="The budget does not pay for the valset. The run leaves it out"):
+        program, _ = compiled(task, 60, max_metric_calls=max_metric_calls, valset=task.valset(num_val))
+    without, _ = compiled(task, 60, max_metric_calls=max_metric_calls)
+    assert program.opro_result.instructions == without.opro_result.instructions
+    assert len(program.opro_result.trials) == len(without.opro_result.trials)
+    assert (len(program.opro_result.trials) > 1) == (max_metric_calls == 60)
+
+
+def test_a_valset_that_selects_among_demos_of_scored_examples_stays(recwarn: pytest.WarningsRecorder) -> None:
+    task = VocabularyTask(1)
+    program, _ = compiled(task, 20, valset=task.valset(20), max_metric_calls=600, max_labeled_demos=4)
+    assert program.opro_result.selected_on == "valset"
+    assert not [str(w.message) for w in recwarn if "valset" in str(w.message)]
+
+
 def test_a_small_valset_chooses_the_result_if_nothing_is_to_be_confirmed() -> None:
     task = VocabularyTask(1)
     program, _ = compiled(task, 60, max_metric_calls=600, valset=task.valset(5), confirm=False)
@@ -224,6 +243,7 @@ def test_a_small_valset_chooses_the_result_if_nothing_is_to_be_confirmed() -> No
     [
         (30, {"max_metric_calls": 16}, True),
         (100, {"max_metric_calls": 150, "max_train_examples": 100}, True),
+        (100, {"max_full_evals": 1}, True),
         (60, {"max_metric_calls": 100}, False),
     ],
 )
@@ -233,4 +253,6 @@ def test_a_budget_that_pays_for_no_candidate_is_warned_of(
     program, _ = compiled(VocabularyTask(1), num_train, **options)
     told = [str(w.message) for w in recwarn if "tries no candidate" in str(w.message)]
     assert len(told) == is_told
+    budget = options.get("max_metric_calls", num_train)
+    assert all(f"The budget pays for scoring {budget} examples." in message for message in told)
     assert (len(program.opro_result.trials) == 1) == is_told

@@ -146,12 +146,18 @@ class OPROConfig(_Arguments):
     @field_validator("prompt_model", "task_model", mode="before")
     @classmethod
     def _model(cls, value: Any, info: Any) -> Any:
-        if not isinstance(value, (dspy.BaseLM, type(None))):
-            name = info.field_name
-            raise TypeError(f"{name} must be a dspy.LM, but is {value!r}. Write {name}=dspy.LM(...).")
+        name = info.field_name
+        return _checked_lm(value, name, f"{name}=dspy.LM(...)")
+
+    @field_validator("teacher_settings", mode="before")
+    @classmethod
+    def _teacher_settings(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            remedy = 'teacher_settings={"lm": dspy.LM(...)}'
+            _checked_lm(value.get("lm"), "teacher_settings['lm']", remedy)
         return value
 
-    @field_validator("pruner", "proposer", mode="before")
+    @field_validator("metric", "pruner", "proposer", "executor", mode="before")
     @classmethod
     def _instance(cls, value: Any) -> Any:
         if isinstance(value, type):
@@ -191,6 +197,9 @@ class OPROConfig(_Arguments):
         is_one = callable(value) or not isinstance(value, Iterable)
         items = [] if value is None else [value] if is_one else list(value)
         for item in items:
+            if isinstance(item, type):
+                name = item.__name__
+                raise ValueError(f"must be instances, but one is the class {name}. Write {name}(...).")
             if not callable(item):
                 raise ValueError(f"must hold callables, but got {item!r}.")
         return items
@@ -245,7 +254,7 @@ class OPROConfig(_Arguments):
                 preset.pop(name, None)
         if (self.max_metric_calls or self.max_full_evals) and not paper(self):
             preset.pop("num_candidates", None)  # a larger budget has larger rounds
-        if any(getattr(self, name) is not None for name in DEMOS):  # it says what kind of demos is wanted
+        if self.max_bootstrapped_demos == 0:  # no demos, or labeled ones alone
             preset = {name: value for name, value in preset.items() if name not in DEMOS}
         if self.num_trials is not None:
             if not paper(self):
@@ -276,6 +285,12 @@ def make_config(values: Mapping[str, Any]) -> OPROConfig:
         # pydantic reports an error for each type of a union. The message has the last one.
         sentences = {e["loc"][:1]: _sentence(dict(e)) for e in error.errors()}
         raise ValueError("\n".join(sentences.values())) from None
+
+
+def _checked_lm(value: Any, name: str, remedy: str) -> Any:
+    if not isinstance(value, (dspy.BaseLM, type(None))):
+        raise TypeError(f"{name} must be a dspy.LM, but is {value!r}. Write {remedy}.")
+    return value
 
 
 _RULES: Mapping[str, str] = {

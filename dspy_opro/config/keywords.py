@@ -30,7 +30,7 @@ EVAL_UNUSED = ("display_table", "save_as_csv", "save_as_json", "callback_metadat
 
 
 def _minibatch(value: Any) -> dict[str, Any]:
-    """False means pruner=None."""
+    """False means pruner=None. True, in `compile`, takes back the constructor's pruner=None."""
     return {} if value else {"pruner": None}
 
 
@@ -181,7 +181,10 @@ def configure(
     is_given = {name: value is not None or name in ("auto", "pruner") for name, value in arguments.items()}
     ours = {name: value for name, value in arguments.items() if name in FIELDS and is_given[name]}
     builtin = {name: value for name, value in arguments.items() if name not in FIELDS}
-    return make_config({**(before or {}), **ours, **translate(builtin, ours, where)})
+    before = dict(before or {})
+    if arguments.get("minibatch") and "pruner" in before and before["pruner"] is None:
+        before["pruner"] = "auto"
+    return make_config({**before, **ours, **translate(builtin, ours, where)})
 
 
 def shows_keywords(cls: T) -> T:

@@ -72,9 +72,19 @@ def data_sizes(config: OPROConfig, num_train: int, num_val: int) -> Sizes:
     num_for_demos = num_kept_for_demos(config, num_train)
     num_per_pass = min(num_train, config.max_train_examples or num_train) + num_val
     are_scored = most_demos(config) > 0 and num_for_demos == 0
-    sizes = _scored_sizes(config, num_train - num_for_demos, num_val, are_scored)
+    budget = _num_calls(config, num_per_pass)
+    sizes = _scored_sizes(config, num_train - num_for_demos, num_val, are_scored, budget)
     num_spare = num_for_demos if sizes.num_held_back and not num_val else 0
     return replace(sizes, num_per_pass=num_per_pass, num_for_demos=num_for_demos, num_spare=num_spare)
+
+
+def pays_for_valset(config: OPROConfig, num_train: int, num_val: int) -> bool:
+    """Whether the budget lets a valset confirm the result, or select where scored examples are demos."""
+    sizes = data_sizes(config, num_train, num_val)
+    budget = _num_calls(config, sizes.num_per_pass)
+    if budget is None or sizes.num_held_back:
+        return True
+    return budget >= LEAST_TO_VALIDATE and most_demos(config) > 0 and sizes.num_for_demos == 0
 
 
 def num_kept_for_demos(config: OPROConfig, num_train: int) -> int:
@@ -92,12 +102,21 @@ def most_demos(config: OPROConfig) -> int:
     return (config.max_bootstrapped_demos or 0) + (config.max_labeled_demos or 0)
 
 
-def _scored_sizes(config: OPROConfig, num_train: int, num_val: int, are_demos_scored: bool) -> Sizes:
-    """How many of the examples that score candidates are used for what."""
-    budget = config.max_metric_calls
+def _num_calls(config: OPROConfig, num_per_pass: int) -> int | None:
+    """The most examples that the run may score, as `max_metric_calls` or `max_full_evals` says."""
+    passes: int | None = config.max_full_evals
+    calls: int | None = config.max_metric_calls
+    return calls if passes is None else passes * num_per_pass
+
+
+def _scored_sizes(
+    config: OPROConfig, num_train: int, num_val: int, are_demos_scored: bool, budget: int | None
+) -> Sizes:
+    """How many of the examples that score candidates are used for what. `budget` is the most that may be scored."""
     affordable = _num_wanted(config, num_train)
     useful = affordable if num_val else _num_wanted(config, num_train, useful_examples)
-    limit = num_val if budget is None or paper(config) else affordable_examples(budget)
+    given = config.max_metric_calls  # `max_full_evals` is for full scores
+    limit = num_val if given is None or paper(config) else affordable_examples(given)
     without = Sizes(useful, min(num_val, limit), 0, 0)
     if not config.confirm or paper(config):
         return without
@@ -251,11 +270,7 @@ def _pruner(config: OPROConfig, num_train: int) -> Pruner:
 def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     """Examples that the rounds may score: the budget without the examples that confirm the result."""
     num_train, num_val = sizes.num_train, sizes.num_val
-    least = num_train + num_val
-    passes: int | None = config.max_full_evals
-    budget: int | None = config.max_metric_calls
-    if passes is not None:
-        return max(least, passes * sizes.num_per_pass - 2 * sizes.num_held_back)
+    least, budget = num_train + num_val, _num_calls(config, sizes.num_per_pass)
     if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "

@@ -14,8 +14,8 @@ from dspy_opro.programs.program import Program, check_examples, num_inputs, same
 from dspy_opro.search.reserve import FEWEST_FRESH
 from dspy_opro.search.tasks import rng, scored_example
 
-from .arguments import FIELDS, OPROConfig, paper, warn
-from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos
+from .arguments import DEMOS, FIELDS, OPROConfig, paper, warn
+from .plan import Sizes, data_sizes, most_demos, num_kept_for_demos, pays_for_valset
 
 MOST_REPEATED = 0.05
 """A share of the trainset. More examples that repeat the inputs of others make the gain too high."""
@@ -77,12 +77,12 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         raise ValueError(f"{name} must be given, to OPROTeleprompter(...) or to compile(...), but is None.")
     _check_data(trainset, config.valset)
     program = Program(student)
-    if most_demos(config) and not most_demos(asked) and not _suits_demos(config, student, len(trainset)):
-        config = config.model_copy(update={"max_bootstrapped_demos": 0, "max_labeled_demos": 0})
+    if most_demos(config) and not _suits_demos(config, student, len(trainset)):
+        config = config.model_copy(update={name: 0 for name in DEMOS if getattr(asked, name) is None})
     _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     _warn_of_other_prices(config, prompt_model, student, teacher)
-    config = _without_few_for_validation(config)
+    config = _without_useless_valset(config, len(trainset))
     trainset, valset = list(trainset), list(config.valset or ())
     sizes = data_sizes(config, len(trainset), len(valset))
     train_order, val_order = _shuffled(config.seed, "order", trainset), _shuffled(config.seed, "val", valset)
@@ -105,15 +105,24 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     )
 
 
-def _without_few_for_validation(config: OPROConfig) -> OPROConfig:
-    """Leave out a valset that is too small to confirm the result: the trainset says more."""
+def _without_useless_valset(config: OPROConfig, num_train: int) -> OPROConfig:
+    """Leave out a valset that can't confirm the result, because it or the budget is too small."""
     number = len(config.valset or ())
-    if not config.confirm or paper(config) or not 0 < number < FEWEST_FRESH:
+    if not config.confirm or paper(config) or not number:
         return config
-    warn(
-        f"valset has {number} examples, and at least {FEWEST_FRESH} are needed to confirm the result. The run leaves "
-        "them out and confirms the result on train examples. Give more, or confirm=False to choose the result on them."
-    )
+    if number < FEWEST_FRESH:
+        warn(
+            f"valset has {number} examples, and at least {FEWEST_FRESH} are needed to confirm the result. The run "
+            "leaves them out and confirms the result on train examples. Give more, or confirm=False to choose the "
+            "result on them."
+        )
+    elif not pays_for_valset(config, num_train, number):
+        warn(
+            "The budget does not pay for the valset. The run leaves it out and scores its candidates on the trainset "
+            "alone. Give a larger budget, or confirm=False to choose the result on the valset."
+        )
+    else:
+        return config
     without: OPROConfig = config.model_copy(update={"valset": None})
     return without
 
@@ -219,9 +228,11 @@ def _check_data(trainset: Sequence[Any], valset: Sequence[Any] | None) -> None:
 
 
 def _prompt_model(config: OPROConfig, student: dspy.Module) -> Any:
-    """The optimizer LM. Checks that every predictor has an LM, too."""
+    """The optimizer LM. Checks that every predictor has an LM, too, unless the user's own code may set one."""
     default = dspy.settings.lm
-    if default is None and config.task_model is None:
+    modules = [type(module) for _, module in student.named_sub_modules(dspy.Module)]
+    has_own_code = any(module.__module__.partition(".")[0] != "dspy" for module in modules)
+    if default is None and config.task_model is None and not has_own_code:
         bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
         if bare:
             predictors = f"predictor{'s' * (len(bare) > 1)} {', '.join(map(repr, bare))}"

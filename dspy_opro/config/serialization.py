@@ -74,6 +74,7 @@ def encode(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         return _mapping(value, place)
     if isinstance(value, dspy.BaseLM):
+        _check_module(type(value), place)
         return {"$lm": _state(value, dump_lm, place)}
     if isinstance(value, functools.partial):
         return {"$partial": encode([value.func, list(value.args), dict(value.keywords)], place)}
@@ -107,6 +108,7 @@ def _callable(value: Any, place: str) -> dict[str, Any]:
     if "<locals>" in name:
         what = f"is {name}, which exists inside a function only and has no import path"
         raise refusal(place, what, remedy)
+    _check_module(value, place)
     path = _path(value.__module__, name, value)
     try:
         found = import_name(path, place)
@@ -115,6 +117,13 @@ def _callable(value: Any, place: str) -> dict[str, Any]:
     if found != value:
         raise refusal(place, f"is not the object that can be imported as {path}", remedy)
     return {"$import": path}
+
+
+def _check_module(value: Any, place: str) -> None:
+    """Refuse what a script or a notebook defines. Another one may have something else of that name."""
+    if value.__module__ == "__main__":
+        what = f"is {value.__qualname__} of __main__, which another process does not have"
+        raise refusal(place, what, "Define it in a module and import it.")
 
 
 def _path(module: str, name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -50,7 +51,8 @@ class Metric:
         num_required = _num_required(function)
         self._num_extra = max(0, num_required - 2)
         self._takes_trace = _takes_trace(function)
-        self.takes_predictor = num_required == 5 or _names_predictor(function)
+        self._keywords = _keywords(function)
+        self.takes_predictor = num_required == 5 or self._keywords >= {"pred_name", "pred_trace"}
         """Whether it gives feedback on single predictors."""
 
     def __call__(self, example: Any, prediction: Any) -> Any:
@@ -65,7 +67,12 @@ class Metric:
 
     def for_predictor(self, example: Any, prediction: Any, trace: Any, name: str, own_trace: Any) -> Any:
         """Call a metric with `takes_predictor`, as dspy.GEPA does for its feedback on the predictor `name`."""
-        return self._call(example, prediction, trace, name, own_trace)
+        if not self._keywords >= {"pred_name", "pred_trace"}:
+            return self._call(example, prediction, trace, name, own_trace)
+        given = {"trace": trace, "pred_name": name, "pred_trace": own_trace}
+        keywords = {name: value for name, value in given.items() if name in self._keywords}
+        positional = [trace] if self._takes_trace and "trace" not in keywords else []
+        return self._call(example, prediction, *positional, **keywords)
 
 
 def _takes_trace(function: Callable[..., Any]) -> bool:
@@ -90,11 +97,15 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def _names_predictor(function: Callable[..., Any]) -> bool:
+def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+    """The arguments that can be given by name, without those that a partial has given."""
     try:
-        return {"pred_name", "pred_trace"} <= set(_signature(function).parameters)
+        parameters = _signature(function).parameters.values()
     except (TypeError, ValueError):
-        return False
+        return frozenset()
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return frozenset(p.name for p in parameters if p.kind in kinds and p.name not in bound)
 
 
 def _num_required(function: Callable[..., Any]) -> int:

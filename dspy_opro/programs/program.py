@@ -15,7 +15,7 @@ import dspy
 from dspy_opro.search.trajectory import Candidate
 
 from .compat import copy_lm, defines, task_text
-from .values import as_json, fields, shown, storable
+from .values import as_key, fields, shown, storable
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
     """Check that a dataset is usable.
 
     Raises:
-        ValueError: It is empty, or an example does not say which of its fields are inputs.
+        ValueError: It is empty, or an example does not say which of its fields are inputs, or has none of these.
         TypeError: One of its items is not a `dspy.Example`.
     """
     if not examples:
@@ -217,17 +217,21 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example):
             raise TypeError(f"{name}[{index}] must be a dspy.Example, but is {type(example).__name__}.")
-        if getattr(example, "_input_keys", None) is None:
+        inputs = getattr(example, "_input_keys", None)
+        if inputs is None:
             rule = "does not say which fields are inputs: call .with_inputs(...) on it."
+            raise ValueError(f"{name}[{index}] {rule}")
+        if inputs and not len(example.inputs()):
+            rule = f"has none of its inputs {sorted(inputs)}; its fields are {', '.join(fields(example))}."
             raise ValueError(f"{name}[{index}] {rule}")
 
 
 def num_inputs(examples: Sequence[Any]) -> int:
     """How many different inputs the examples have."""
-    return len({as_json(fields(example.inputs())) for example in examples})
+    return len({as_key(fields(example.inputs())) for example in examples})
 
 
 def same_inputs(trainset: Sequence[Any], valset: Sequence[Any]) -> int:
     """How many validation examples have the same inputs as a train example."""
-    train, val = ([as_json(fields(example.inputs())) for example in data] for data in (trainset, valset))
+    train, val = ([as_key(fields(example.inputs())) for example in data] for data in (trainset, valset))
     return sum(map(set(train).__contains__, val))

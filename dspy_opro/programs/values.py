@@ -13,6 +13,8 @@ import dspy
 # DSPy 3.0 to 3.4 mark images, audio and files in a text like this. Between the marks is JSON, in 3.0.0 the repr of a
 # list.
 _MEDIA = re.compile(r"<<CUSTOM-TYPE-START-IDENTIFIER>>.*?<<CUSTOM-TYPE-END-IDENTIFIER>>", re.DOTALL)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
+"""In the text of an object without a `__repr__`. It differs in every process."""
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\*["']""")
 
@@ -29,7 +31,9 @@ def shown(value: Any) -> str:
         kind = _KIND.search(match.group())
         return f"<{kind.group(1) if kind else 'media'}>"
 
-    return storable(_MEDIA.sub(name, str(plain(value))))
+    given = plain(value)
+    text = given if isinstance(given, str) else _ADDRESS.sub("", str(given))
+    return storable(_MEDIA.sub(name, text))
 
 
 def storable(text: str) -> str:
@@ -66,6 +70,11 @@ _CONVERSIONS = ("model_dump", "toDict", "tolist", "isoformat")
 def as_json(value: Any) -> str:
     """A value as JSON. The text is the same in every process: keys and sets are sorted, addresses are left out."""
     return json.dumps(plain(value), sort_keys=True, default=_name)
+
+
+def as_key(value: Any) -> str:
+    """A value as text to compare in this process. An object without a text of its own equals only itself."""
+    return json.dumps(plain(value), sort_keys=True, default=str)
 
 
 def _name(value: Any) -> str:

@@ -6,15 +6,19 @@ import copy
 import inspect
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from dspy.evaluate import SemanticF1
 
 from dspy_opro import OPRO, OPROTeleprompter
 from dspy_opro.config.arguments import OPROConfig, make_config, paper, unknown_keyword
 from dspy_opro.proposers.opro import OPROProposer
 from dspy_opro.search.pruners import Halving
+from dspy_opro.search.stoppers import Patience
 
 
 def metric(example: Any, prediction: Any) -> float:
@@ -66,6 +70,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"callbacks": ["print"]}, "callbacks must hold callables, but got 'print'."),
         ({"trainset": 3}, "trainset must be a list of dspy.Example, but got 3."),
         ({"trainset": "text"}, "trainset must be a list of dspy.Example, but got 'text'."),
+        ({"trainset": numpy.zeros(2)}, "trainset must be a list of dspy.Example, but got array([0., 0.])."),
         ({"valset": iter([])}, "valset must be a list of dspy.Example, but got <list_iterato"),
         (
             {"metric": [1, 2]},
@@ -81,6 +86,23 @@ def metric(example: Any, prediction: Any) -> float:
             {"proposer": OPROProposer},
             "proposer must be an instance, but is the class OPROProposer. Write OPROPropos",
         ),
+        (
+            {"metric": SemanticF1},
+            "metric must be an instance, but is the class SemanticF1. Write SemanticF1().",
+        ),
+        (
+            {"executor": ThreadPoolExecutor},
+            "executor must be an instance, but is the class ThreadPoolExecutor. Writ",
+        ),
+        (
+            {"stoppers": [Patience]},
+            "stoppers must be instances, but one is the class Patience. Write Patience(...).",
+        ),
+        (
+            {"stoppers": Patience},
+            "stoppers must be instances, but one is the class Patience. Write Patience(...).",
+        ),
+        ({"callbacks": [dict]}, "callbacks must be instances, but one is the class dict. Write dict(...)."),
         ({"name": 3}, "name must be a text, but got 3."),
         ({"log_dir": 3}, "log_dir must be a path, but got 3."),
     ],
@@ -146,6 +168,15 @@ def test_a_model_by_its_name_is_refused_at_once(name: str) -> None:
         OPROTeleprompter(metric, **{name: "openai/gpt-4o"})
 
 
+def test_a_teachers_model_by_its_name_is_refused_at_once() -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"teacher_settings\['lm'\] must be a dspy.LM, but is 'openai/x'. Write teacher_settings=",
+    ):
+        OPROTeleprompter(metric, teacher_settings={"lm": "openai/x"})
+    assert OPROTeleprompter(metric, teacher_settings={"lm": None}).teacher_settings == {"lm": None}
+
+
 def test_a_keyword_that_is_like_nothing_has_no_hint() -> None:
     assert "Did you mean" not in str(unknown_keyword("zzz", OPROConfig.model_fields, "compile"))
 
@@ -174,6 +205,7 @@ def test_one_callable_is_a_list_of_one(values: dict[str, Any]) -> None:
         ({"num_rounds": 3}, {"num_rounds": 3, "patience": 4}),
         ({"auto": "heavy", "max_train_examples": 50}, {"max_train_examples": 50, "num_rounds": 10}),
         ({"pruner": None}, {"pruner": None}),
+        ({"auto": "paper", "pruner": "auto"}, {"pruner": "auto", "num_rounds": 200}),
         ({"lag": 0}, {"lag": 0}),
         ({"auto": None, "num_rounds": 3}, {"num_rounds": 3, "patience": None, "max_train_examples": None}),
         ({"num_trials": 20}, {"num_rounds": 3}),
@@ -187,6 +219,25 @@ def test_one_callable_is_a_list_of_one(values: dict[str, Any]) -> None:
 def test_a_preset_fills_what_is_not_given(values: dict[str, Any], expected: dict[str, Any]) -> None:
     resolved = OPROTeleprompter(metric, **values).config.resolve()
     assert {name: getattr(resolved, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "demos"),
+    [
+        ({}, (4, 4)),
+        ({"max_labeled_demos": 0}, (4, 0)),
+        ({"max_labeled_demos": 16}, (4, 16)),
+        ({"max_bootstrapped_demos": 2}, (2, 4)),
+        ({"max_bootstrapped_demos": 0}, (0, None)),
+        ({"max_bootstrapped_demos": 0, "max_labeled_demos": 4}, (0, 4)),
+        ({"max_labeled_demos": 3, "auto": None, "num_rounds": 1}, (None, 3)),
+        ({"max_labeled_demos": 3, "auto": "paper"}, (None, 3)),
+    ],
+    ids=str,
+)
+def test_no_bootstrapped_demos_means_no_demos_of_the_preset(values: dict[str, Any], demos: Any) -> None:
+    resolved = OPROTeleprompter(metric, **values).config.resolve()
+    assert (resolved.max_bootstrapped_demos, resolved.max_labeled_demos) == demos
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -256,6 +307,16 @@ def test_params_are_a_copy() -> None:
     params["stoppers"] = [print]
     assert teleprompter.config.k_best == 7
     assert teleprompter.get_params()["stoppers"] == ()
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"pruner": None}, {"auto": "paper"}, {"auto": "paper", "pruner": "auto"}], ids=str
+)
+def test_params_make_a_teleprompter_that_runs_the_same(values: dict[str, Any]) -> None:
+    teleprompter = OPROTeleprompter(metric, **values)
+    again = OPROTeleprompter(**teleprompter.get_params())
+    assert again.config.resolve() == teleprompter.config.resolve()
+    assert again.get_params() == teleprompter.get_params()
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -155,6 +155,32 @@ def test_no_language_model_at_all() -> None:
         attempt({}, None)
 
 
+class OwnLM(dspy.Module):  # type: ignore[misc]
+    """Its LM is no attribute of a predictor, so only a call shows whether it has one."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.own, self.answer = lm, dspy.ChainOfThought("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        with dspy.context(lm=self.own or dspy.settings.lm):
+            return self.answer(question=question)
+
+
+def test_a_program_that_sets_its_language_model_itself_runs_without_a_global_one() -> None:
+    prompt_model = ScriptedLM(answer)
+    values = {"student": OwnLM(ScriptedLM(TASK.scorer)), "prompt_model": prompt_model, "task_model": None}
+    assert attempt(values, None).opro_result.baseline.num_failures == 0
+    with pytest.raises(TooManyErrors, match="No LM is loaded"):
+        attempt({**values, "student": OwnLM(None)}, None)
+
+
+def test_a_program_of_dspys_modules_alone_needs_a_language_model() -> None:
+    student = dspy.BestOfN(dspy.ChainOfThought("question -> answer"), 2, lambda given, found: 1.0, 1.0)
+    with pytest.raises(ValueError, match="No LM is configured for the program"):
+        attempt({"student": student, "prompt_model": ScriptedLM(answer), "task_model": None}, None)
+
+
 STORAGES: dict[Any, str] = {
     "foo": "storage 'foo' can't be opened: Could not parse",
     "postgres://me:secret@host/db?sslpassword=secret": "storage 'postgres://me:***@host/db?sslpassword=***' can't be "

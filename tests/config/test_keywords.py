@@ -12,7 +12,7 @@ import dspy
 import pytest
 from dspy.teleprompt import COPRO, GEPA, SIMBA, BootstrapFewShot, BootstrapFewShotWithRandomSearch, MIPROv2
 
-from dspy_opro import OPROTeleprompter
+from dspy_opro import Halving, OPROTeleprompter
 from dspy_opro.config.arguments import OPROConfig
 from dspy_opro.config.keywords import BUILTIN, Unused, configure, translate
 
@@ -124,6 +124,23 @@ def test_a_keyword_without_meaning_is_silent_at_the_value_that_it_has_there_by_d
 def test_minibatch_false_has_the_last_word() -> None:
     assert translate({"minibatch": False, "bsize": 5}, {}, "compile")["pruner"] is None
     assert translate({"bsize": 5, "minibatch": False}, {}, "compile")["pruner"] is None
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "pruner"),
+    [
+        ({"minibatch": False}, {"minibatch": True}, "auto"),
+        ({"minibatch": False}, {}, None),
+        ({"minibatch": False}, {"minibatch": True, "pruner": None}, None),
+        ({"pruner": Halving(first=2)}, {"minibatch": True}, Halving(first=2)),
+        ({"auto": "paper"}, {"minibatch": True}, None),
+    ],
+)
+def test_minibatch_true_takes_back_a_minibatch_false(
+    before: dict[str, Any], arguments: dict[str, Any], pruner: Any
+) -> None:
+    config = OPROTeleprompter(metric=len, **before).config
+    assert configure(arguments, "compile", config.given).resolve().pruner == pruner
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,17 @@ def test_examples_that_are_not_held_back_make_full_scores_better(
     assert data_sizes(make_config(values).resolve(), num_train, 0) == Sizes(*sizes, num_per_pass)
 
 
+@pytest.mark.parametrize("num_val", [0, 20, 60])
+@pytest.mark.parametrize("max_full_evals", [1, 2, 3, 10])
+def test_passes_are_a_budget_for_the_confirmation(max_full_evals: int, num_val: int) -> None:
+    options: dict[str, Any] = {"auto": None, "max_full_evals": max_full_evals, "confirm": True}
+    found = plan(num_train=100, num_val=num_val, **options)
+    calls = max_full_evals * (100 + num_val)
+    assert 2 * found.num_held_back <= 0.15 * calls
+    assert found.max_metric_calls == calls - 2 * found.num_held_back
+    assert (found.num_held_back > 0) == (calls >= 120)
+
+
 def test_the_forecast_counts_the_examples_that_confirm_the_result() -> None:
     config, planned = search(auto="light", max_metric_calls=200, confirm=True)
     assert planned.plan.num_held_back == 15

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,39 @@ def test_a_pruner_is_named_by_its_public_path() -> None:
 @pytest.mark.parametrize("metric", [exact, Judge.always, VocabularyTask.metric, max])
 def test_functions_go_by_their_import_path(metric: Any) -> None:
     assert there_and_back(metric=metric).config.metric == metric
+
+
+def main_function(example: Any, prediction: Any) -> float:
+    return 1.0
+
+
+class MainJudge(Judge):
+    pass
+
+
+class MainLM(dspy.LM):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": main_function}, "metric can't be written to a config: it is main_function of __main__, which an"),
+        ({"metric": MainJudge.always}, "metric can't be .* it is Judge.always of __main__"),
+        ({"metric": MainJudge()}, "metric can't be .* it is MainJudge of __main__, .* Define it in a module"),
+        ({"stoppers": [MainJudge().gently]}, r"stoppers\[0\] can't be .* it is MainJudge of __main__"),
+        ({"prompt_model": MainLM("openai/x")}, "prompt_model can't be .* it is MainLM of __main__"),
+    ],
+)  # fmt: skip
+def test_what_a_script_defines_is_refused(
+    arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another script would find something of its own by that name."""
+    for value in (main_function, MainJudge, Judge.always.__func__, MainLM):
+        monkeypatch.setattr(value, "__module__", "__main__")
+        monkeypatch.setattr(sys.modules["__main__"], value.__name__, value, raising=False)
+    with pytest.raises(ValueError, match=message):
+        OPROTeleprompter(**arguments).get_config()
 
 
 def test_objects_go_by_their_class_and_arguments() -> None:

@@ -61,7 +61,8 @@ def test_the_students_demos_are_kept(num_examples: int) -> None:
         (64, {"max_metric_calls": 100}, True),
         (64, {"auto": None}, False),
         (64, {"auto": "paper"}, False),
-        (64, {"max_labeled_demos": 0}, False),
+        (64, {"max_bootstrapped_demos": 0}, False),
+        (31, {"max_labeled_demos": 0}, False),
         # A round of two has no room beside these.
         (64, {"initial_instructions": ["One {product}.", "Two {product}."]}, False),
     ],
@@ -71,6 +72,19 @@ def test_a_preset_searches_for_demos_where_they_need_not_be_scored_examples(
 ) -> None:
     best = teleprompter(**changes).compile(dspy.Predict(QA), trainset=trainset(num_examples))
     assert searches_demos(best) is are_searched
+
+
+@pytest.mark.parametrize("num_examples", [20, 64])
+def test_a_preset_adds_bootstrapped_demos_to_labeled_ones_only_where_they_need_not_be_scored_examples(
+    num_examples: int,
+) -> None:
+    optimizer = teleprompter(max_labeled_demos=2, num_candidates=4)
+    best = optimizer.compile(dspy.Predict(QA), trainset=trainset(num_examples))
+    assert searches_demos(best)
+    trials = best.opro_result.trajectory.trials
+    sets = [t.candidate.demos for t in trials if t.candidate.demo_set is not None]
+    has_bootstrapped = any(demo.get("augmented") for demos in sets for demo in json.loads(demos["self"]))
+    assert has_bootstrapped is (num_examples == 64)
 
 
 def test_a_preset_bootstraps_from_the_users_teacher(recwarn: pytest.WarningsRecorder) -> None:

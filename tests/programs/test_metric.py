@@ -211,6 +211,49 @@ def test_only_an_argument_for_a_trace_gets_one(metric: Any, is_given: bool) -> N
     assert Metric(metric)(EXAMPLE, PREDICTION) in (None, False, 0.5)
 
 
+def keyword_only(
+    gold: Any, pred: Any, trace: Any = None, *, pred_name: Any = None, pred_trace: Any = None
+) -> Any:
+    return trace, pred_name, pred_trace
+
+
+def only_names(gold: Any, pred: Any, *, pred_name: Any = None, pred_trace: Any = None) -> Any:
+    return None, pred_name, pred_trace
+
+
+def all_keyword_only(
+    gold: Any, pred: Any, *, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+) -> Any:
+    return trace, pred_name, pred_trace
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (keyword_only, ("trace", "name", "own")),
+        (only_names, (None, "name", "own")),
+        (all_keyword_only, ("trace", "name", "own")),
+        (lambda g, p, t, n, o: (t, n, o), ("trace", "name", "own")),
+        (
+            lambda g, p, trace=None, pred_name=None, pred_trace=None: (trace, pred_name, pred_trace),
+            ("trace", "name", "own"),
+        ),
+        (lambda g, p, t, pred_name, pred_trace: (t, pred_name, pred_trace), ("trace", "name", "own")),
+        (functools.partial(keyword_only, trace="mine"), ("mine", "name", "own")),
+    ],
+)
+def test_a_metric_gets_a_predictors_name_and_trace_as_it_takes_them(metric: Any, expected: Any) -> None:
+    called = Metric(metric)
+    assert called.takes_predictor
+    assert called.for_predictor(EXAMPLE, PREDICTION, "trace", "name", "own") == expected
+
+
+def test_a_partial_that_binds_the_predictor_gives_no_feedback_on_predictors() -> None:
+    metric = Metric(functools.partial(gepa, pred_name=None, pred_trace=None))
+    assert not metric.takes_predictor
+    assert to_score(metric(EXAMPLE, PREDICTION)).value == 1.0
+
+
 def test_a_metric_of_four_arguments_is_refused() -> None:
     def four(example: Any, prediction: Any, trace: Any, pred_name: Any) -> float:
         return 1.0

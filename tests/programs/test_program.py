@@ -15,6 +15,7 @@ from dspy_opro.programs.program import (
     check_examples,
     describe,
     is_async_only,
+    num_inputs,
     output_text,
     same_inputs,
     shorten,
@@ -250,11 +251,32 @@ def example(**values: Any) -> Any:
             ValueError,
             r"trainset\[1\] does not say which fields are inputs: call .with_inputs\(...\) on it.",
         ),
+        (
+            [example(q=1), dspy.Example(question="?", answer="!").with_inputs("qestion", "q")],
+            ValueError,
+            r"trainset\[1\] has none of its inputs \['q', 'qestion'\]; its fields are question, answer\.",
+        ),
     ],
 )
 def test_data_that_cannot_be_used(examples: list[Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         check_examples(examples, "trainset")
+
+
+def test_a_program_without_inputs_and_an_input_that_some_examples_lack_are_fine() -> None:
+    check_examples(
+        [dspy.Example(a=1).with_inputs(), dspy.Example(q=1).with_inputs("q", "context")], "trainset"
+    )
+
+
+def test_objects_without_a_text_of_their_own_are_different_inputs() -> None:
+    class Doc:
+        pass
+
+    shared = Doc()
+    train = [example(q=Doc()), example(q=[shared]), example(q=[shared]), example(q={"of": Doc})]
+    assert num_inputs(train) == 3
+    assert same_inputs(train, [example(q=Doc()), example(q=[shared])]) == 1
 
 
 def test_shared_examples_are_counted_by_their_inputs() -> None:

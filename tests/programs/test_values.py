@@ -55,6 +55,16 @@ def test_an_image_is_named_and_not_sent(value: Any) -> None:
     assert len(text) < 30
 
 
+def test_the_address_of_an_object_is_not_shown() -> None:
+    class Doc:
+        pass
+
+    name = f"<{__name__}.test_the_address_of_an_object_is_not_shown.<locals>.Doc object>"
+    assert shown(Doc()) == name
+    assert shown({"docs": [Doc()]}) == f"{{'docs': [{name}]}}"
+    assert shown("<f at 0x7f9c>") == "<f at 0x7f9c>"
+
+
 def test_what_datasets_add_is_no_data() -> None:
     assert fields(dspy.Example(question="?", dspy_uuid="4d26", dspy_split="train")) == {"question": "?"}
 

@@ -186,7 +186,7 @@ def test_one_example_gives_no_interval(confirm: bool) -> None:
 
 
 def test_examples_that_were_kept_for_demos_confirm_a_program_without_demos() -> None:
-    program, _ = compiled(VocabularyTask(1), 64)
+    program, _ = compiled(VocabularyTask(5), 64)
     result = program.opro_result
     assert result.best.id != result.baseline.id
     assert result.best.candidate.demo_set is None

@@ -100,7 +100,7 @@ def test_the_same_plan_and_more_rounds_carry_nothing(tmp_path: Path) -> None:
 
 def test_what_was_returned_without_a_confirmation_is_no_program_to_fall_back_on(tmp_path: Path) -> None:
     """Every instruction is as good as the student's, so a run without a confirmation returns a lucky one."""
-    task, same = VocabularyTask(3, base=0.5, signal=0, noise=1), {"num_val": 0, "auto": None}
+    task, same = VocabularyTask(2, base=0.5, signal=0, noise=1), {"num_val": 0, "auto": None}
     first = compile_(task, tmp_path, confirm=False, num_rounds=3, **same).opro_result
     assert first.returned != first.baseline.id
     second = compile_(task, tmp_path, num_rounds=3, **same).opro_result

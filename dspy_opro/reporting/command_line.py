@@ -1,7 +1,7 @@
 """`dspy-opro`: shows and exports runs. It needs neither the program, nor the data, nor an LM.
 
 Exit codes: 0 success; 1 no such run, or the command does not work with it; 2 wrong usage; 3 the watched run ended
-with an error.
+with an error, or its process was killed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError  # Optuna needs it, too
 from dspy_opro.programs.secrets import without_password
 
 from .recorded import Run, find_runs
-from .result import counted, known_cost
+from .result import NOT_ENDED, counted, known_cost
 
+RUNNING = "running"
 target = click.argument("target")
 study = click.option("--study", metavar="NAME", help="The run's name, if TARGET has several.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -108,8 +109,8 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
                 f"round {row['rounds']}: {_scores(row)}, {row['examples']:,} examples scored, {row['state']}"
             )
             click.echo(json.dumps(row, ensure_ascii=False) if as_json else line)
-        if not run.is_running:
-            raise SystemExit(3 if row["state"] == "error" else 0)
+        if row["state"] != RUNNING:
+            raise SystemExit(3 if row["state"] in ("error", NOT_ENDED) else 0)
         before = row
         time.sleep(interval)
 
@@ -187,14 +188,15 @@ def _run(target: str, name: str | None) -> Run:
 
 
 def _row(run: Run) -> dict[str, Any]:
+    is_running = run.is_running  # before the result is read: the run may end in between
     result = run.result()
     has_score = bool(result.curve)
     return {
         "name": run.name,
-        "state": "running" if run.is_running else result.stop_reason,
+        "state": RUNNING if is_running else result.stop_reason,
         "rounds": max(0, len(result.curve) - 1),
         "trials": len(result.trajectory),
-        "student": result.curve[0] if has_score else None,
+        "student": result.baseline.score if has_score else None,
         "best": result.best_score if has_score else None,
         "decided_on": result.selected_on,
         "examples": result.usage.metric_calls,

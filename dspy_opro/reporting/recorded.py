@@ -17,7 +17,7 @@ from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, as_co
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
 from dspy_opro.storage.result_log import Record, ResultLog
-from dspy_opro.storage.run_storage import LOG_SUFFIX
+from dspy_opro.storage.run_storage import LOG_SUFFIX, OPENED_BY
 from dspy_opro.storage.trials import Outcomes, is_decided, read_trial
 
 from .examples import Examples, ExampleText
@@ -42,7 +42,13 @@ class Run:
     def is_running(self) -> bool:
         """Whether a process runs it. If its log directory can't tell: whether no end is on record."""
         is_in_directory = None if self.directory is None else is_in_use(self.directory)
-        return "stop_reason" not in self.study.user_attrs if is_in_directory is None else is_in_directory
+        return not self._has_end if is_in_directory is None else is_in_directory
+
+    @property
+    def _has_end(self) -> bool:
+        """Whether its latest process has recorded an end. The end of an earlier process stays in the study."""
+        attrs = self.study.user_attrs
+        return "stop_reason" in attrs and attrs.get(OPENED_BY) is None
 
     @property
     def best_program(self) -> Path | None:
@@ -81,10 +87,10 @@ class Run:
             for position, outcome in enumerate(row)
             if outcome is not None and outcome.error is not None
         ]
-        number = self.study.user_attrs.get("returned_trial")
+        has_end = not self.is_running and self._has_end
+        number = self.study.user_attrs.get("returned_trial") if has_end else None
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         config = None if self.directory is None else self.directory / CONFIG
-        has_end = not self.is_running and "stop_reason" in self.study.user_attrs
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
@@ -96,7 +102,7 @@ class Run:
             selected_on="valset" if any(t.valset_score is not None for t in trials) else "trainset",
             config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
             study_name=self.name,
-            returned=returned if has_end else "",
+            returned=returned,
             gain=_gain(trajectory, outcomes, returned),
             data=_examples(trajectory, outcomes, returned),
         )

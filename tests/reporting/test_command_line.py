@@ -19,6 +19,7 @@ from dspy_opro import OPRO
 from dspy_opro.reporting.command_line import main
 from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
+from dspy_opro.reporting.report import page
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.runs import TASK, TRAINSET, VALSET, is_proposal, metric, propose
 
@@ -158,6 +159,16 @@ def test_a_result_is_out_of_date_once_the_run_goes_on(tmp_path: Path) -> None:
     assert recorded.result().to_dicts() == stopped.to_dicts()
 
 
+def test_the_student_of_a_run_with_another_plan_keeps_its_own_score(tmp_path: Path) -> None:
+    arguments = {"trainset": TASK.trainset(60), "valset": None, "confirm": False, "log_dir": tmp_path}
+    compiled(**arguments, num_rounds=1)
+    result = compiled(**arguments, num_rounds=4)
+    student = result.baseline.score
+    assert result.curve[0] > student  # the best program on record is scored together with the student
+    assert json.loads(run("list", tmp_path, "--json"))[0]["student"] == student
+    assert f'<span class="from">{student:.3f}</span>' in page(result)
+
+
 def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
     directory, url, result = runs
     for arguments in ([directory], [url, "--study", "first"]):
@@ -263,10 +274,43 @@ def slow(call):
 lm = ScriptedLM(slow)
 result = OPRO(
     metric, prompt_model=lm, task_model=lm, log_dir=sys.argv[1], auto=None, timeout_seconds=60, num_threads=2,
-    display_progress=False,
+    display_progress=False, seed=6,
 ).compile(TASK.student(), trainset=TRAINSET).opro_result
 print(result.stop_reason)
 """
+
+
+def begin(directory: Path, num_trials: int = 1) -> subprocess.Popen[str]:
+    """Start `LONG_RUN`, and wait until it has decided so many trials."""
+    command = [sys.executable, "-W", "ignore", "-c", LONG_RUN, str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    until = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(ValueError):  # the run is not on record yet
+            (recorded,) = find_runs(str(directory))
+            if len(recorded.result().trials) >= num_trials:
+                return process
+        if time.monotonic() > until or process.poll() is not None:
+            process.kill()
+            raise AssertionError(f"{directory} has no {num_trials} trials")
+        time.sleep(0.1)
+
+
+def test_a_resumed_run_has_not_ended_until_its_own_end(tmp_path: Path) -> None:
+    directory = tmp_path / "qa"
+    first = compiled(valset=None, log_dir=directory, num_rounds=1)
+    process = begin(directory, len(first.trials) + 1)
+    try:
+        (recorded,) = find_runs(str(directory))
+        assert recorded.is_running and recorded.result().stop_reason == "not ended"
+    finally:
+        process.kill()
+        process.wait()
+    assert not recorded.is_running
+    assert (recorded.result().stop_reason, recorded.result().returned) == ("not ended", "")
+    assert replace(recorded, directory=None).is_running  # without a directory nobody can tell
+    assert json.loads(run("list", directory, "--json"))[0]["state"] == "not ended"
+    run("watch", directory, code=3)
 
 
 def test_a_run_under_way_is_watched_and_stopped(tmp_path: Path) -> None:

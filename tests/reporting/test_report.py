@@ -351,6 +351,16 @@ def test_the_headline_is_the_gain_on_unseen_examples_where_there_are_some() -> N
     assert "The search itself saw 0.250 → 0.750 on the trainset." in found
 
 
+def test_a_curve_that_begins_with_the_best_program_on_record_does_not_change_the_students_score() -> None:
+    resumed = {"curve": (0.5, 0.5, 0.75, 0.75)}  # round 0 scored the best program on record, too
+    assert "0.250 → 0.750 +0.500 mean score on the trainset" in Page(page(result(**resumed))).text
+    assert "The search itself saw 0.250 → 0.750" in Page(page(result(**resumed, gain=interval("fresh")))).text
+    area, same = (
+        re.search(r'd="[^"]* V([\d.]+) Z" class="area"', page(r)) for r in (result(**resumed), result())
+    )
+    assert area is not None and same is not None and area[1] == same[1]
+
+
 def test_without_unseen_examples_the_gain_is_corrected() -> None:
     found = Page(page(result(gain=interval("selected", 0.1)))).text
     assert "0.250 → 0.750 +0.500 mean score on the trainset" in found

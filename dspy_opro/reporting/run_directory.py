@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dspy_opro.programs.errors import in_brief
-from dspy_opro.storage.lock import IS_AVAILABLE, FileLock
+from dspy_opro.storage.lock import IS_AVAILABLE, FileLock, is_locked
 
 logger = logging.getLogger("dspy_opro")
 
@@ -113,18 +113,10 @@ class RunDirectory:
 
 
 def is_in_use(path: Path) -> bool | None:
-    """Whether a process runs in the directory. None on Windows, where nobody knows."""
+    """Whether a process runs in the directory. None on Windows, and where the lock can't be read: nobody knows."""
     if not IS_AVAILABLE:
         return None
-    if not (path / LOCK).is_file():
-        return False
-    lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(seconds=0.0)
-    except TimeoutError:
-        return True
-    lock.release()
-    return False
+    return is_locked(path / LOCK) if (path / LOCK).is_file() else False
 
 
 class _LogFile(logging.FileHandler):

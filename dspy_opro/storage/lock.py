@@ -64,6 +64,22 @@ class FileLock:
         self.descriptor = -1
 
 
+def is_locked(path: str | os.PathLike[str]) -> bool | None:
+    """Whether someone holds the lock; None where the file can't tell. No right to write is needed, only to read."""
+    try:
+        with _opening:  # the lock of the probe ends with its only descriptor
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def _close(descriptor: int) -> None:
     with _opening:
         _descriptors.discard(descriptor)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dspy_opro.storage.lock import FileLock
+from dspy_opro.storage.lock import FileLock, is_locked
 
 FORKING = """
 import multiprocessing, os, signal, sys, time
@@ -113,3 +113,18 @@ def test_a_forked_child_that_releases_does_not_free_the_parents_lock(tmp_path: P
     with pytest.raises(TimeoutError):
         other.acquire(0.0)
     lock.release()
+
+
+def test_a_lock_can_be_probed_without_the_right_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "lock", FileLock(tmp_path / "lock")
+    assert is_locked(path) is None
+    lock.acquire(0.0)
+    assert is_locked(path) is True
+    lock.release()
+    assert is_locked(path) is False
+    monkeypatch.setattr(
+        "fcntl.flock", lambda descriptor, how: (_ for _ in ()).throw(OSError("no locks here"))
+    )
+    assert is_locked(path) is None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 
+from dspy_opro.programs.errors import in_brief
+from dspy_opro.programs.secrets import without_password
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
 from dspy_opro.search.tasks import Failure, scored_example
@@ -23,6 +29,8 @@ from dspy_opro.storage.trials import Outcomes, is_decided, read_trial
 from .examples import Examples, ExampleText
 from .result import NOT_ENDED, OPROResult
 from .run_directory import BEST, CONFIG, RESULT, STOP, is_in_use
+
+logger = logging.getLogger("dspy_opro")
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,10 @@ class Run:
         """
         whole = None if self.directory is None else self.directory / RESULT
         if whole is not None and whole.is_file() and not self.is_running:
-            return OPROResult.load(whole)
+            try:
+                return OPROResult.load(whole)
+            except ValueError as error:
+                _warn_of_damage(whole, in_brief(error))
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if is_decided(trial)]
         records = ResultLog(self.log, Outage()).read()
         outcomes = _outcomes(records, recorded[0].user_attrs["candidate_id"] if recorded else "")
@@ -90,7 +101,6 @@ class Run:
         has_end = not self.is_running and self._has_end
         number = self.study.user_attrs.get("returned_trial") if has_end else None
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
-        config = None if self.directory is None else self.directory / CONFIG
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
@@ -100,7 +110,7 @@ class Run:
             failures=tuple(failures[:1000]),
             num_failures=len(failures),
             selected_on="valset" if any(t.valset_score is not None for t in trials) else "trainset",
-            config=json.loads(config.read_text("utf-8")) if config is not None and config.is_file() else {},
+            config={} if self.directory is None else _config(self.directory),
             study_name=self.name,
             returned=returned,
             gain=_gain(trajectory, outcomes, returned),
@@ -121,13 +131,10 @@ def find_runs(target: str) -> list[Run]:
         if not directory.is_dir():
             raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
         storage = _storage_of(directory)
-    elif (
-        target.startswith("sqlite:///")
-        and not Path(target.partition("?")[0].removeprefix("sqlite:///")).is_file()
-    ):
+    elif not _is_there(target):
         raise ValueError(f"There is no database {target}.")
     with quiet_optuna():
-        backend = opened(storage)
+        backend = _opened_to_read(storage)
         names = {study.study_name for study in backend.get_all_studies()}
         own = sorted(name for name in names if f"{name}{LOG_SUFFIX}" in names)
         if directory is not None and isinstance(storage, str):  # a storage has runs of other directories, too
@@ -147,9 +154,38 @@ def find_runs(target: str) -> list[Run]:
     return runs
 
 
+def _opened_to_read(storage: Any) -> BaseStorage:
+    """The storage. Optuna would make its tables in a database that has none."""
+    try:
+        return opened(storage, makes_tables=False)
+    except StorageInternalError as error:
+        cause = error.__cause__ or error
+        if "version_info" in str(cause).partition("\n")[0]:  # the table that Optuna reads first
+            raise ValueError(f"{without_password(storage)} has no run of dspy_opro.") from error
+        raise cause from error
+
+
+def _is_there(url: str) -> bool:
+    """Whether a storage can exist. SQLite would make a file that does not."""
+    return not url.startswith("sqlite:///") or _file_of(url).is_file()
+
+
+def _file_of(url: str) -> Path:
+    return Path(url.partition("?")[0].removeprefix("sqlite:///"))
+
+
 def _config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        _warn_of_damage(path, in_brief(error))
+        return {}
+
+
+@cache
+def _warn_of_damage(path: Path, cause: str) -> None:
+    logger.warning("%s is damaged, and the run is shown without it: %s", path, cause)
 
 
 def _storage_of(directory: Path) -> Any:
@@ -161,6 +197,10 @@ def _storage_of(directory: Path) -> Any:
         raise ValueError(f"{directory} has no run of dspy_opro.")
     if "://" not in url or "***" in url:
         raise ValueError(f"The run of {directory} is in the storage {url}: give the URL of the storage.")
+    if not _is_there(url):
+        cause = f"its storage {url} is relative to another directory. Give its URL."
+        is_absolute = _file_of(url).is_absolute()
+        raise ValueError(f"There is no database {url}." if is_absolute else f"No run in {directory}: {cause}")
     return url
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
 from dspy_opro.programs.secrets import without_password
@@ -103,8 +103,8 @@ def storage_of(study: optuna.Study) -> tuple[BaseStorage, int]:
     return study._storage, study._study_id
 
 
-def opened(storage: str | BaseStorage | None) -> BaseStorage:
-    """A storage, also by its URL.
+def opened(storage: str | BaseStorage | None, makes_tables: bool = True) -> BaseStorage:
+    """A storage, also by its URL. With `makes_tables=False` a database stays as it is.
 
     Raises:
         ValueError: It can't be opened, however long one waits.
@@ -112,6 +112,8 @@ def opened(storage: str | BaseStorage | None) -> BaseStorage:
     try:
         if not isinstance(storage, (str, BaseStorage, type(None))):
             raise TypeError(f"it is of type {type(storage).__name__}")
+        if isinstance(storage, str) and not makes_tables:
+            storage = RDBStorage(storage, skip_table_creation=True)
         return optuna.storages.get_storage(storage)
     except Exception as error:
         if not _is_final(error):

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.exc import SQLAlchemyError  # Optuna needs it, too
 
+from dspy_opro.programs.errors import printable
 from dspy_opro.programs.secrets import without_password
+from dspy_opro.search.trajectory import Trial
 
 from .recorded import Run, find_runs
-from .result import NOT_ENDED, counted, known_cost
+from .result import NOT_ENDED, OPROResult, counted, known_cost
 
 RUNNING = "running"
 target = click.argument("target")
@@ -40,7 +43,7 @@ def main() -> None:
 @as_json
 def list_(target: str, as_json: bool) -> None:
     """List the runs in TARGET."""
-    rows = [_row(run) for run in _try(lambda: find_runs(target))]
+    rows = _try(lambda: [_row(run) for run in find_runs(target)])
     if as_json:
         _print_json(rows)
         return
@@ -59,21 +62,18 @@ def list_(target: str, as_json: bool) -> None:
 def show(target: str, study: str | None, trial: int | None, as_json: bool) -> None:
     """Show the result of a run and its best instructions."""
     run = _run(target, study)
-    result = run.result()
+    result = _try(run.result)
     trials = result.trajectory.trials
     if trial is not None and not 0 <= trial < len(trials):
         raise click.ClickException(f"The run has no trial {trial}, only the trials 0 to {len(trials) - 1}.")
     shown = trials[trial] if trial is not None else result.best if result.curve else None
     texts = {} if shown is None else dict(shown.candidate.instructions)
     if as_json:
-        _print_json({**_row(run), "instructions": texts, "trajectory": result.to_dicts()})
+        _print_json({**_try(lambda: _row(run)), "instructions": texts, "trajectory": result.to_dicts()})
         return
-    lines = []
-    if trial is not None and shown is not None:
-        lines.append(f"trial {trial}: {shown.state}, reward {result.reward_of(shown):.3f}")
-    click.echo("\n".join(lines or [result.summary()]))
+    click.echo(result.summary() if trial is None else f"trial {trial}: {_outcome(result, trials[trial])}")
     for name, text in texts.items():
-        click.echo(f"\n{click.style(name, bold=True)}\n{click.unstyle(text)}")
+        click.echo(f"\n{click.style(name, bold=True)}\n{printable(text)}")
 
 
 @main.command()
@@ -103,7 +103,7 @@ def watch(target: str, study: str | None, interval: float, as_json: bool) -> Non
     before: dict[str, Any] = {}
     while True:
         run = _run(target, study)
-        row = _row(run)
+        row = _try(partial(_row, run))
         if row != before:
             line = (
                 f"round {row['rounds']}: {_scores(row)}, {row['examples']:,} examples scored, {row['state']}"
@@ -135,19 +135,26 @@ def export(
     and --output it writes the file as without --json, and prints its name as JSON.
     """
     run = _run(target, study)
-    result = run.result()
+    result = _try(run.result)
     is_printed = as_json and output is None
     if what == "program":
         best = run.best_program
         if best is None:
-            raise click.ClickException("Only a log directory has the best program. Give the directory.")
+            raise click.ClickException(
+                "Only a log directory has the best program. Give the directory."
+                if run.directory is None
+                else "The run has no program yet: the student was not scored in full."
+            )
         _write(output, best.read_text("utf-8"))
     elif what == "prompts":
         texts = _try(lambda: result.instructions)
+        if result.best.candidate.demo_set is not None:
+            click.echo("The program also shows demos to the LM. Only `export program` has them.", err=True)
         if is_printed:
             _print_json(dict(texts))
         else:
-            _write(output, "\n\n".join(f"# {name}\n\n{text}" for name, text in texts.items()) + "\n")
+            text = "\n\n".join(f"# {name}\n\n{text}" for name, text in texts.items()) + "\n"
+            _write(output, printable(text) if output is None else text)
     elif is_printed:
         _print_json(result.to_dicts())
     elif format_ == "csv":
@@ -155,7 +162,7 @@ def export(
     elif output is None:
         raise click.UsageError("--format parquet needs --output.")
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        _try(lambda: output.parent.mkdir(parents=True, exist_ok=True))
         _try(lambda: result.to_dataframe().to_parquet(output, index=False))
     if as_json and output is not None:
         _print_json({"name": run.name, "output": str(output)})
@@ -206,6 +213,14 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
+def _outcome(result: OPROResult, trial: Trial) -> str:
+    """A trial in words. The reward of a dropped one is an estimate."""
+    reward, demos = f"{result.reward_of(trial):.3f}", trial.candidate.demo_set
+    if trial.state != "complete":
+        reward = f"≈ {reward}, estimate from {counted(trial.num_scored, 'example')}"
+    return f"{trial.state}, reward {reward}" + ("" if demos is None else f", demo set {demos}")
+
+
 def _scores(row: dict[str, Any]) -> str:
     if row["best"] is None:
         return "no score yet"
@@ -231,5 +246,5 @@ def _write(output: Path | None, text: str) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        _try(lambda: output.parent.mkdir(parents=True, exist_ok=True))
+        _try(lambda: output.write_text(text, encoding="utf-8"))

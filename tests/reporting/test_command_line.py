@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,14 +20,21 @@ from typing import Any
 import pytest
 
 from dspy_opro import OPRO
+from dspy_opro.reporting import recorded
 from dspy_opro.reporting.command_line import main
 from dspy_opro.reporting.heat_map import heat_maps
 from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.reporting.report import page
+from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.trajectory import Trajectory
 from dspy_opro.testing import LMCall, ScriptedLM
+from tests.results import result as handmade
+from tests.results import trial
 from tests.runs import TASK, TRAINSET, VALSET, is_proposal, metric, propose
 
 ROOT = Path(__file__).parent.parent.parent
+SEED = 2
+"""With this one a run finds a better instruction."""
 
 
 def answer(call: LMCall) -> Any:
@@ -48,7 +59,7 @@ def compiled(trainset: Any = TRAINSET, valset: Any = VALSET[:6], **values: Any) 
     values = {
         "num_rounds": 4,
         "confirm": not valset,
-        "seed": 6,
+        "seed": SEED,
         "display_progress": False,
         "prompt_model": lm,
         "task_model": lm,
@@ -98,8 +109,8 @@ def test_the_recorded_result_equals_the_result_of_the_run(
     runs: tuple[Path, str, Any], tmp_path: Path
 ) -> None:
     directory, _, result = runs
-    (recorded,) = find_runs(str(directory))
-    again = recorded.result()
+    (on_record,) = find_runs(str(directory))
+    again = on_record.result()
     assert again.to_dicts() == result.to_dicts()
     assert (again.usage, list(again.curve)) == (result.usage, list(result.curve))
     assert (again.stop_reason, again.trajectory.score_range) == (
@@ -154,19 +165,134 @@ def test_a_result_is_out_of_date_once_the_run_goes_on(tmp_path: Path) -> None:
     stopped = compiled(log_dir=tmp_path, num_rounds=3)
     second = json.loads((tmp_path / "result.json").read_text("utf-8"))
     assert (first["stop_reason"], second["stop_reason"]) == ("num_rounds", stopped.stop_reason)
-    (recorded,) = find_runs(str(tmp_path))
+    (on_record,) = find_runs(str(tmp_path))
     (tmp_path / "result.json").unlink()  # as after a kill: what is on record has to do
-    assert recorded.result().to_dicts() == stopped.to_dicts()
+    assert on_record.result().to_dicts() == stopped.to_dicts()
 
 
 def test_the_student_of_a_run_with_another_plan_keeps_its_own_score(tmp_path: Path) -> None:
     arguments = {"trainset": TASK.trainset(60), "valset": None, "confirm": False, "log_dir": tmp_path}
-    compiled(**arguments, num_rounds=1)
+    compiled(**arguments, num_rounds=3)
     result = compiled(**arguments, num_rounds=4)
     student = result.baseline.score
     assert result.curve[0] > student  # the best program on record is scored together with the student
     assert json.loads(run("list", tmp_path, "--json"))[0]["student"] == student
     assert f'<span class="from">{student:.3f}</span>' in page(result)
+
+
+def test_a_directory_that_can_only_be_read_is_shown(
+    runs: tuple[Path, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who may write everywhere."""
+    directory, opened = runs[0], os.open
+
+    def open_to_read(path: Any, flags: int, *mode: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", open_to_read)
+    assert json.loads(run("list", directory, "--json"))[0]["state"] == "num_rounds"
+    for command in (["show", directory], ["watch", directory], ["export", directory, "prompts"]):
+        run(*command)
+
+
+def test_an_error_while_a_run_is_read_is_one_line(
+    runs: tuple[Path, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(recorded, "is_in_use", fail)
+    for command in ("list", "show", "watch", "stop"):
+        assert run(command, runs[0], code=1).startswith("Error: [Errno 13] Permission denied")
+    assert run("export", runs[0], "prompts", code=1).startswith("Error: [Errno 13] Permission denied")
+
+
+def test_of_a_damaged_file_the_journal_takes_the_place(
+    runs: tuple[Path, str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result, copy = runs[2], tmp_path / "copy"
+    shutil.copytree(runs[0], copy)
+    for name in ("result.json", "config.json"):
+        (copy / name).write_text((copy / name).read_text("utf-8")[:40], "utf-8")
+    (row,) = json.loads(run("list", copy, "--json"))
+    assert (row["best"], row["state"]) == (result.best_score, result.stop_reason)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        f"{copy / 'result.json'} is damaged, and the run is shown without it",
+        f"{copy / 'config.json'} is damaged, and the run is shown without it",
+    ]
+    assert result.instructions["self"] in run("show", copy)
+
+
+def test_reading_makes_no_database_and_no_tables(
+    runs: tuple[Path, str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table customers (name)")
+        connection.commit()
+    before = database.read_bytes()
+    assert run("list", f"sqlite:///{database}", code=1).endswith("app.db has no run of dspy_opro.\n")
+    assert database.read_bytes() == before
+    directory = tmp_path / "qa"
+    directory.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for url, message in (
+        ("sqlite:///rel.db", "its storage sqlite:///rel.db is relative to another directory. Give its URL."),
+        (f"sqlite:///{tmp_path}/gone.db", f"There is no database sqlite:///{tmp_path}/gone.db."),
+    ):
+        (directory / "config.json").write_text(json.dumps({"storage": url}), "utf-8")
+        assert message in run("list", directory, code=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.db", "qa"]
+
+
+def test_a_directory_without_a_program_says_why(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "copy")
+    (tmp_path / "copy" / "best.json").unlink()
+    text = run("export", tmp_path / "copy", "program", code=1)
+    assert "The run has no program yet: the student was not scored in full." in text
+
+
+def with_demos(directory: Path) -> OPROResult:
+    """A finished run in the directory: the student, a dropped trial and the best one with demos and a colour."""
+    student = trial("Answer.", [0.0, 0.0])
+    start = student.candidate
+    dropped = trial("Answer badly.", [0.0], 1, "pruned", start)
+    best = trial("Answer \x1b[31mwell\x1b]0;title\x07.", [1.0, 1.0], 1, parent=start)
+    best = replace(best, candidate=replace(best.candidate, demo_set=2, demos={"answer": "[]"}))
+    found = handmade(trajectory=Trajectory().add(student, dropped, best), curve=(0.0, 1.0))
+    found.save(directory / "result.json")
+    return found
+
+
+def test_show_and_export_tell_of_estimates_and_demos_and_print_no_control_sequences(tmp_path: Path) -> None:
+    compiled(log_dir=tmp_path, num_rounds=1)
+    with_demos(tmp_path)
+    assert "trial 1: pruned, reward ≈ 0.000, estimate from 1 example\n" in run(
+        "show", tmp_path, "--trial", "1"
+    )
+    shown = run("show", tmp_path, "--trial", "2")
+    assert "trial 2: complete, reward 1.000, demo set 2\n" in shown
+    prompts = run("export", tmp_path, "prompts")
+    assert "\x1b" not in shown + prompts
+    assert "Answer well." in shown and "Answer well." in prompts
+    run("export", tmp_path, "prompts", "-o", tmp_path / "prompts.txt")
+    assert "\x1b[31mwell" in (tmp_path / "prompts.txt").read_text("utf-8")
+
+
+def test_prompts_without_their_demos_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled(log_dir=tmp_path, num_rounds=1)
+    with_demos(tmp_path)
+    for output in ((), ("-o", str(tmp_path / "a")), ("--json",)):
+        with pytest.raises(SystemExit):
+            main(["export", str(tmp_path), "prompts", *output])
+        assert (
+            "The program also shows demos to the LM. Only `export program` has them."
+            in capsys.readouterr().err
+        )
 
 
 def test_report_writes_the_page(runs: tuple[Path, str, Any], tmp_path: Path) -> None:
@@ -245,6 +371,13 @@ def test_the_cost_of_free_lms_is_zero(tmp_path: Path) -> None:
         (("export", "{url}", "program", "--study", "first"), 1, "Only a log directory has the best program."),
         (("export", "{directory}", "trials", "--format", "parquet"), 2, "--format parquet needs --output."),
         (("export", "{directory}", "nothing"), 2, "'nothing' is not one of"),
+        (("export", "{directory}", "prompts", "-o", "{folder}"), 1, "Error: [Errno 21] Is a directory"),
+        (("export", "{directory}", "trials", "-o", "{file}/a/b.csv"), 1, "Error: [Errno 20] Not a directory"),
+        (
+            ("export", "{directory}", "trials", "--format", "parquet", "-o", "{file}/a/b"),
+            1,
+            "Error: [Errno 20] Not",
+        ),
         (("stop", "{directory}"), 1, "Error: No process runs"),
         (("stop", "{url}", "--study", "first"), 1, "Only a run with a log directory can be stopped."),
         (("frobnicate",), 2, "No such command 'frobnicate'."),
@@ -255,7 +388,7 @@ def test_mistakes_are_one_line_and_an_exit_code(
     runs: tuple[Path, str, Any], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     directory, url, _ = runs
-    places = {"directory": directory, "url": url, "folder": directory.parent}
+    places = {"directory": directory, "url": url, "folder": directory.parent, "file": directory / "lock"}
     text = run(*(argument.format(**places) for argument in arguments), code=code)
     assert message in text
     assert "Traceback" not in text
@@ -265,7 +398,7 @@ LONG_RUN = """
 import sys, time
 from dspy_opro import OPRO
 from dspy_opro.testing import ScriptedLM
-from tests.reporting.test_command_line import TASK, TRAINSET, answer, metric
+from tests.reporting.test_command_line import SEED, TASK, TRAINSET, answer, metric
 
 def slow(call):
     time.sleep(0.05)
@@ -274,7 +407,7 @@ def slow(call):
 lm = ScriptedLM(slow)
 result = OPRO(
     metric, prompt_model=lm, task_model=lm, log_dir=sys.argv[1], auto=None, timeout_seconds=60, num_threads=2,
-    display_progress=False, seed=6,
+    display_progress=False, seed=SEED,
 ).compile(TASK.student(), trainset=TRAINSET).opro_result
 print(result.stop_reason)
 """
@@ -287,8 +420,8 @@ def begin(directory: Path, num_trials: int = 1) -> subprocess.Popen[str]:
     until = time.monotonic() + 60
     while True:
         with contextlib.suppress(ValueError):  # the run is not on record yet
-            (recorded,) = find_runs(str(directory))
-            if len(recorded.result().trials) >= num_trials:
+            (on_record,) = find_runs(str(directory))
+            if len(on_record.result().trials) >= num_trials:
                 return process
         if time.monotonic() > until or process.poll() is not None:
             process.kill()
@@ -301,14 +434,14 @@ def test_a_resumed_run_has_not_ended_until_its_own_end(tmp_path: Path) -> None:
     first = compiled(valset=None, log_dir=directory, num_rounds=1)
     process = begin(directory, len(first.trials) + 1)
     try:
-        (recorded,) = find_runs(str(directory))
-        assert recorded.is_running and recorded.result().stop_reason == "not ended"
+        (on_record,) = find_runs(str(directory))
+        assert on_record.is_running and on_record.result().stop_reason == "not ended"
     finally:
         process.kill()
         process.wait()
-    assert not recorded.is_running
-    assert (recorded.result().stop_reason, recorded.result().returned) == ("not ended", "")
-    assert replace(recorded, directory=None).is_running  # without a directory nobody can tell
+    assert not on_record.is_running
+    assert (on_record.result().stop_reason, on_record.result().returned) == ("not ended", "")
+    assert replace(on_record, directory=None).is_running  # without a directory nobody can tell
     assert json.loads(run("list", directory, "--json"))[0]["state"] == "not ended"
     run("watch", directory, code=3)
 

@@ -79,7 +79,7 @@ class Gain:
         gain = f"gain {i.estimate:+.3f} ({bounds}, {i.num_examples} examples)"
         if i.basis == "fresh":
             return f"unseen examples: {self.student_score:.3f} -> {self.candidate_score:.3f}, {gain}"
-        return f"no unseen examples; corrected for having chosen the best of many: {gain}"
+        return f"measured on the examples that also chose the candidate, and corrected for that: {gain}"
 
 
 def measured_gain(

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from dspy_opro.search.confidence import (
+    Gain,
     Interval,
     compare,
     expected_best,
@@ -355,3 +356,13 @@ def test_demos_are_part_of_the_length() -> None:
     with_demos = replace(trial("", *BEST.scores), candidate=demos)
     assert demos.length == len("short[a long demo]")
     assert shortest_tied(Trajectory().add(STUDENT, BEST, with_demos)) is BEST
+
+
+def test_a_gain_says_which_examples_it_was_measured_on() -> None:
+    """Also during a run, and of a stopped one: its unseen examples are not scored yet."""
+    fresh = Gain(True, 0.2, Interval(0.25, 0.1, 0.4, 0.95, 40, "fresh"), 0.3, 0.55)
+    numbers = "gain +0.250 (95% interval +0.100 to +0.400, 40 examples)"
+    assert str(fresh) == f"unseen examples: 0.300 -> 0.550, {numbers}"
+    selected = replace(fresh, interval=replace(fresh.interval, basis="selected"))
+    measured = "measured on the examples that also chose the candidate, and corrected for that"
+    assert str(selected) == f"{measured}: {numbers}"

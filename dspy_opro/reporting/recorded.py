@@ -239,7 +239,7 @@ def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | N
 def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Examples:
     """The outcomes that a result keeps, and the positions in place of the examples."""
     if not any(trial.state == "complete" for trial in trajectory.trials):
-        return Examples()
+        return Examples(has_texts=False)
     kept = {trajectory.trials[0].id, trajectory.best.id, returned}
     sizes = {
         split: max((len(row) for (_, name), row in outcomes.items() if name == split), default=0)

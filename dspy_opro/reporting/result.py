@@ -282,11 +282,12 @@ class OPROResult:
         candidates, rounds = max(0, len(trials) - 1), max(0, len(self.curve) - 1)  # without the student's
         end = self.stop_reason if self.stop_reason == NOT_ENDED else f"stop reason: {self.stop_reason}"
         usage, scorer_calls = self.usage, counted(self.usage.scorer_calls, "scorer call")
+        took = "this call took" if self.data.has_texts else "recorded for"  # a storage has no texts
         lines = [
             *self._confirmed(),
             f"score on {self.deciding_data}: {self._scores()} ({end})",
             f"{counted(candidates, 'candidate')} in {counted(rounds, 'round')}, {pruned} dropped early",
-            f"{counted(usage.metric_calls, 'example')} scored (this call took {self.seconds:.1f} s)",
+            f"{counted(usage.metric_calls, 'example')} scored ({took} {self.seconds:.1f} s)",
             f"{scorer_calls} and {counted(usage.proposer_calls, 'proposer call')} paid",
             f"{usage.cached_calls} from the cache, {counted(usage.tokens, 'token')}, {cost(usage)}",
         ]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -105,6 +107,20 @@ def test_scores_of_another_range_have_levels_too() -> None:
         result(trajectory=Trajectory().add(student, best), returned=best.id, data=data), [1, 0]
     )
     assert [levels for _, _, levels in found.trials] == [[0, 2, 4], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(("scores", "apart"), [([0.0, 0.0, 1.0], 1), ([1.0, 1.0, 1.0], 2)])
+def test_the_rows_that_are_compared_are_set_apart(scores: list[float], apart: int) -> None:
+    """The student alone if no candidate is better."""
+    student, other, third = trial("a", [0.0, 1.0, 1.0]), trial("b", scores, 1), trial("c", [0.0, 0.0, 0.0], 1)
+    data = Examples({"train": [text(i) for i in range(3)]})
+    shown = page(result(trajectory=Trajectory().add(student, other, third), curve=(0.6, 1.0), data=data))
+    figure = shown.partition('aria-label="Scores of candidates on examples"')[2].partition("</svg>")[0]
+    rows = [float(y) for y in re.findall(r'y="([\d.]+)" class="tick value', figure)]
+    assert [below - above for above, below in pairwise(rows)] == (
+        [21.0, 15.0] if apart == 1 else [15.0, 21.0]
+    )
+    assert figure.count("tick value strong") == apart
 
 
 def test_a_result_without_examples_has_no_map() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dspy_opro
+from dspy_opro.reporting.examples import Examples
 from dspy_opro.reporting.report import (
     Axes,
     Bar,
@@ -230,13 +231,24 @@ def test_the_page_shows_what_the_run_found() -> None:
         "3,000",
         "$0.0123",
         "1 min 15 s",
-        "14 instead of 16 (88%)",
+        "The run scored 14 train examples. Every candidate in full would have taken 16 (88%).",
         "capitals",
     ):
         assert words.replace(" ", "") in found.text.replace(" ", ""), words
     assert len([a for a in found.all("tr") if a.get("id")]) == 4
     links = {str(a["href"]) for a in found.all("a")}
     assert links == {f"#trial-{i}" for i in range(4)}
+
+
+def test_what_a_run_without_candidates_saved_is_left_out() -> None:
+    alone = result(trajectory=Trajectory().add(result().baseline), curve=(0.25,))
+    assert "train examples. Every candidate" not in Page(page(alone)).text
+
+
+def test_a_result_on_record_does_not_know_how_long_a_call_took() -> None:
+    on_record = result(data=Examples(has_texts=False))
+    assert "Recorded time1 min 15 s" in Page(page(on_record)).text
+    assert "Wall time of this call1 min 15 s" in Page(page(result())).text
 
 
 def test_the_head_counts_candidates_without_the_student_and_names_the_data() -> None:

@@ -12,6 +12,7 @@ import dspy
 import pytest
 
 from dspy_opro.reporting.attach import NAMES, attach
+from dspy_opro.reporting.examples import Examples
 from dspy_opro.reporting.result import OPROResult
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trajectory, Usage
@@ -306,3 +307,8 @@ def test_a_second_run_replaces_the_first_ones_results_everywhere() -> None:
     third = attached(student=first)
     assert all(vars(c["program"]).keys() & set(NAMES) == set() for c in third.candidate_programs)
     assert first.opro_result.stop_reason == "patience"
+
+
+def test_a_result_on_record_says_for_how_long_it_was_recorded() -> None:
+    assert "(recorded for 75.0 s)" in result(data=Examples(has_texts=False)).summary()
+    assert "(this call took 75.0 s)" in result().summary()

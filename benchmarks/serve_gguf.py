@@ -21,11 +21,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import gguf
-import openvino
-import openvino_genai
-from gguf.quants import dequantize, quantize
-from openvino import opset13
+try:
+    import gguf
+    import openvino
+    import openvino_genai
+    from gguf.quants import dequantize, quantize
+    from openvino import opset13
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}. pip install openvino-genai openvino-tokenizers gguf numpy") from None
 
 CACHE_GIB = 3
 """Memory of one model for the keys and values of its requests."""

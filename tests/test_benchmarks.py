@@ -161,3 +161,13 @@ def test_a_rehearsal_is_a_run_without_its_waiting() -> None:
     assert one[:3] == many[:3]
     assert many[3] < one[3] / 2
     assert one[4] == pytest.approx(1.0)
+
+
+def test_the_server_of_models_says_what_it_needs() -> None:
+    """With its libraries in the help, without them in place of a traceback."""
+    script = ROOT / "benchmarks" / "serve_gguf.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=110
+    )
+    assert "pip install openvino-genai openvino-tokenizers gguf numpy" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

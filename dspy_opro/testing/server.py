@@ -101,7 +101,13 @@ class SimulatedServer:
         Args:
             *faults: The first that strikes a call decides.
             model: The model's name; None for all.
+
+        Raises:
+            ValueError: The server has no such model.
         """
+        if model not in {None, *self.models} and None not in self.models:
+            known = ", ".join(sorted(map(repr, self.models)))
+            raise ValueError(f"model must be one of {known}, but got {model!r}.")
         self._control("POST", "/faults", {"model": model, "faults": [asdict(fault) for fault in faults]})
 
     def _control(self, method: str, path: str, body: Any = None) -> Any:

@@ -227,3 +227,12 @@ def test_its_own_process_needs_models_that_can_be_sent_there(monkeypatch: pytest
     monkeypatch.setattr(sys.modules["__main__"], "Answer", main, raising=False)
     with pytest.raises(ValueError, match="must not be defined in __main__"):
         SimulatedServer(main()).start()
+
+
+def test_faults_of_a_model_that_is_not_served_are_refused() -> None:
+    with SimulatedServer({"scorer": echo, "proposer": echo}, own_process=False) as server:
+        with pytest.raises(ValueError, match="model must be one of 'proposer', 'scorer', but got 'typo'"):
+            server.inject(Fault("reset"), model="typo")
+        server.inject(Fault("reset"), model="scorer")
+    with SimulatedServer(echo, own_process=False) as server:  # it answers under every name
+        server.inject(Fault("reset"), model="any")

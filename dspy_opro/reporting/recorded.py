@@ -185,7 +185,7 @@ def _config(directory: Path) -> dict[str, Any]:
 
 @cache
 def _warn_of_damage(path: Path, cause: str) -> None:
-    logger.warning("%s is damaged, and the run is shown without it: %s", path, cause)
+    logger.warning("%s is damaged, and the run is shown without it: %s", path, cause.partition("\n")[0])
 
 
 def _storage_of(directory: Path) -> Any:

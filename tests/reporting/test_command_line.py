@@ -218,6 +218,7 @@ def test_of_a_damaged_file_the_journal_takes_the_place(
         (copy / name).write_text((copy / name).read_text("utf-8")[:40], "utf-8")
     (row,) = json.loads(run("list", copy, "--json"))
     assert (row["best"], row["state"]) == (result.best_score, result.stop_reason)
+    assert not any("\n" in record.getMessage() for record in caplog.records)
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         f"{copy / 'result.json'} is damaged, and the run is shown without it",
         f"{copy / 'config.json'} is damaged, and the run is shown without it",

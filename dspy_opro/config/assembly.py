@@ -171,7 +171,7 @@ def make_storage(inputs: Inputs) -> RunStorage:
         fingerprint(
             inputs.program.student,
             inputs.splits["train"],
-            inputs.splits["val"],
+            inputs.valset,  # a larger budget may use what a small one leaves out
             inputs.metric.function,
             task_model=config.task_model or dspy.settings.lm,
             whole_trainset=inputs.trainset,

@@ -36,6 +36,8 @@ class Inputs:
     """The optimizer LM."""
     trainset: Sequence[Any]
     """The whole trainset of the user."""
+    valset: Sequence[Any]
+    """The whole valset of the user, also where the run leaves it out."""
     splits: Mapping[str, Sequence[Any]]
     """Split -> examples by position in the run's order."""
     for_demos: Sequence[Any]
@@ -82,6 +84,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     _warn(config, program)
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     _warn_of_other_prices(config, prompt_model, student, teacher)
+    given = list(config.valset or ())
     config = _without_useless_valset(config, len(trainset))
     trainset, valset = list(trainset), list(config.valset or ())
     sizes = data_sizes(config, len(trainset), len(valset))
@@ -98,6 +101,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
         teacher=teacher,
         prompt_model=prompt_model,
         trainset=trainset,
+        valset=given,
         splits=splits,
         for_demos=[trainset[index] for index in for_demos],
         orders=orders,

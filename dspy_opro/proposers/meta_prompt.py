@@ -110,7 +110,7 @@ class MetaPrompt:
         generator = rng(self.seed, "exemplars", task.round, 0 if self.is_paper else task.slot)
         positions = choose(view, self.num_exemplars, generator, at_random=self.is_paper)
         style = self._style(task, positions)
-        count = self.k_best if style == "explore" else min(3, self.k_best)
+        count = self.k_best if style in ("explore", "induce") else min(4, self.k_best)
         is_overlong = any(problem.startswith(OVERLONG) for problem in view.problems)
         return ProposalRequest(
             predictors=task.predictors,
@@ -179,8 +179,8 @@ def guidance_text(guidance: str | None, max_chars: int | None, must_keep: Sequen
 def _scored(task: ProposalTask, name: str, style: Style, count: int) -> list[tuple[str, int | None]]:
     """A predictor's best texts with their scores from 0 to 100, ascending.
 
-    A request to rewrite or to extend the best program's text shows this text last, after `count` others. The reward of
-    a dropped candidate is an estimate from few examples, so the others have at most the score of that text there.
+    A request to rewrite or to extend the best program's text shows this text last. The reward of a dropped
+    candidate is an estimate from few examples, so the others have at most the score of that text there.
     """
     trajectory, base = task.view.trajectory, task.view.base
     current = base.instructions[name]
@@ -190,7 +190,7 @@ def _scored(task: ProposalTask, name: str, style: Style, count: int) -> list[tup
     texts = trajectory.top_texts(name, count)
     if style in ("refine", "extend"):
         others = [(text, min(reward, rewards[0])) for text, reward in texts if text != current]
-        texts = [*others[max(0, len(others) - count) :], (current, rewards[0])]
+        texts = [*others[max(0, len(others) - count + 1) :], (current, rewards[0])]
     return [(text, percent(reward, *trajectory.score_range)) for text, reward in texts]
 
 

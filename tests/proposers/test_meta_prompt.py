@@ -61,9 +61,13 @@ def test_the_text_to_rewrite_or_extend_comes_last_with_its_own_score(slot: int) 
     view = replace(view, trajectory=view.trajectory.add(lucky))
     shown = request(meta_prompt(), view=view, slot=slot)
     assert shown.style != "explore"
-    assert shown.scored_instructions == {"self": [("Repeat it.", 50), ("Lucky.", 75), ("Best.", 75)]}
-    fewer = request(meta_prompt(k_best=1), view=view, slot=slot)
+    assert shown.scored_instructions == {
+        "self": [("Worse.", 0), ("Repeat it.", 50), ("Lucky.", 75), ("Best.", 75)]
+    }
+    fewer = request(meta_prompt(k_best=2), view=view, slot=slot)
     assert fewer.scored_instructions == {"self": [("Lucky.", 75), ("Best.", 75)]}
+    fewer = request(meta_prompt(k_best=1), view=view, slot=slot)
+    assert fewer.scored_instructions == {"self": [("Best.", 75)]}
 
 
 def test_a_text_that_is_nearly_as_long_as_allowed_is_not_extended() -> None:

@@ -22,7 +22,7 @@ test: $(STAMP)-dev  ## style, types and the fast tests
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile || $(ALONE) -m "not slow"
 
 slow: $(STAMP)-dev  ## the tests that take more than a few seconds
-	$(BIN)/pytest -m slow || $(ALONE) -m slow
+	$(BIN)/pytest -m slow -n auto --dist loadfile || $(ALONE) -m slow
 
 check: test slow corners  ## what CI runs
 

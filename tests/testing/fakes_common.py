@@ -52,9 +52,13 @@ def echo(call: LMCall) -> dict[str, str]:
     return dict.fromkeys(call.output_fields, next(iter(call.inputs.values()), ""))
 
 
+QA = dspy.Signature("question -> answer")
+"""Made once: Python 3.11.7 can't parse in several threads at a time ("AST constructor recursion depth mismatch")."""
+
+
 def ask(lm: dspy.LM, question: str = "q", adapter: Any = None) -> str:
     with dspy.context(lm=lm, adapter=adapter or dspy.ChatAdapter(), disable_history=True):
-        return str(dspy.Predict("question -> answer")(question=question).answer)
+        return str(dspy.Predict(QA)(question=question).answer)
 
 
 def without_fallback() -> Any:

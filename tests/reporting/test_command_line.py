@@ -374,7 +374,11 @@ def test_the_cost_of_free_lms_is_zero(tmp_path: Path) -> None:
         (("export", "{directory}", "trials", "--format", "parquet"), 2, "--format parquet needs --output."),
         (("export", "{directory}", "nothing"), 2, "'nothing' is not one of"),
         (("export", "{directory}", "prompts", "-o", "{folder}"), 1, "Error: [Errno 21] Is a directory"),
-        (("export", "{directory}", "trials", "-o", "{file}/a/b.csv"), 1, "Error: [Errno 20] Not a directory"),
+        (
+            ("export", "{directory}", "prompts", "-o", "{file}/a/b.txt"),
+            1,
+            "Error: [Errno 20] Not a directory",
+        ),
         (
             ("export", "{directory}", "trials", "--format", "parquet", "-o", "{file}/a/b"),
             1,

@@ -196,6 +196,7 @@ def docstrings_with(pattern: str) -> list[Any]:
     return found
 
 
+@pytest.mark.slow  # one of them starts a process
 @pytest.mark.parametrize(("module", "text"), docstrings_with("```python"))
 def test_the_blocks_of_a_docstring_run(module: str, text: str, reader: Path) -> None:
     names = {"dspy": dspy, "OPROTeleprompter": OPROTeleprompter, **vars(testing)}

@@ -52,5 +52,5 @@ def test_student_and_best_keep_what_they_gave(tmp_path: Path, valset: Any) -> No
 
 def run(server: SimulatedServer, log_dir: Path, valset: Any) -> Any:
     data = {"trainset": TRAINSET, "valset": valset, "log_dir": log_dir}
-    program = optimize(server, metric=with_feedback, num_rounds=12, patience=12, seed=1, **data)
+    program = optimize(server, metric=with_feedback, num_rounds=8, patience=8, seed=1, **data)
     return program.opro_result

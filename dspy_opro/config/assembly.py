@@ -213,7 +213,7 @@ def make_estimate(
     """The estimate of a run from the student's first results, each of which took so many seconds."""
     config = inputs.config
     # The scores are simulated, so nothing of the user's looks at them.
-    pruner = config.pruner and "auto"
+    pruner = None if config.pruner is None else "auto"
     no_scores = config.model_copy(update={"stoppers": [], "stop_at_score": None, "pruner": pruner})
     return estimate(
         config,
@@ -238,7 +238,7 @@ class RunEstimate:
         self._meta_prompt = meta_prompt
         self._num_needed = min(NUM_EXAMPLES, plan.num_train)
         self._first: list[tuple[TaskResult, float]] = []  # the student's results with their seconds
-        # A pruner of the user's would see simulated scores.
+        # With a pruner of the user's it would be the estimate of another race.
         self._is_due = is_wanted and inputs.config.pruner in (None, "auto")
 
     def add(self, task: ScoringTask, result: TaskResult, seconds: float) -> None:

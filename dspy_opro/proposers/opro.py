@@ -161,10 +161,11 @@ def _answered(request: ProposalRequest, prediction: Any) -> Any:
 
 def _extended(current: str, answer: str) -> str:
     """The instruction with the answer at its end. The answer alone if it repeats the instruction at its beginning."""
-    if " ".join(answer.split()).startswith(" ".join(current.split())):
+    whole = re.escape(" ".join(current.split()))
+    if re.match(rf"{whole}(?!\w)", " ".join(answer.split())):
         return answer
-    is_one_line = "\n" not in current and re.search(r"\w\Z", current) is None
-    return f"{current}{' ' if is_one_line else chr(10)}{answer}"
+    is_open = "\n" in current or re.search(r"\w\Z", current)  # a space would join two sentences or lines
+    return f"{current}\n{answer}" if is_open else f"{current} {answer}"
 
 
 def _own_words(text: Any, request: ProposalRequest) -> str:

@@ -97,6 +97,12 @@ def test_an_extension_gets_a_line_of_its_own_where_a_space_would_join_two_senten
     assert asked(request, "Mind the sign.")[1] == f"{current}\nMind the sign."
 
 
+def test_an_extension_may_begin_with_a_longer_form_of_the_last_word() -> None:
+    request = replace(REQUEST, style="extend", current={"step": "Add"})
+    assert asked(request, "Address the sign, too.")[1] == "Add\nAddress the sign, too."
+    assert asked(request, "Add, and mind the sign.")[1] == "Add, and mind the sign."
+
+
 @pytest.mark.parametrize(
     ("style", "answer", "expected"),
     [

@@ -104,6 +104,18 @@ def test_without_confirmation_nothing_is_held_back_and_the_best_is_returned() ->
     assert result.gain is None or result.gain.interval.basis == "selected"
 
 
+@pytest.mark.parametrize("options", [{"confirm": False}, {"auto": "paper"}])
+def test_without_confirmation_the_expected_gain_is_that_of_the_candidate(options: dict[str, Any]) -> None:
+    runs = [compiled(VocabularyTask(seed), 20, num_rounds=3, **options)[0] for seed in range(4)]
+    better = [run.opro_result for run in runs if run.opro_result.gain is not None]
+    assert len(better) > 1
+    for result in better:
+        assert result.best == result.trajectory.best
+        assert result.gain.value == result.gain.interval.estimate
+        # The candidate is returned in any case, whether a gain is probable or not.
+        assert result.verdict() == []
+
+
 def test_too_few_examples_to_hold_any_back_give_a_corrected_interval() -> None:
     program, _ = compiled(VocabularyTask(1), 20, num_rounds=6)
     gain = program.opro_result.gain

@@ -388,7 +388,10 @@ class Search:
         if not len(self.trajectory):
             return None
         unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
-        return measured_gain(self.trajectory, self.chosen, *unseen)
+        gain = measured_gain(self.trajectory, self.chosen, *unseen)
+        if gain is None or self.plan.confirms:
+            return gain
+        return replace(gain, value=gain.interval.estimate)  # the candidate is returned in any case
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,12 @@ class OPROConfig(_Arguments):
     @classmethod
     def _a_pruner(cls, value: Any) -> Any:
         is_known = value is None or (isinstance(value, str) and value == "auto")
-        if not (is_known or hasattr(value, "prune") or hasattr(value, "drop")):
+        methods = ("checkpoints", "drop", "most_calls")
+        missing = [name for name in methods if not hasattr(value, name)]
+        if missing and not (is_known or hasattr(value, "prune")):
+            hint = f" It lacks {' and '.join(missing)}." if len(missing) < len(methods) else ""
             raise ValueError(
-                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.'
+                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.{hint}'
             )
         return value
 

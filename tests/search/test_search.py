@@ -390,7 +390,7 @@ def test_metrics_beyond_one_have_no_exact_bound() -> None:
     assert record.search.trajectory.incumbent.candidate.round == 1
 
 
-@pytest.mark.parametrize("ends", [[], [0, 8], [4], [4, 4, 8], [8, 4], [4, 9], [4, 8, 12]])
+@pytest.mark.parametrize("ends", [[], [0, 8], [4], [4, 4, 8], [8, 4], [4, 9], [4, 8, 12], [4.0, 8], [2.5, 8]])
 def test_a_pruner_with_impossible_checkpoints_is_an_error(ends: list[int]) -> None:
     class Odd(ScoreAll):
         def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
@@ -398,6 +398,40 @@ def test_a_pruner_with_impossible_checkpoints_is_an_error(ends: list[int]) -> No
 
     with pytest.raises(ValueError, match=r"must ascend from at least 1 and end with all 8 examples, but Odd"):
         run(Plan(8, num_rounds=1), pruner=Odd())
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda ids: None, list, lambda ids: {"nobody": "why"}, lambda ids: {ids[0]: None}]
+)
+def test_a_pruner_that_drops_something_else_than_candidates_is_an_error(answer: Any) -> None:
+    class Odd(ScoreAll):
+        def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+            return [4, num_examples]
+
+        def drop(self, race: Race) -> Any:
+            return answer(list(race.scores))
+
+    rule = r"must return a mapping from ids in race\.scores to reasons, but Odd returned"
+    with pytest.raises(TypeError, match=rule):
+        run(Plan(8, num_rounds=1), pruner=Odd())
+
+
+@pytest.mark.parametrize(("most", "limit"), [(8, None), (31, 60), (32, 60)])
+def test_a_pruner_that_counts_too_few_examples_does_not_exceed_the_budget(
+    most: int, limit: int | None
+) -> None:
+    class Wrong(ScoreAll):
+        def most_calls(self, num_examples: int, num_candidates: int) -> int:
+            return most
+
+    plan = Plan(8, num_rounds=1, num_candidates=4, max_metric_calls=limit)
+    if limit is None or most >= 32:
+        assert run(plan, pruner=Wrong()).num_calls == 8 + 32
+        return
+    with pytest.raises(
+        ValueError, match=r"most_calls must be an upper bound, but Wrong gave 31 for a round of 4"
+    ):
+        run(plan, pruner=Wrong())
 
 
 def test_a_pruner_that_fails_leaves_what_was_scored() -> None:

@@ -437,7 +437,8 @@ class WorkerPool:
         """Start a worker for each place without one: at first for all, later for those that were left behind."""
         while self._num_started < self._num_threads + self._queue.num_replaced:
             try:
-                threading.Thread(target=self._work, name="dspy_opro worker", daemon=True).start()
+                run = self._context.copy().run  # stoppers and pruners see the caller's context, too
+                threading.Thread(target=run, args=[self._work], name="dspy_opro worker", daemon=True).start()
                 self._num_started += 1
             except RuntimeError as error:  # the system gives no more
                 if not self._num_started:

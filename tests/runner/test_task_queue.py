@@ -281,6 +281,14 @@ def test_every_call_sees_a_copy_of_the_callers_context() -> None:
     mark.reset(token)
 
 
+def test_stoppers_see_the_callers_context() -> None:
+    asked_for = contextvars.ContextVar("asked_for", default="nobody")
+    asked_for.set("caller")
+    seen: list[str] = []
+    Case(stoppers=[lambda state: seen.append(asked_for.get())])()
+    assert seen == ["caller"] * 5
+
+
 def test_the_threads_end_with_the_run() -> None:
     Case(8)()
     wait_until(lambda: not any(thread.name == "dspy_opro worker" for thread in threading.enumerate()))

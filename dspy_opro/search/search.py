@@ -177,11 +177,7 @@ class Search:
         return tuple(o if o is None or o.calls is None else replace(o, calls=None) for o in found)
 
     def checkpoints(self, num_candidates: int) -> Sequence[int]:
-        """The numbers of examples after which a round of so many candidates decides who leaves.
-
-        Raises:
-            ValueError: The pruner gives impossible ones.
-        """
+        """The numbers of examples after which a round of so many candidates decides who leaves."""
         return self._rules.checkpoints(num_candidates)
 
     def most_calls(self, num_candidates: int) -> int:

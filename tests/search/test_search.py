@@ -434,6 +434,19 @@ def test_a_pruner_that_counts_too_few_examples_does_not_exceed_the_budget(
         run(plan, pruner=Wrong())
 
 
+@pytest.mark.parametrize("answer", [lambda ids: None, iter, list])
+def test_who_is_sure_to_go_on_may_be_nobody_or_an_iterator(answer: Any) -> None:
+    class Keeper(ScoreAll):
+        def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+            return [2, num_examples]
+
+        def sure_to_go_on(self, race: Race, num_examples: int) -> Any:
+            return answer([id_ for id_, scores in race.scores.items() if len(scores) == num_examples])
+
+    plan = Plan(8, num_rounds=1, num_candidates=4)
+    assert run(plan, pruner=Keeper(), capacity=5, order=random.Random(0)).num_calls == 8 + 32
+
+
 def test_a_pruner_that_fails_leaves_what_was_scored() -> None:
     class Failing(ScoreAll):
         def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:

@@ -336,9 +336,11 @@ class Search:
 
     def _add(self, current: Round, completed: Iterable[Candidate]) -> None:
         """Put a round's trials into the trajectory."""
-        self.trajectory = self.trajectory.add(*current.complete(completed))
-        self.best_scores.append(self.trajectory.best.score)
-        self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
+        trajectory = self.trajectory.add(*current.complete(completed))
+        chosen = shortest_tied(trajectory) if self.plan.confirms else trajectory.best
+        # Another thread may read them at any time, so neither is there without the other.
+        self.trajectory, self.chosen = trajectory, chosen
+        self.best_scores.append(trajectory.best.score)
         if self.plan.num_held_back and self.chosen.id != self.student.id:
             # The confirmation needs them in any case, so threads that have nothing else to do may score them now.
             self._worklist.score(self.student, LAST, "unseen", self._unseen()[: self.plan.num_held_back])

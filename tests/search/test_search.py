@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_opro.search import Search
+from dspy_opro.search.confidence import shortest_tied
 from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
 from dspy_opro.search.round import MAX_FAILURES
 from dspy_opro.search.shared import Rules
@@ -458,6 +459,19 @@ def test_a_pruner_that_fails_leaves_what_was_scored() -> None:
     search.stop("error")
     search.salvage()
     assert [trial.num_scored for trial in search.trajectory.trials] == [8]
+
+
+def test_the_result_can_be_read_while_another_thread_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(Plan(8, num_rounds=2, num_candidates=2, confirms=True), student(), ScoreAll())
+
+    def read_and_choose(trajectory: Trajectory) -> Any:
+        if len(search.trajectory):
+            assert search.returned in search.trajectory.trials
+            assert search.gain_so_far is None or search.gain_so_far.interval.num_examples == 8
+        return shortest_tied(trajectory)
+
+    monkeypatch.setattr("dspy_opro.search.search.shortest_tied", read_and_choose)
+    drive(search, World())
 
 
 # --- rounds ----------------------------------------------------------------------------------------------

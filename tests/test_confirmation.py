@@ -160,6 +160,16 @@ def test_other_budgets_keep_a_share_for_the_confirmation_too(
         assert again.opro_result.gain == result.gain
 
 
+def test_the_first_scores_may_use_all_of_a_token_budget() -> None:
+    options: dict[str, Any] = {"auto": None, "lag": 0, "num_threads": 1}
+    first, _ = compiled(VocabularyTask(1), 40, stop_at_score=0.0, **options)
+    needed = first.opro_result.usage.tokens
+    program, _ = compiled(VocabularyTask(1), 40, max_tokens=int(1.1 * needed), **options)
+    result = program.opro_result
+    assert result.stop_reason == "max_tokens"
+    assert result.baseline == first.opro_result.baseline
+
+
 @pytest.mark.parametrize(("num_train", "is_few"), [(3, True), (19, True), (20, False)])
 def test_few_train_examples_are_warned_of(
     num_train: int, is_few: bool, caplog: pytest.LogCaptureFixture

@@ -193,17 +193,16 @@ class Search:
 
     @property
     def is_confirmed_later(self) -> bool:
-        """Whether a part of every budget is to be kept for confirming the result."""
-        return self._ending is None and self.plan.num_held_back > 0
+        """Whether a part of every budget is kept for confirming the result. The first scores may use all of it."""
+        return self._ending is None and self.plan.num_held_back > 0 and len(self.trajectory) > 0
 
     @property
     def most_metric_calls(self) -> float:
-        """The budget of examples, less what is kept for confirming the result. The first scores may use all of it."""
+        """The budget of examples, less what is kept for confirming the result."""
         if self.plan.max_metric_calls is None:
             return math.inf
-        kept = 2 * self.plan.num_held_back
-        if not self.is_confirmed_later or not len(self.trajectory):
-            return self.plan.max_metric_calls + kept
+        if not self.is_confirmed_later:
+            return self.plan.max_metric_calls + 2 * self.plan.num_held_back
         # Threads may have scored the student already.
         return self.plan.max_metric_calls + len(self._worklist.scores(self.student, "unseen"))
 

@@ -104,6 +104,18 @@ def test_without_confirmation_nothing_is_held_back_and_the_best_is_returned() ->
     assert result.gain is None or result.gain.interval.basis == "selected"
 
 
+@pytest.mark.parametrize("options", [{"confirm": False}, {"auto": "paper"}])
+def test_without_confirmation_the_expected_gain_is_that_of_the_candidate(options: dict[str, Any]) -> None:
+    runs = [compiled(VocabularyTask(seed), 20, num_rounds=3, **options)[0] for seed in range(4)]
+    better = [run.opro_result for run in runs if run.opro_result.gain is not None]
+    assert len(better) > 1
+    for result in better:
+        assert result.best == result.trajectory.best
+        assert result.gain.value == result.gain.interval.estimate
+        # The candidate is returned in any case, whether a gain is probable or not.
+        assert result.verdict() == []
+
+
 def test_too_few_examples_to_hold_any_back_give_a_corrected_interval() -> None:
     program, _ = compiled(VocabularyTask(1), 20, num_rounds=6)
     gain = program.opro_result.gain
@@ -146,6 +158,16 @@ def test_other_budgets_keep_a_share_for_the_confirmation_too(
         again, seen = compiled(task, 60, **options)
         assert seen.questions == []
         assert again.opro_result.gain == result.gain
+
+
+def test_the_first_scores_may_use_all_of_a_token_budget() -> None:
+    options: dict[str, Any] = {"auto": None, "lag": 0, "num_threads": 1}
+    first, _ = compiled(VocabularyTask(1), 40, stop_at_score=0.0, **options)
+    needed = first.opro_result.usage.tokens
+    program, _ = compiled(VocabularyTask(1), 40, max_tokens=int(1.1 * needed), **options)
+    result = program.opro_result
+    assert result.stop_reason == "max_tokens"
+    assert result.baseline == first.opro_result.baseline
 
 
 @pytest.mark.parametrize(("num_train", "is_few"), [(3, True), (19, True), (20, False)])

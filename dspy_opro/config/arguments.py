@@ -25,9 +25,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100, **DEMOS},
     "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300, **DEMOS},
     "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000, **DEMOS},
-    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the paper and
-    # opt/optimize_instructions.py of its code. The steps do not overlap, and every candidate is scored in full.
-    "paper": {"num_rounds": 200, "num_candidates": PAPER_CANDIDATES, "k_best": 20, "lag": 0, "pruner": None},
+    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars (the defaults), 200 steps: section 5.1 and
+    # opt/optimize_instructions.py of its code. The steps do not overlap, every candidate is scored in full, and nothing
+    # is confirmed.
+    "paper": {"num_rounds": 200, "num_candidates": 8, "lag": 0, "pruner": None, "confirm": False},
 }
 """Preset -> its values. Explicit values override the preset."""
 
@@ -169,9 +170,12 @@ class OPROConfig(_Arguments):
     @classmethod
     def _a_pruner(cls, value: Any) -> Any:
         is_known = value is None or (isinstance(value, str) and value == "auto")
-        if not (is_known or hasattr(value, "prune") or hasattr(value, "drop")):
+        methods = ("checkpoints", "drop", "most_calls")
+        missing = [name for name in methods if not hasattr(value, name)]
+        if missing and not (is_known or hasattr(value, "prune")):
+            hint = f" It lacks {' and '.join(missing)}." if len(missing) < len(methods) else ""
             raise ValueError(
-                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.'
+                f'must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got {value!r}.{hint}'
             )
         return value
 

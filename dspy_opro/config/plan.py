@@ -148,7 +148,7 @@ def make_search(
     `carried` and `seen` are of an earlier search.
 
     Raises:
-        ValueError: `max_metric_calls` is not enough to score the student.
+        ValueError: `max_metric_calls` is not enough to score the student, or the pruner gives impossible checkpoints.
     """
     num_train, num_val = sizes.num_train, sizes.num_val
     pruner = _pruner(config, num_train)
@@ -161,7 +161,7 @@ def make_search(
         """
         if max_metric_calls is None:
             return math.inf if config.num_rounds is None else config.num_rounds
-        per_round = pruner.most_calls(num_train, num_candidates)
+        per_round = max(1, pruner.most_calls(num_train, num_candidates))
         affordable = (max_metric_calls + 2 * sizes.num_held_back - num_train - num_val) // per_round
         return min(affordable, config.num_rounds or affordable)
 
@@ -190,7 +190,9 @@ def make_search(
         seed=config.seed,
     )
     stoppers = _stoppers(config)
-    return Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned, seen)
+    search = Search(plan, student, pruner, recombine, stoppers, carried.candidates, carried.returned, seen)
+    search.checkpoints(num_candidates)  # impossible ones are an error before anything is spent
+    return search
 
 
 def warn_of_small_budget(search: Search) -> None:
@@ -232,11 +234,10 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
     first_round = plan.num_trials, plan.num_demo_sets, len(plan.initial)
-    checkpoints = map(int, search.pruner.checkpoints(plan.num_train, size))
     return {
         "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],
         "rounds": [size, *first_round, plan.lag, plan.predictor_strategy, *plan.initial],
-        "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size))],
+        "race": [type(search.pruner).__name__, *search.checkpoints(size), int(search.most_calls(size))],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
         # Larger ones only make a run longer.
         "limits": [plan.num_rounds, config.patience, config.stop_at_score],

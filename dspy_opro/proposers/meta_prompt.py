@@ -209,9 +209,10 @@ def choose(view: View, count: int, generator: random.Random, at_random: bool = F
     scored = {p: o for p in positions if (o := view.outcomes[p]) is not None}
     if at_random or not scored:
         return positions[:count]
-    spread = disagreement(view.trajectory, len(positions))
-    # The random term changes the order enough that the slots of a round see different examples.
-    ranked = sorted(scored, key=lambda p: spread[p] + 0.25 * generator.random(), reverse=True)
+    spread, (low, high) = disagreement(view.trajectory, len(positions)), view.trajectory.score_range
+    # The random term changes the order enough that the slots of a round see different examples, in every scale.
+    largest = (high - low) ** 2 / 4  # that a variance can be
+    ranked = sorted(scored, key=lambda p: spread[p] + largest * generator.random(), reverse=True)
     ceiling = max(o.score for o in scored.values())
     failures = [p for p in ranked if scored[p].score < ceiling]
     successes = [p for p in ranked if scored[p].score >= ceiling]

@@ -436,8 +436,16 @@ class WorkerPool:
     def refill(self) -> None:
         """Start a worker for each place without one: at first for all, later for those that were left behind."""
         while self._num_started < self._num_threads + self._queue.num_replaced:
-            self._num_started += 1
-            threading.Thread(target=self._work, name="dspy_opro worker", daemon=True).start()
+            try:
+                run = self._context.copy().run  # stoppers and pruners see the caller's context, too
+                threading.Thread(target=run, args=[self._work], name="dspy_opro worker", daemon=True).start()
+                self._num_started += 1
+            except RuntimeError as error:  # the system gives no more
+                if not self._num_started:
+                    raise
+                self._num_threads = self._num_started - self._queue.num_replaced
+                told = "No further thread starts (%s). At most %d calls are in flight."
+                logger.warning(told, error, self._num_threads)
 
     def _work(self) -> None:
         while (task := self._queue.take()) is not None:

@@ -63,9 +63,11 @@ class Gain:
     """The best candidate's gain over the student, as far as it is known at the end of a run."""
 
     is_proven: bool
-    """Whether the evidence favours the candidate, so that it is returned. Otherwise the student is."""
+    """Whether the evidence favours the candidate, so that a run that confirms its result returns it. Otherwise such a
+    run returns the student."""
     value: float
-    """The expected gain of the returned program: 0 for the student itself, and where unseen scores are equal."""
+    """The expected gain of the returned program: 0 for the student itself, and where unseen scores are equal. It is the
+    interval's estimate where the run confirms nothing, because the candidate is then returned in any case."""
     interval: Interval
     """The interval of the best candidate, whether the run returned it or not."""
     student_score: float

@@ -167,7 +167,8 @@ class Halving:
         count = len(differences)
         average = sum(differences) / count
         variance = sum((d - average) ** 2 for d in differences) / max(1, count - 1)
-        return average < -self.slack * math.sqrt(variance / count)
+        # Rounding does not turn a tie into a loss: 0.1 + 0.2 is not 0.3.
+        return average < -(self.slack + 1e-9) * math.sqrt(variance / count)
 
     def most_calls(self, num_examples: int, num_candidates: int) -> int:
         """As if no candidate left for being behind the incumbent."""

@@ -47,6 +47,7 @@ class Round:
         self._worklist = worklist
         self._checkpoints: Sequence[int] = ()
         self._stage = 0
+        self._num_raced = 0  # examples of its race so far
         self._ahead: set[str] = set()  # ids of those that have the examples up to the next checkpoint already
         self._standings: list[tuple[Trial, ...]] = []  # after each checkpoint, in the order of proposal
         self._is_shown = False
@@ -113,6 +114,9 @@ class Round:
 
     def _score_alive(self, start: int, stop: int) -> None:
         self.scheduled += len(self.alive) * (stop - start)
+        self._num_raced += len(self.alive) * (stop - start)
+        if self.number:
+            self._rules.check_bound(self._num_raced, len(self.candidates or ()))
         for candidate in self.alive.values():
             self._worklist.score(candidate, self.number, "train", self.order.positions[:stop])
 
@@ -136,7 +140,7 @@ class Round:
         for candidate in self.alive.values():
             reward = reference.reward + self.order.difference(race.scores[candidate.id], race.incumbent)
             self._events.append(TrialReported(candidate, race.num_scored, reward))
-        dropped = self._rules.pruner.drop(race)  # asked at the end too: a pruner may keep what it saw
+        dropped = self._rules.drop(race)  # asked at the end too: a pruner may keep what it saw
         if race.num_scored == race.num_examples:
             return
         for id_, reason in dropped.items():

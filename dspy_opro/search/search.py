@@ -176,6 +176,10 @@ class Search:
         found = self._worklist.outcomes(candidate, split)
         return tuple(o if o is None or o.calls is None else replace(o, calls=None) for o in found)
 
+    def checkpoints(self, num_candidates: int) -> Sequence[int]:
+        """The numbers of examples after which a round of so many candidates decides who leaves."""
+        return self._rules.checkpoints(num_candidates)
+
     def most_calls(self, num_candidates: int) -> int:
         """Examples that a round of so many proposed candidates scores at most."""
         return self._rules.most_calls(num_candidates)
@@ -189,17 +193,16 @@ class Search:
 
     @property
     def is_confirmed_later(self) -> bool:
-        """Whether a part of every budget is to be kept for confirming the result."""
-        return self._ending is None and self.plan.num_held_back > 0
+        """Whether a part of every budget is kept for confirming the result. The first scores may use all of it."""
+        return self._ending is None and self.plan.num_held_back > 0 and len(self.trajectory) > 0
 
     @property
     def most_metric_calls(self) -> float:
-        """The budget of examples, less what is kept for confirming the result. The first scores may use all of it."""
+        """The budget of examples, less what is kept for confirming the result."""
         if self.plan.max_metric_calls is None:
             return math.inf
-        kept = 2 * self.plan.num_held_back
-        if not self.is_confirmed_later or not len(self.trajectory):
-            return self.plan.max_metric_calls + kept
+        if not self.is_confirmed_later:
+            return self.plan.max_metric_calls + 2 * self.plan.num_held_back
         # Threads may have scored the student already.
         return self.plan.max_metric_calls + len(self._worklist.scores(self.student, "unseen"))
 
@@ -332,9 +335,11 @@ class Search:
 
     def _add(self, current: Round, completed: Iterable[Candidate]) -> None:
         """Put a round's trials into the trajectory."""
-        self.trajectory = self.trajectory.add(*current.complete(completed))
-        self.best_scores.append(self.trajectory.best.score)
-        self.chosen = shortest_tied(self.trajectory) if self.plan.confirms else self.trajectory.best
+        trajectory = self.trajectory.add(*current.complete(completed))
+        chosen = shortest_tied(trajectory) if self.plan.confirms else trajectory.best
+        # Another thread may read them at any time, so neither is there without the other.
+        self.trajectory, self.chosen = trajectory, chosen
+        self.best_scores.append(trajectory.best.score)
         if self.plan.num_held_back and self.chosen.id != self.student.id:
             # The confirmation needs them in any case, so threads that have nothing else to do may score them now.
             self._worklist.score(self.student, LAST, "unseen", self._unseen()[: self.plan.num_held_back])
@@ -388,7 +393,10 @@ class Search:
         if not len(self.trajectory):
             return None
         unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
-        return measured_gain(self.trajectory, self.chosen, *unseen)
+        gain = measured_gain(self.trajectory, self.chosen, *unseen)
+        if gain is None or self.plan.confirms:
+            return gain
+        return replace(gain, value=gain.interval.estimate)  # the candidate is returned in any case
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 from .order import RaceOrder
 from .pruners import Pruner, Race
@@ -47,18 +48,41 @@ class Rules:
         """The numbers of examples after which a round of so many candidates decides who leaves."""
         last = self.plan.num_train
         ends = list(self.pruner.checkpoints(last, max(1, num_candidates)))
-        if ends != sorted({*ends, last}) or ends[0] < 1 or ends[-1] != last:
+        are_whole = all(isinstance(end, Integral) for end in ends)
+        if not are_whole or ends != sorted({*ends, last}) or ends[0] < 1 or ends[-1] != last:
             raise ValueError(
-                f"A pruner's checkpoints must ascend from at least 1 and end with all {last} examples, "
-                f"but {type(self.pruner).__name__} gave {ends}."
+                f"A pruner's checkpoints are whole numbers that must ascend from at least 1 and end with all {last} "
+                f"examples, but {type(self.pruner).__name__} gave {ends}."
             )
-        return ends
+        return list(map(int, ends))
+
+    def drop(self, race: Race) -> Mapping[str, str]:
+        """Id of a candidate -> the reason why it leaves now."""
+        dropped: object = self.pruner.drop(race)
+        if not (
+            isinstance(dropped, Mapping)
+            and dropped.keys() <= race.scores.keys()
+            and all(isinstance(reason, str) for reason in dropped.values())
+        ):
+            raise TypeError(
+                "A pruner's drop must return a mapping from ids in race.scores to reasons, "
+                f"but {type(self.pruner).__name__} returned {dropped!r}."
+            )
+        return dropped
 
     def sure_to_go_on(self, race: Race, num_examples: int) -> Collection[str]:
         """Ids of candidates that the pruner keeps after so many examples, whatever the scores are that are missing."""
         ask = getattr(self.pruner, "sure_to_go_on", None)
-        sure: Collection[str] = () if ask is None else ask(race, num_examples)
-        return sure
+        return frozenset((ask and ask(race, num_examples)) or ())
+
+    def check_bound(self, num_scored: int, num_candidates: int) -> None:
+        """Raise an error rather than exceed the budget because of a pruner that counts wrongly."""
+        most = self.pruner.most_calls(self.plan.num_train, num_candidates)
+        if self.plan.max_metric_calls is not None and num_scored > most:
+            raise ValueError(
+                f"A pruner's most_calls must be an upper bound, but {type(self.pruner).__name__} gave {most} for a "
+                f"round of {num_candidates} candidates, which scores {num_scored} examples or more."
+            )
 
     @property
     def is_independent(self) -> bool:

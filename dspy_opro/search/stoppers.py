@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .trajectory import Trajectory, Usage
 
@@ -61,8 +62,10 @@ class StopAtScore:
 def first_reason(stoppers: Sequence[Stopper], state: RunState) -> str | None:
     """The reason of the first stopper that has one. Another answer is a TypeError."""
     for stopper in stoppers:
-        answer: object = stopper(state)
-        if answer is None or answer is False:
+        answer: Any = stopper(state)
+        if hasattr(answer, "item"):  # a bool of numpy
+            answer = answer.item()
+        if answer is None or answer is False or answer == "":
             continue
         if answer is True:
             return getattr(stopper, "__name__", type(stopper).__name__)

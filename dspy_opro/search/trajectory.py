@@ -123,7 +123,8 @@ class Trial:
     candidate: Candidate
     """What was scored."""
     reward: float
-    """Mean train score. If the race ended early, an estimate: the incumbent's mean plus the mean paired difference."""
+    """Mean train score. If the race ended early, an estimate, which may lie outside the range of the scores: the
+    incumbent's mean plus the mean paired difference on all examples, as `RaceOrder.difference` expects it."""
     num_scored: int
     """Train examples behind `reward`."""
     state: State = "complete"

@@ -63,7 +63,7 @@ def _study(
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # both flags, in Optuna 4.0 to 5.0
         # The constant liar keeps it from drawing again what was drawn before and found to be tried.
-        sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
+        sampler = TPESampler(seed=seed % 2**32, multivariate=True, constant_liar=True, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in trajectory.trials:
         instructions = trial.candidate.instructions

@@ -304,9 +304,9 @@ def _scores(outcomes: Iterable[Outcome | None]) -> Sequence[float]:
 
 def note(trial: Trial) -> str:
     """A trial for people, in Markdown."""
-    candidate = trial.candidate
+    candidate, kind = trial.candidate, "" if trial.state == "complete" else "estimated "
     facts = [
-        f"reward **{trial.reward:.4g}** on {trial.num_scored} examples",
+        f"{kind}reward **{trial.reward:.4g}** on {trial.num_scored} examples",
         f"{trial.state}: {trial.reason}",
     ]
     if trial.valset_score is not None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import pickle
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def metric(example: Any, prediction: Any) -> float:
         (
             {"pruner": "halving"},
             'pruner must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got \'halv',
+        ),
+        (
+            {"pruner": types.SimpleNamespace(drop=dict)},
+            (
+                'pruner must be "auto", None, an Optuna pruner or a dspy_opro Pruner, but got '
+                "namespace(drop=<class 'dict'>). It lacks checkpoints and most_calls."
+            ),
         ),
         ({"pruner": Halving}, "pruner must be an instance, but is the class Halving. Write Halving()."),
         (

@@ -12,12 +12,18 @@ import optuna
 import pytest
 
 from dspy_opro import OPRO, MetricError, ProposerFailed, TooManyErrors
+from dspy_opro.search.pruners import ScoreAll
 from dspy_opro.testing import LMCall, ScriptedLM
 from tests.runs import TASK, TRAINSET, is_proposal, metric, propose
 
 
 def answer(call: LMCall) -> Any:
     return propose(call) if is_proposal(call) else TASK.scorer(call)
+
+
+class Halves(ScoreAll):
+    def checkpoints(self, num_examples: int, num_candidates: int) -> Any:
+        return [num_examples / 2, num_examples]
 
 
 class Empty(dspy.Module):  # type: ignore[misc]
@@ -105,6 +111,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"pruner": "median"},
         ValueError,
         "pruner must be \"auto\", None, an Optuna pruner or a dspy_opro Pruner, but got 'median'.",
+    ),
+    "odd checkpoints": (
+        {"pruner": Halves()},
+        ValueError,
+        "must ascend from at least 1 and end with all 12 examples, but Halves gave [6.0, 12].",
     ),
     "nothing ends it": ({"auto": None}, ValueError, "auto=None needs at least one bound"),
     "value out of range": ({"k_best": 0}, ValueError, "k_best must be at least 1, but got 0."),

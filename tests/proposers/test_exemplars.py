@@ -66,6 +66,16 @@ def test_two_slots_see_different_examples() -> None:
     assert len({tuple(chosen(view(scores, [scores]), 3, seed)) for seed in range(10)}) > 5
 
 
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_scale_of_the_scores_changes_no_choice(scale: float) -> None:
+    draws = random.Random(0)
+    rows = [[2 * draws.random() - 1 for _ in range(20)] for _ in range(8)]
+    scaled = [[scale * score for score in row] for row in rows]
+    choices = [chosen(view(rows[0], rows), 3, seed) for seed in range(10)]
+    assert [chosen(view(scaled[0], scaled), 3, seed) for seed in range(10)] == choices
+    assert len(set(map(tuple, choices))) > 5
+
+
 def test_the_same_seed_sees_the_same_examples() -> None:
     scores = [float(n % 2) for n in range(20)]
     assert chosen(view(scores, [scores]), 3, 7) == chosen(view(scores, [scores]), 3, 7)

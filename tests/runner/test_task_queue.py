@@ -206,6 +206,28 @@ def test_no_worker_is_idle_while_there_is_work() -> None:
     assert (case.world.num_scored, case.world.max_in_flight) == (80, 8)
 
 
+def test_a_system_with_fewer_threads_gives_the_same_run_and_leaves_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, real, started = Case()(), threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    case = Case(num_threads=64)
+    assert case().trials == expected.trials
+    assert case.world.max_in_flight == 3
+    told = "No further thread starts (can't start new thread). At most 3 calls are in flight."
+    assert caplog.messages.count(told) == 1
+    for thread in started:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def test_workers_that_waited_take_what_one_result_brings() -> None:
     """The last proposal of a round makes four candidates, and sixteen examples, at once."""
     case, barrier = Case(8, plan=Plan(16, num_rounds=1, lag=0)), threading.Barrier(8, timeout=20)
@@ -257,6 +279,14 @@ def test_every_call_sees_a_copy_of_the_callers_context() -> None:
     assert set(seen) == {"the caller's"}
     assert mark.get() == "the caller's"
     mark.reset(token)
+
+
+def test_stoppers_see_the_callers_context() -> None:
+    asked_for = contextvars.ContextVar("asked_for", default="nobody")
+    asked_for.set("caller")
+    seen: list[str] = []
+    Case(stoppers=[lambda state: seen.append(asked_for.get())])()
+    assert seen == ["caller"] * 5
 
 
 def test_the_threads_end_with_the_run() -> None:

@@ -128,6 +128,14 @@ def test_who_is_behind_leaves(slack: float, scores: list[float], dropped: bool) 
         assert "behind the incumbent after 4 examples" in out["a"]
 
 
+@given(st.permutations([0, 1, 2, 3, 5, 7]), st.sampled_from([3, 10]))
+def test_a_tie_is_not_behind_whatever_rounding_says(tenths: list[int], parts: int) -> None:
+    """The incumbent's scores in another order, and one of them in two parts."""
+    incumbent = [score / parts for score in (0, 1, 2, 3, 5, 7)] + [0.0] * 6
+    for scores in (tenths, [0, 0, 3, 3, 5, 7], [1, 2, 5, 3, 0, 7]):
+        assert not Halving(first=6).drop(race(incumbent, {"a": [s / parts for s in scores]}))
+
+
 def test_easy_and_hard_examples_cancel_in_the_difference() -> None:
     """Both have the same mean; only the second is better where the incumbent fails, and both pair the same."""
     now = race([1.0, 1.0, 0.0, 0.0], {"a": [1.0, 0.0], "b": [1.0, 1.0]})

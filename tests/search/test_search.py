@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_opro.search import Search
+from dspy_opro.search.confidence import shortest_tied
 from dspy_opro.search.pruners import Halving, Race, ScoreAll, cannot_win
 from dspy_opro.search.round import MAX_FAILURES
 from dspy_opro.search.shared import Rules
@@ -390,7 +391,7 @@ def test_metrics_beyond_one_have_no_exact_bound() -> None:
     assert record.search.trajectory.incumbent.candidate.round == 1
 
 
-@pytest.mark.parametrize("ends", [[], [0, 8], [4], [4, 4, 8], [8, 4], [4, 9], [4, 8, 12]])
+@pytest.mark.parametrize("ends", [[], [0, 8], [4], [4, 4, 8], [8, 4], [4, 9], [4, 8, 12], [4.0, 8], [2.5, 8]])
 def test_a_pruner_with_impossible_checkpoints_is_an_error(ends: list[int]) -> None:
     class Odd(ScoreAll):
         def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
@@ -398,6 +399,53 @@ def test_a_pruner_with_impossible_checkpoints_is_an_error(ends: list[int]) -> No
 
     with pytest.raises(ValueError, match=r"must ascend from at least 1 and end with all 8 examples, but Odd"):
         run(Plan(8, num_rounds=1), pruner=Odd())
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda ids: None, list, lambda ids: {"nobody": "why"}, lambda ids: {ids[0]: None}]
+)
+def test_a_pruner_that_drops_something_else_than_candidates_is_an_error(answer: Any) -> None:
+    class Odd(ScoreAll):
+        def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+            return [4, num_examples]
+
+        def drop(self, race: Race) -> Any:
+            return answer(list(race.scores))
+
+    rule = r"must return a mapping from ids in race\.scores to reasons, but Odd returned"
+    with pytest.raises(TypeError, match=rule):
+        run(Plan(8, num_rounds=1), pruner=Odd())
+
+
+@pytest.mark.parametrize(("most", "limit"), [(8, None), (31, 60), (32, 60)])
+def test_a_pruner_that_counts_too_few_examples_does_not_exceed_the_budget(
+    most: int, limit: int | None
+) -> None:
+    class Wrong(ScoreAll):
+        def most_calls(self, num_examples: int, num_candidates: int) -> int:
+            return most
+
+    plan = Plan(8, num_rounds=1, num_candidates=4, max_metric_calls=limit)
+    if limit is None or most >= 32:
+        assert run(plan, pruner=Wrong()).num_calls == 8 + 32
+        return
+    with pytest.raises(
+        ValueError, match=r"most_calls must be an upper bound, but Wrong gave 31 for a round of 4"
+    ):
+        run(plan, pruner=Wrong())
+
+
+@pytest.mark.parametrize("answer", [lambda ids: None, iter, list])
+def test_who_is_sure_to_go_on_may_be_nobody_or_an_iterator(answer: Any) -> None:
+    class Keeper(ScoreAll):
+        def checkpoints(self, num_examples: int, num_candidates: int) -> Sequence[int]:
+            return [2, num_examples]
+
+        def sure_to_go_on(self, race: Race, num_examples: int) -> Any:
+            return answer([id_ for id_, scores in race.scores.items() if len(scores) == num_examples])
+
+    plan = Plan(8, num_rounds=1, num_candidates=4)
+    assert run(plan, pruner=Keeper(), capacity=5, order=random.Random(0)).num_calls == 8 + 32
 
 
 def test_a_pruner_that_fails_leaves_what_was_scored() -> None:
@@ -411,6 +459,19 @@ def test_a_pruner_that_fails_leaves_what_was_scored() -> None:
     search.stop("error")
     search.salvage()
     assert [trial.num_scored for trial in search.trajectory.trials] == [8]
+
+
+def test_the_result_can_be_read_while_another_thread_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(Plan(8, num_rounds=2, num_candidates=2, confirms=True), student(), ScoreAll())
+
+    def read_and_choose(trajectory: Trajectory) -> Any:
+        if len(search.trajectory):
+            assert search.returned in search.trajectory.trials
+            assert search.gain_so_far is None or search.gain_so_far.interval.num_examples == 8
+        return shortest_tied(trajectory)
+
+    monkeypatch.setattr("dspy_opro.search.search.shortest_tied", read_and_choose)
+    drive(search, World())
 
 
 # --- rounds ----------------------------------------------------------------------------------------------

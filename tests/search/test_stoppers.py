@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,7 +84,19 @@ def test_a_stopper_may_answer_true() -> None:
     assert first_reason([Never()], state(0.5)) == "Never"  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("answer", [1, 0.3, object()])
+def test_a_stopper_may_compare_with_numpy() -> None:
+    def good_enough(state: RunState) -> Any:
+        return numpy.mean(state.best_scores) > 0.5
+
+    assert first_reason([good_enough], state(0.6)) == "good_enough"
+    assert first_reason([good_enough], state(0.5)) is None
+
+
+def test_an_empty_text_is_no_reason() -> None:
+    assert first_reason([lambda state: "enough" if state.best_score > 0.5 else ""], state(0.5)) is None
+
+
+@pytest.mark.parametrize("answer", [0, 1, 0.3, numpy.float64(1), object()])
 def test_any_other_answer_is_an_error(answer: object) -> None:
     with pytest.raises(TypeError, match=r"A stopper must return a reason or None, but .* returned"):
         first_reason([lambda _: answer], state(0.1))  # type: ignore[list-item, return-value]

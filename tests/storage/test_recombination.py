@@ -52,6 +52,11 @@ def test_equal_seeds_give_equal_answers_and_others_differ() -> None:
     assert len({str(recombine(trajectory, seed)) for seed in range(10)}) > 1
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, 2**70])
+def test_every_whole_number_is_a_seed(seed: int) -> None:
+    assert recombine(Trajectory(tuple(grid()[:-1])), seed) == {"retrieve": "r2", "answer": "a2"}
+
+
 def test_texts_that_differ_in_white_space_are_the_same() -> None:
     known = [trial(retrieve="r0", answer="a0"), trial(retrieve="r0", answer=" a0\n")]
     assert recombine(Trajectory(tuple(known)), 0) is None

@@ -271,6 +271,16 @@ def test_the_study_marks_the_returned_trial(tmp_path: Path) -> None:
     assert "Say it." in of_trial
 
 
+def test_the_note_of_a_dropped_candidate_calls_its_reward_an_estimate(tmp_path: Path) -> None:
+    run = open_run(log_dir=tmp_path)
+    trials = drive(run).search.trajectory.trials
+    run.close("num_rounds", trials[0])
+    notes = run.study._storage.get_study_system_attrs(run.study._study_id)
+    for frozen, trial in zip(run.study.get_trials(), trials, strict=True):
+        is_marked = "- estimated reward" in notes[f"dashboard:{frozen._trial_id}:note_str:0"]
+        assert is_marked == (trial.state != "complete")
+
+
 # -- processes that did not end ----------------------------------------------------------------------
 
 

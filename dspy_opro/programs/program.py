@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import MethodType
 from typing import Any, Literal, get_args, get_origin
 
 import dspy
@@ -125,7 +126,11 @@ def uncopyable(module: dspy.Module) -> list[Any]:
 
 
 def _members(value: Any) -> Iterable[Any] | None:
-    """The members of a module or a container; None for anything else."""
+    """The members of a module or a container, and the owner of a tool's method; None for anything else."""
+    if isinstance(value, dspy.Tool):
+        return [value.func]
+    if isinstance(value, MethodType):
+        return [value.__self__]
     if isinstance(value, dspy.Module):
         value = vars(value)
     if isinstance(value, dict):
@@ -134,13 +139,14 @@ def _members(value: Any) -> Iterable[Any] | None:
 
 
 def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
-    """A copy of a module that shares what `uncopyable` found. The LMs of its predictors have an empty history."""
+    """A copy of a module that shares what `uncopyable` found. The LMs of all its modules have an empty history."""
     if type(module).deepcopy is not dspy.Module.deepcopy:
         return module.deepcopy()
     memo = {id(value): value for value in shared}
-    for predictor in module.predictors():
-        if isinstance(predictor.lm, dspy.BaseLM) and id(predictor.lm) not in memo:
-            memo[id(predictor.lm)] = copy_lm(predictor.lm)
+    for _, inner in module.named_sub_modules():
+        for value in vars(inner).values():
+            if isinstance(value, dspy.BaseLM) and id(value) not in memo:
+                memo[id(value)] = copy_lm(value)
     return copy.deepcopy(module, memo)
 
 

@@ -75,16 +75,19 @@ def test_the_history_of_an_lm_is_not_copied_for_every_candidate(has_lock: bool) 
             pytest.fail("It may have thousands of entries.")
 
     student = TwoSteps()
-    lm = ScriptedLM(lambda call: {"note": "n", "answer": "a"})
+    lm, judge = (ScriptedLM(lambda call: {"note": "n", "answer": "a"}) for _ in range(2))
     student.set_lm(lm)
+    student.judge = student.note.judge = judge
     if has_lock:
         student.lock = threading.Lock()
     program = Program(student)
     lm.history.append(Entry())
+    judge.history.append(Entry())
     built = program.build(program.candidate)
     assert built.note.lm is built.answer.lm
+    assert built.judge is built.note.judge is not judge
     assert built.note.lm is not lm
-    assert (built.note.lm.history, len(lm.history)) == ([], 1)
+    assert (built.note.lm.history, len(lm.history)) == (built.judge.history, len(judge.history)) == ([], 1)
 
 
 def test_a_demo_keeps_a_field_named_base() -> None:
@@ -102,6 +105,30 @@ def test_only_what_cannot_be_copied_is_shared_with_a_copy(caplog: pytest.LogCapt
     assert copied.inside[1] is not student.inside[1]
     assert student.first.signature.instructions != copied.first.signature.instructions == "New."
     assert "deep copy" not in caplog.text  # and nobody is told of it once a candidate
+
+
+def test_a_tool_that_is_a_method_is_that_of_the_copy() -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def search(self, query: str) -> str:
+            return "found"
+
+    class Team(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.client = Client()
+            self.expert = dspy.Predict("question -> answer")
+            self.agent = dspy.ReAct("question -> answer", tools=[self.ask, self.client.search])
+
+        def ask(self, question: str) -> Any:
+            return self.expert(question=question)
+
+    student = Team()
+    copied: Any = Program(student).copy()
+    assert copied.agent.tools["ask"].func.__self__ is copied
+    assert copied.agent.tools["search"].func.__self__ is copied.client is student.client
 
 
 def test_a_program_with_a_deepcopy_of_its_own_is_copied_by_it() -> None:

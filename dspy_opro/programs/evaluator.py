@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from .errors import in_brief
 from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, output_text, shorten
-from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, plain_fields, read_trace
+from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, Call, plain_fields, read_trace
+from .values import own_copy
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -49,7 +50,9 @@ class Evaluator:
     """The user's own prices of LMs."""
 
     def __post_init__(self) -> None:
-        self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, until `forget`
+        # Candidate id -> its program and the program's predictors, until `forget`. A program may make more predictors
+        # while it runs.
+        self._built: dict[str, tuple[dspy.Module, Sequence[Any]]] = {}
         self._lock = threading.Lock()  # for `_built`
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,13 +62,17 @@ class Evaluator:
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The candidate's program. The evaluator keeps it until `forget`."""
+        return self._program(candidate)[0]
+
+    def _program(self, candidate: Candidate) -> tuple[dspy.Module, Sequence[Any]]:
         with self._lock:
-            program = self._built.get(candidate.id)
-            if program is None:
+            built = self._built.get(candidate.id)
+            if built is None:
                 while len(self._built) >= MOST_BUILT:
                     self._built.pop(next(iter(self._built)), None)
-                program = self._built[candidate.id] = self.program.build(candidate)
-        return program
+                program = self.program.build(candidate)
+                built = self._built[candidate.id] = program, program.predictors()
+        return built
 
     def forget(self, candidate: Candidate) -> None:
         """Drop the program of a candidate whose race is over."""
@@ -88,9 +95,10 @@ class Evaluator:
         Raises:
             MetricError: The metric returned something that is not a score.
         """
-        program, prediction, error = self.build(candidate), None, None
+        (program, predictors), example = self._program(candidate), own_copy(example)
+        prediction, calls, error = None, None, None
+        keeps_calls = keeps_calls and len(predictors) > 1
         trace: list[Any] = []
-        num_calls = None  # of the program; a metric may call predictors of its own
         settings = {} if self.task_model is None else {"lm": self.task_model}
         meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
@@ -100,8 +108,11 @@ class Evaluator:
                     prediction = self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
                 else:
                     prediction = program(**inputs)
-                num_calls = len(trace)
-                outcome = self._judge(example, prediction)
+                # Before the metric, which may change the prediction and call predictors of its own.
+                output = _text(prediction)
+                if keeps_calls:
+                    calls = self._calls(predictors, trace, prediction)
+                outcome = self._judge(example, prediction, output)
             except MetricError:
                 raise
             except BaseException as caught:
@@ -109,32 +120,36 @@ class Evaluator:
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
-        if keeps_calls and len(self.program.names) > 1:
-            calls = self._calls(program, trace[:num_calls], error, prediction)
-            outcome = replace(outcome, calls=calls)
-        return TaskResult(outcome, meter.usage, error=error), prediction
+                if calls is not None:
+                    calls.pop(PROGRAM, None)  # a metric that failed is not asked for feedback
+                elif keeps_calls:
+                    calls = self._calls(predictors, trace, None, error)
+        return TaskResult(replace(outcome, calls=calls), meter.usage, error=error), prediction
 
     def _calls(
-        self, program: dspy.Module, trace: Sequence[Any], error: Any, prediction: Any
-    ) -> Mapping[str, Any]:
+        self, predictors: Sequence[Any], trace: Sequence[Any], prediction: Any, error: Any = None
+    ) -> dict[str, Call]:
         is_asked = self.metric.takes_predictor
         limit = FIELD_CHARS_FOR_METRIC if is_asked else FIELD_CHARS
-        calls = read_trace(self.program.names, program.predictors(), trace, error, limit)
-        if is_asked and error is None and callable(getattr(prediction, "items", None)):
+        calls = read_trace(self.program.names, predictors, trace, error, limit)
+        if is_asked and callable(getattr(prediction, "items", None)):
             calls[PROGRAM] = {"outputs": plain_fields(prediction, limit)}
         return calls
 
-    def _judge(self, example: Any, prediction: Any) -> Outcome:
+    def _judge(self, example: Any, prediction: Any, output: str) -> Outcome:
         try:
             value = self.loop.resolve(self.metric(example, prediction))
         except BaseException as caught:
             raise MetricRaised(f"metric raised {in_brief(caught)}") from caught
         score = to_score(value)
-        try:
-            output = output_text(prediction)
-        except Exception as caught:  # a prediction without a readable text has its score all the same
-            output = f"(can't be shown: {in_brief(caught)})"
         return Outcome(score.value, output, shorten(score.feedback, 1000), None, score.subscores)
+
+
+def _text(prediction: Any) -> str:
+    try:
+        return output_text(prediction)
+    except Exception as caught:  # a prediction without a readable text has its score all the same
+        return f"(can't be shown: {in_brief(caught)})"
 
 
 def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -22,6 +23,14 @@ _KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\
 def fields(example: Any) -> dict[str, Any]:
     """An example's own fields, without the random `dspy_uuid` that DSPy's datasets add."""
     return dict(example.items())
+
+
+def own_copy(example: Any) -> Any:
+    """An example that program and metric may change. One that can't be copied is shared."""
+    try:
+        return copy.deepcopy(example)
+    except Exception:
+        return example
 
 
 def shown(value: Any) -> str:

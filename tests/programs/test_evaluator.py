@@ -126,6 +126,62 @@ def test_of_many_candidates_the_latest_programs_are_kept() -> None:
     assert case.evaluator.build(candidates[0]) is not built[0]
 
 
+def test_a_program_may_make_predictors_while_it_runs() -> None:
+    class Growing(dspy.Module):  # type: ignore[misc]
+        """The new predictors come before the last one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.topic = dspy.Predict("question -> topic")
+            self.experts: dict[str, Any] = {}
+            self.last = dspy.Predict("question, topic -> answer")
+
+        def forward(self, question: str) -> Any:
+            topic = self.topic(question=question).topic
+            self.experts.setdefault(topic, dspy.Predict("question -> hint"))(question=question)
+            return self.last(question=question, topic=topic)
+
+    def reply(call: LMCall) -> Mapping[str, str]:
+        return {name: f"{name} of {call.inputs['question']}" for name in call.output_fields}
+
+    case = Case(reply, lambda e, p: 1.0, Growing())
+    for position in (0, 1):
+        with dspy.context(lm=case.lm):
+            result, _ = case.evaluator.evaluate(case.program.candidate, TRAINSET[position], keeps_calls=True)
+        assert isinstance(result.content, Outcome)
+        outputs = {name: call["outputs"] for name, call in (result.content.calls or {}).items()}
+        assert outputs == {
+            "topic": {"topic": f"topic of {position}"},
+            "last": {"answer": f"answer of {position}"},
+        }
+
+
+@pytest.mark.parametrize("is_copyable", [True, False])
+def test_no_evaluation_changes_an_example_or_the_shown_output(is_copyable: bool) -> None:
+    class Chat(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.Predict("question, seen -> answer")
+
+        def forward(self, question: str, seen: list[str], lock: Any) -> Any:
+            seen.append(question)
+            return self.inner(question=question, seen=seen)
+
+    def metric(example: Any, prediction: Any) -> float:
+        example.answer, prediction.answer = "changed", "changed"
+        return float(len(example.seen))
+
+    lock = "no lock" if is_copyable else threading.Lock()
+    given = dspy.Example(question="2", seen=[], lock=lock, answer="2").with_inputs("question", "seen", "lock")
+    case = Case(metric=metric, student=Chat())
+    for number in (1, 2):
+        with dspy.context(lm=case.lm):
+            result, _ = case.evaluator.evaluate(case.program.candidate, given)
+        # What can't be copied is shared as it is.
+        assert result.content == Outcome(1.0 if is_copyable else number, "answer: 2")
+    assert (given.seen, given.answer) == (([], "2") if is_copyable else (["2", "2"], "changed"))
+
+
 def test_an_async_metric_is_awaited() -> None:
     async def metric(example: Any, prediction: Any) -> float:
         await asyncio.sleep(0)

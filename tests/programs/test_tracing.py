@@ -79,6 +79,30 @@ def test_a_failed_parse_has_the_raw_answer_and_what_came_before() -> None:
     assert found.calls == {"note": NOTE, "answer": {"unparsed": "no fields here"}}
 
 
+def test_of_equal_signatures_the_failed_parse_is_that_of_the_predictor_without_an_answer() -> None:
+    class Twice(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return self.second(question=self.first(question=question).answer)
+
+    def answer(call: LMCall) -> Mapping[str, str] | str:
+        return "no fields" if call.inputs["question"] == "5" else {"answer": "5"}
+
+    found = calls(Twice(), answer)
+    assert found["first"]["outputs"] == {"answer": "5"}
+    assert list(found["second"]) == ["unparsed"]
+
+
+def test_a_metric_that_raised_is_not_asked_about_predictors() -> None:
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> float:
+        raise ValueError("broken")
+
+    assert calls(metric=metric) == {"note": NOTE, "answer": ANSWER}
+
+
 def test_a_program_that_fails_has_the_calls_before_its_error() -> None:
     class Failing(TwoSteps):
         def forward(self, question: str) -> Any:
@@ -98,6 +122,18 @@ def test_the_calls_of_a_metric_are_not_the_programs() -> None:
         return True
 
     assert calls(metric=metric) == {"note": NOTE, "answer": ANSWER}
+
+
+def test_what_a_metric_changes_was_given_before() -> None:
+    class Last(TwoSteps):
+        def forward(self, question: str) -> Any:
+            return self.answer(question=question, note=self.note(question=question).note)
+
+    def metric(example: Any, prediction: Any) -> bool:
+        prediction.answer = "changed"
+        return True
+
+    assert calls(Last(), metric=metric) == {"note": NOTE, "answer": ANSWER}
 
 
 def test_copies_of_a_predictor_are_known_by_their_signature() -> None:

@@ -104,10 +104,8 @@ class Evaluator:
         with meters as meter, called_by(call_id):
             try:
                 inputs = dict(example.inputs().items())
-                if self.is_awaited:
-                    prediction = self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
-                else:
-                    prediction = program(**inputs)
+                run = program.acall if self.is_awaited else program  # whose `forward` may be async, too
+                prediction = self.loop.resolve(run(**inputs), self.timeout_seconds)
                 # Before the metric, which may change the prediction and call predictors of its own.
                 output = _text(prediction)
                 if keeps_calls:

@@ -180,6 +180,8 @@ def _field(kind: str, name: str, info: Any) -> str:
     annotation, desc = info.annotation, (info.json_schema_extra or {}).get("desc") or ""
     is_plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     type_name = annotation.__name__ if is_plain else str(annotation).replace("typing.", "")
+    if is_plain and issubclass(annotation, Enum):  # of a Literal the type's own text has them
+        type_name += f": {', '.join(_choices(annotation))}"
     return f"- {kind} `{name}` ({type_name})" + ("" if desc in ("", f"${{{name}}}") else f": {desc}")
 
 

@@ -242,9 +242,8 @@ class _Bootstrappable(dspy.Module):
         return _noting(self.errors, self._run)(**inputs)
 
     def _run(self, **inputs: Any) -> Any:
-        if is_async_only(self.program):
-            return self.loop.resolve(self.program.acall(**inputs))
-        return self.program(**inputs)
+        run = self.program.acall if is_async_only(self.program) else self.program
+        return self.loop.resolve(run(**inputs))
 
     def deepcopy(self) -> _Bootstrappable:
         copied = _Bootstrappable(copy_module(self.program, self.shared), self.shared, self.loop, self.errors)

@@ -247,6 +247,16 @@ async def test_programs_are_awaited_on_the_loop_or_called_in_the_worker_thread(
     assert seen == [False]  # a slow metric never holds up the loop
 
 
+async def test_a_forward_that_is_async_is_awaited_on_the_loop() -> None:
+    class Late(Own):
+        async def forward(self, question: str) -> Any:
+            return await self.aforward(question)
+
+    case = Case(student=Late(), metric=lambda e, p: 1.0, loop=asyncio.get_running_loop())
+    assert (await asyncio.to_thread(case.score)).output == "answer: aforward True"
+    assert case.ledger.usage.scorer_calls == 1
+
+
 @pytest.mark.parametrize("is_awaited", [False, True])
 def test_a_program_sees_the_callers_context_and_a_trace_of_its_own(is_awaited: bool) -> None:
     class Looking(dspy.Module):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +215,34 @@ def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
         Candidate({"react": "Plan the trip.\n\nBe brief.", "extract.predict": "Sum up."})
     )
     assert Program(longer).texts["react"].text == "Plan the trip.\n\nBe brief."
+
+
+class Agent(dspy.Module):  # type: ignore[misc]
+    """Keeps the user's signature. Its first predictor has it as it is, its second one has rules and an input more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature = dspy.Signature("question -> answer", "Answer.\nBe brief.")
+        self.plain = dspy.ChainOfThought(self.signature)
+        rules = self.signature.prepend("notes", dspy.InputField(), type_=str)
+        self.ruled = dspy.Predict(rules.with_instructions("Be polite.\nAnswer.\nBe brief.\nUse the notes."))
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        (Agent(), {"plain.predict": ("", ""), "ruled": ("Be polite.\n", "\nUse the notes.")}),
+        (dspy.ReAct(Agent().signature, tools=[TOOL]), {"extract.predict": ("", "")}),
+    ],
+)
+def test_a_longer_text_is_read_back_whole_where_the_module_adds_nothing(
+    student: Any, expected: Mapping[str, tuple[str, str]]
+) -> None:
+    own = Program(student).texts
+    assert {name: (own[name].prefix, own[name].suffix) for name in expected} == expected
+    longer = {name: f"{each.text}\nUse no lists." for name, each in own.items()}
+    again = Program(Program(student).build(Candidate(longer))).candidate.instructions
+    assert all(again[name] == longer[name] for name in expected if expected[name] == ("", ""))
 
 
 class OnlyAsync(dspy.Module):  # type: ignore[misc]

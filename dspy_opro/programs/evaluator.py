@@ -17,9 +17,9 @@ from .compat import called_by, copy_lm
 from .errors import in_brief
 from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
-from .program import Program, output_text, shorten
-from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, Call, plain_fields, read_trace
-from .values import own_copy
+from .program import Program, describe, shorten
+from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, Call, plain_fields, read_trace, says_more
+from .values import own_copy, shown
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -89,15 +89,15 @@ class Evaluator:
         """Score a candidate on an example. Returns the result and the prediction (None if the example failed).
 
         `on_usage` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
-        callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome of a program with
-        several predictors has their calls.
+        callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome has the calls of the
+        predictors, as far as the program's own inputs and outputs do not say all.
 
         Raises:
             MetricError: The metric returned something that is not a score.
         """
         (program, predictors), example = self._program(candidate), own_copy(example)
+        inputs: dict[str, Any] = {}
         prediction, calls, error = None, None, None
-        keeps_calls = keeps_calls and len(predictors) > 1
         trace: list[Any] = []
         settings = {} if self.task_model is None else {"lm": self.task_model}
         meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
@@ -107,9 +107,9 @@ class Evaluator:
                 run = program.acall if self.is_awaited else program  # whose `forward` may be async, too
                 prediction = self.loop.resolve(run(**inputs), self.timeout_seconds)
                 # Before the metric, which may change the prediction and call predictors of its own.
-                output = _text(prediction)
+                output = output_text(prediction)
                 if keeps_calls:
-                    calls = self._calls(predictors, trace, prediction)
+                    calls = self._calls(predictors, trace, inputs, prediction)
                 outcome = self._judge(example, prediction, output)
             except MetricError:
                 raise
@@ -121,17 +121,21 @@ class Evaluator:
                 if calls is not None:
                     calls.pop(PROGRAM, None)  # a metric that failed is not asked for feedback
                 elif keeps_calls:
-                    calls = self._calls(predictors, trace, None, error)
+                    calls = self._calls(predictors, trace, inputs, None, error)
         return TaskResult(replace(outcome, calls=calls), meter.usage, error=error), prediction
 
     def _calls(
-        self, predictors: Sequence[Any], trace: Sequence[Any], prediction: Any, error: Any = None
-    ) -> dict[str, Call]:
+        self, predictors: Sequence[Any], trace: Sequence[Any], inputs: Any, prediction: Any, error: Any = None
+    ) -> dict[str, Call] | None:
+        gave = dict(prediction.items()) if callable(getattr(prediction, "items", None)) else None
+        if len(predictors) == 1:
+            is_shown = not says_more(trace, {**inputs, **(gave or {})})
+            return None if is_shown else read_trace(self.program.names, predictors, trace, None, FIELD_CHARS)
         is_asked = self.metric.takes_predictor
         limit = FIELD_CHARS_FOR_METRIC if is_asked else FIELD_CHARS
         calls = read_trace(self.program.names, predictors, trace, error, limit)
-        if is_asked and callable(getattr(prediction, "items", None)):
-            calls[PROGRAM] = {"outputs": plain_fields(prediction, limit)}
+        if is_asked and gave is not None:
+            calls[PROGRAM] = {"outputs": plain_fields(gave, limit)}
         return calls
 
     def _judge(self, example: Any, prediction: Any, output: str) -> Outcome:
@@ -143,9 +147,11 @@ class Evaluator:
         return Outcome(score.value, output, shorten(score.feedback, 1000), None, score.subscores)
 
 
-def _text(prediction: Any) -> str:
+def output_text(prediction: Any) -> str:
+    """A prediction as short text for the meta-prompt."""
     try:
-        return output_text(prediction)
+        items = getattr(prediction, "items", None)
+        return shorten(describe(dict(items())) if callable(items) else shown(prediction), 1000)
     except Exception as caught:  # a prediction without a readable text has its score all the same
         return f"(can't be shown: {in_brief(caught)})"
 

@@ -207,12 +207,6 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-def output_text(prediction: Any) -> str:
-    """A prediction as short text for the meta-prompt."""
-    items = getattr(prediction, "items", None)
-    return shorten(describe(dict(items())) if callable(items) else shown(prediction), 1000)
-
-
 def check_examples(examples: Sequence[Any], name: str) -> None:
     """Check that a dataset is usable.
 

@@ -1,6 +1,6 @@
 """What each predictor of a program got and gave on an example, as plain values that the log of results can hold.
 
-The meta-prompt shows it for programs with several predictors. With one, the program's own inputs and outputs say all.
+The meta-prompt shows it for programs with several predictors, and for one that gets or gives more than the program.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ def read_trace(
         if name is not None:
             calls[name] = {"unparsed": shorten(str(error.lm_response), limit)}
     return {name: calls[name] for name in names if name in calls}
+
+
+def says_more(trace: Sequence[Any], known: Mapping[str, Any]) -> bool:
+    """Whether the calls have other values than the program's own inputs and outputs, which are `known`.
+
+    Of several calls with known inputs, as for a vote, no output says more than the program's.
+    """
+    values = [pair for _, inputs, _ in trace for pair in inputs.items()]
+    values += trace[0][2].items() if len(trace) == 1 else ()
+    return not all(
+        known.get(name) is value or (isinstance(value, str) and known.get(name) == value)
+        for name, value in values
+    )
 
 
 def _by_signature(pairs: Iterable[tuple[str, Any]], signature: Any) -> str | None:

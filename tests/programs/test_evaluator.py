@@ -16,7 +16,7 @@ import pytest
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from dspy_opro.programs.awaiting import EventLoop
-from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised
+from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised, output_text
 from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.metric import Metric, MetricError
 from dspy_opro.programs.program import Program
@@ -513,6 +513,19 @@ def test_calls_in_threads_of_a_program_are_counted() -> None:
     assert case.ledger.usage == Usage(
         1, 4, 0, 0, case.ledger.usage.prompt_tokens, case.ledger.usage.completion_tokens
     )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (dspy.Prediction(answer="a", score=1), "answer: a\nscore: 1"),
+        ("plain", "plain"),
+        (None, "None"),
+        ({"a": 1}, "a: 1"),
+    ],
+)
+def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:
+    assert output_text(prediction) == expected
 
 
 def test_a_prediction_whose_repr_raises_has_its_score() -> None:

@@ -17,7 +17,6 @@ from dspy_opro.programs.program import (
     describe,
     is_async_only,
     num_inputs,
-    output_text,
     same_inputs,
     shorten,
 )
@@ -274,19 +273,6 @@ def test_long_texts_are_cut_in_the_middle(text: str, limit: int, expected: str) 
 
 def test_values_are_named_and_cut() -> None:
     assert describe({"a": 1, "b": "x" * 700}, limit=20).splitlines() == ["a: 1", "b: xxxxxxx ... xxxxxxx"]
-
-
-@pytest.mark.parametrize(
-    ("prediction", "expected"),
-    [
-        (dspy.Prediction(answer="a", score=1), "answer: a\nscore: 1"),
-        ("plain", "plain"),
-        (None, "None"),
-        ({"a": 1}, "a: 1"),
-    ],
-)
-def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:
-    assert output_text(prediction) == expected
 
 
 # --- data ------------------------------------------------------------------------------------------------

@@ -73,6 +73,58 @@ def test_a_program_with_one_predictor_has_no_calls() -> None:
     assert outcome(dspy.Predict("question -> answer")).calls is None
 
 
+class OneStep(dspy.Module):  # type: ignore[misc]
+    """Calls its one predictor with `inputs` beside the question, and returns what `give` makes of the answer."""
+
+    def __init__(self, give: Any, **inputs: Any) -> None:
+        super().__init__()
+        self.answer = dspy.Predict(f"{', '.join(['question', *inputs])} -> answer")
+        self.give, self.inputs = give, inputs
+
+    def forward(self, question: str) -> Any:
+        return self.give(self.answer(question=question, **self.inputs))
+
+
+def broken(prediction: Any) -> Any:
+    raise ValueError("broken")
+
+
+@pytest.mark.parametrize(
+    ("give", "inputs"),
+    [
+        (lambda prediction: prediction, {"context": ["a fact"]}),
+        (lambda prediction: dspy.Prediction(result=len(prediction.answer)), {}),
+        (lambda prediction: prediction.answer, {}),
+        (broken, {}),
+    ],
+)
+def test_one_predictor_has_a_call_where_the_program_does_not_show_what_it_got_and_gave(
+    give: Any, inputs: Any
+) -> None:
+    call = {"inputs": {"question": "2 + 2", **inputs}, "outputs": {"answer": "5"}}
+    assert calls(OneStep(give, **inputs), metric=lambda e, p: 1.0) == {"answer": call}
+
+
+@pytest.mark.parametrize(
+    ("give", "reply"),
+    [
+        (lambda prediction: dspy.Prediction(answer=prediction.answer.strip()), echo),
+        (lambda prediction: dspy.Prediction(answer=f"{prediction.answer[:1]}", score=1), echo),
+        (lambda prediction: prediction, lambda call: "no fields"),
+    ],
+)
+def test_one_predictor_has_no_call_where_the_program_shows_all(give: Any, reply: Any) -> None:
+    assert outcome(OneStep(give), reply).calls is None
+
+
+def test_of_one_predictor_whose_answers_to_one_question_the_program_compares_no_call_is_chosen() -> None:
+    class Vote(OneStep):
+        def forward(self, question: str) -> Any:
+            return [self.answer(question=question) for _ in range(3)][1]
+
+    assert outcome(Vote(None), lambda call: {"answer": str(call.sample)}).calls is None
+
+
 def test_a_failed_parse_has_the_raw_answer_and_what_came_before() -> None:
     found = outcome(answer=lambda call: echo(call) if "note" in call.output_fields else "no fields here")
     assert found.error is not None

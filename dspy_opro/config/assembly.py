@@ -12,12 +12,12 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.awaiting import EventLoop, ExampleTimeout
-from dspy_opro.programs.compat import can_be_awaited, defines, is_async_only_lm, model_name
+from dspy_opro.programs.compat import model_name
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
 from dspy_opro.programs.metering import Budget
-from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.program import is_awaited
 from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter, num_bootstrapped
@@ -50,20 +50,15 @@ def settings(inputs: Inputs) -> dict[str, Any]:
 
 
 def make_evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator:
-    """What scores an example. `is_async` says that the caller has an event loop, which awaits an `aforward`.
-
-    Without a loop an `aforward` is awaited if an LM of the program needs it, and with one it is if all of them can be.
-    """
+    """What scores an example. `is_async` says that the caller has an event loop, which awaits an `aforward`."""
     config, student = inputs.config, inputs.program.student
-    lms = [predictor.lm or config.task_model or dspy.settings.lm for predictor in student.predictors()]
-    suits_lms = all(map(can_be_awaited, lms)) if is_async else any(map(is_async_only_lm, lms))
     return Evaluator(
         inputs.program,
         inputs.metric,
         loop,
         config.task_model,
         config.failure_score,
-        is_awaited=is_async_only(student) or (suits_lms and defines(student, "aforward")),
+        is_awaited=is_awaited(student, config.task_model or dspy.settings.lm, is_async),
         timeout_seconds=config.example_timeout_seconds,
         prices=config.prices,
     )

@@ -15,7 +15,7 @@ import dspy
 
 from dspy_opro.search.trajectory import Candidate
 
-from .compat import copy_lm, defines, task_text
+from .compat import can_be_awaited, copy_lm, defines, is_async_only_lm, task_text
 from .values import as_key, fields, shown, storable
 
 
@@ -153,6 +153,17 @@ def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
 def is_async_only(module: object) -> bool:
     """Whether a module has an `aforward` and no `forward`."""
     return isinstance(module, dspy.Module) and defines(module, "aforward") and not defines(module, "forward")
+
+
+def is_awaited(module: dspy.Module, lm: Any, is_async: bool = False) -> bool:
+    """Whether a program, whose default LM is `lm`, is awaited and not called.
+
+    Without an event loop of the caller an `aforward` is awaited if an LM of the program needs it. With one, as
+    `is_async` says, it is awaited if all of them can be.
+    """
+    lms = [predictor.lm or lm for predictor in module.predictors()]
+    suits_lms = all(map(can_be_awaited, lms)) if is_async else any(map(is_async_only_lm, lms))
+    return is_async_only(module) or (suits_lms and defines(module, "aforward"))
 
 
 def _unique(names: Sequence[str]) -> list[str]:

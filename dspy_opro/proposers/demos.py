@@ -19,7 +19,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE
 from dspy_opro.programs.metering import Prices, metered
 from dspy_opro.programs.metric import Metric, to_score
-from dspy_opro.programs.program import Program, copy_module, is_async_only, uncopyable
+from dspy_opro.programs.program import Program, copy_module, is_awaited, uncopyable
 from dspy_opro.programs.provider import judge
 from dspy_opro.programs.values import own_copy, plain
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, rng
@@ -242,7 +242,7 @@ class _Bootstrappable(dspy.Module):
         return _noting(self.errors, self._run)(**inputs)
 
     def _run(self, **inputs: Any) -> Any:
-        run = self.program.acall if is_async_only(self.program) else self.program
+        run = self.program.acall if is_awaited(self.program, dspy.settings.lm) else self.program
         return self.loop.resolve(run(**inputs))
 
     def deepcopy(self) -> _Bootstrappable:

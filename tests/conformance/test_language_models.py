@@ -105,13 +105,20 @@ class AwaitedPlugin(dspy.BaseLM):  # type: ignore[misc]
         return Plugin().forward(prompt, messages)
 
 
+def judge(example: Any, prediction: Any, trace: Any = None) -> float:
+    return (1 + (prediction.answer == example.answer)) / 2
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("side", ["task_model", "set_lm", "settings"])
 @pytest.mark.parametrize("is_async", [True, False])
 def test_a_program_is_called_or_awaited_as_its_lm_can_be(is_async: bool, side: str) -> None:
     lm, student = Plugin() if is_async else AwaitedPlugin(model="plug/in"), dspy.Predict(QA)
-    arguments = {"prompt_model": scripted()} | ({side: lm} if side == "task_model" else {})
-    if side == "set_lm":
+    demos = {"max_bootstrapped_demos": 1, "max_labeled_demos": 0, "num_candidates": 4}
+    arguments = {"prompt_model": scripted(), "metric": judge, "pruner": None, **demos}
+    if side == "task_model":
+        arguments["task_model"] = lm
+    elif side == "set_lm":
         student.set_lm(lm)
     with dspy.context(lm=lm if side == "settings" else scripted()):
         if is_async:
@@ -119,6 +126,7 @@ def test_a_program_is_called_or_awaited_as_its_lm_can_be(is_async: bool, side: s
         else:
             best = teleprompter(**arguments).compile(student, trainset=trainset())
     assert best.score == 100.0
+    assert any(candidate["program"].demos for candidate in best.candidate_programs)
 
 
 @pytest.mark.skipif(VERSION < (3, 4), reason="engines come with DSPy 3.4")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +96,8 @@ class Evaluator:
             MetricError: The metric returned something that is not a score.
         """
         (program, predictors), example = self._program(candidate), own_copy(example)
-        inputs: dict[str, Any] = {}
+        inputs, trace = dict[str, Any](), list[Any]()
         prediction, calls, error = None, None, None
-        trace: list[Any] = []
         settings = {} if self.task_model is None else {"lm": self.task_model}
         meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
@@ -113,8 +112,7 @@ class Evaluator:
                 outcome = self._judge(example, prediction, output)
             except MetricError:
                 raise
-            except BaseException as caught:
-                # E.g. SystemExit: only this example fails.
+            except BaseException as caught:  # e.g. SystemExit: only this example fails
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
@@ -127,14 +125,13 @@ class Evaluator:
     def _calls(
         self, predictors: Sequence[Any], trace: Sequence[Any], inputs: Any, prediction: Any, error: Any = None
     ) -> dict[str, Call] | None:
-        gave = dict(prediction.items()) if callable(getattr(prediction, "items", None)) else None
+        gave = _fields(prediction)
         if len(predictors) == 1:
             is_shown = not says_more(trace, {**inputs, **(gave or {})})
             return None if is_shown else read_trace(self.program.names, predictors, trace, None, FIELD_CHARS)
-        is_asked = self.metric.takes_predictor
-        limit = FIELD_CHARS_FOR_METRIC if is_asked else FIELD_CHARS
+        limit = FIELD_CHARS_FOR_METRIC if self.metric.takes_predictor else FIELD_CHARS
         calls = read_trace(self.program.names, predictors, trace, error, limit)
-        if is_asked and gave is not None:
+        if self.metric.takes_predictor and gave is not None:
             calls[PROGRAM] = {"outputs": plain_fields(gave, limit)}
         return calls
 
@@ -150,10 +147,14 @@ class Evaluator:
 def output_text(prediction: Any) -> str:
     """A prediction as short text for the meta-prompt."""
     try:
-        items = getattr(prediction, "items", None)
-        return shorten(describe(dict(items())) if callable(items) else shown(prediction), 1000)
+        gave = _fields(prediction)
+        return shorten(shown(prediction) if gave is None else describe(gave), 1000)
     except Exception as caught:  # a prediction without a readable text has its score all the same
         return f"(can't be shown: {in_brief(caught)})"
+
+
+def _fields(prediction: Any) -> dict[str, Any] | None:
+    return dict(prediction.items()) if isinstance(prediction, (Mapping, dspy.Example)) else None
 
 
 def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:

@@ -515,6 +515,28 @@ def test_calls_in_threads_of_a_program_are_counted() -> None:
     )
 
 
+class Order:
+    """What a program may return as well: its `items` are no fields."""
+
+    def items(self) -> list[str]:
+        return ["bread", "salt"]
+
+    def __repr__(self) -> str:
+        return f"Order({self.items()})"
+
+
+def test_a_program_may_return_any_object() -> None:
+    class Shop(Own):
+        def forward(self, question: str) -> Any:
+            self.inner(question=question)
+            return Order()
+
+    case = Case(student=Shop(), metric=lambda e, p: len(p.items()))
+    with dspy.context(lm=case.lm):
+        result, _ = case.evaluator.evaluate(case.program.candidate, TRAINSET[0], keeps_calls=True)
+    assert result.content.score == 2.0
+
+
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
@@ -522,6 +544,7 @@ def test_calls_in_threads_of_a_program_are_counted() -> None:
         ("plain", "plain"),
         (None, "None"),
         ({"a": 1}, "a: 1"),
+        (Order(), "Order(['bread', 'salt'])"),
     ],
 )
 def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:

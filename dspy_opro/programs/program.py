@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import MethodType
 from typing import Any, Literal, get_args, get_origin
 
@@ -127,7 +128,7 @@ def uncopyable(module: dspy.Module) -> list[Any]:
 
 def _members(value: Any) -> Iterable[Any] | None:
     """The members of a module or a container, and the owner of a tool's method; None for anything else."""
-    if isinstance(value, dspy.Tool):
+    if isinstance(value, (dspy.Tool, partial)):
         return [value.func]
     if isinstance(value, MethodType):
         return [value.__self__]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -63,8 +62,8 @@ def plain(value: Any) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclass_fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     for name in () if isinstance(value, type) else _CONVERSIONS:
         convert = getattr(value, name, None)
         if callable(convert):

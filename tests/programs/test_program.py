@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections.abc import Mapping
@@ -120,14 +121,15 @@ def test_a_tool_that_is_a_method_is_that_of_the_copy() -> None:
             super().__init__()
             self.client = Client()
             self.expert = dspy.Predict("question -> answer")
-            self.agent = dspy.ReAct("question -> answer", tools=[self.ask, self.client.search])
+            bound = dspy.Tool(functools.partial(self.ask, question="?"), name="bound", desc="Asks.", args={})
+            self.agent = dspy.ReAct("question -> answer", tools=[self.ask, self.client.search, bound])
 
         def ask(self, question: str) -> Any:
             return self.expert(question=question)
 
     student = Team()
     copied: Any = Program(student).copy()
-    assert copied.agent.tools["ask"].func.__self__ is copied
+    assert copied.agent.tools["ask"].func.__self__ is copied.agent.tools["bound"].func.func.__self__ is copied
     assert copied.agent.tools["search"].func.__self__ is copied.client is student.client
 
 

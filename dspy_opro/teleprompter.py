@@ -226,7 +226,7 @@ class OPROTeleprompter(Teleprompter):
     ) -> Any:
         """`compile` for async code: the same arguments, result and errors.
 
-        The running loop awaits the program if it has its own `aforward`.
+        The running loop awaits the program if it has its own `aforward` and its LMs can be awaited.
         """
         data = {"trainset": trainset, "metric": metric, "valset": valset}
         from .compile import Job, optimize_in_thread

@@ -12,12 +12,12 @@ from typing import Any
 import dspy
 
 from dspy_opro.programs.awaiting import EventLoop, ExampleTimeout
-from dspy_opro.programs.compat import defines, model_name
+from dspy_opro.programs.compat import model_name
 from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator
 from dspy_opro.programs.failures import FailureLimit, TimeLimit
 from dspy_opro.programs.metering import Budget
-from dspy_opro.programs.program import is_async_only
+from dspy_opro.programs.program import is_awaited
 from dspy_opro.programs.tracing import PredictorFeedback
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.demos import DemoWriter, num_bootstrapped
@@ -58,7 +58,7 @@ def make_evaluator(inputs: Inputs, loop: EventLoop, is_async: bool) -> Evaluator
         loop,
         config.task_model,
         config.failure_score,
-        is_awaited=is_async_only(student) or (is_async and defines(student, "aforward")),
+        is_awaited=is_awaited(student, config.task_model or dspy.settings.lm, is_async),
         timeout_seconds=config.example_timeout_seconds,
         prices=config.prices,
     )

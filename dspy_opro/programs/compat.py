@@ -58,7 +58,8 @@ def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
 
     ReAct, ReActV2, CodeAct and RLM write tool lists and rules around the user's instructions, and keep the user's
     signature as `signature`. ProgramOfThought writes only its own text. The first words of these additions find them,
-    even after a rewrite of the task text. For other modules the text of `signature` separates the three parts.
+    even after a rewrite of the task text. For other modules the text of `signature` separates the three parts, if the
+    predictor has other inputs than this signature.
     """
     instructions = predictor.signature.instructions
     owner = _owner(program, predictor)
@@ -70,8 +71,9 @@ def task_text(program: dspy.Module, predictor: Any) -> tuple[str, str, str]:
             between = instructions[len(prefix) : match.start()]
             task = between.rstrip("\n")
             return prefix, task, between[len(task) :] + instructions[match.start() :]
-    given = getattr(getattr(owner, "signature", None), "instructions", None)
-    if given:
+    signature: Any = None if names else getattr(owner, "signature", None)
+    given = getattr(signature, "instructions", None)
+    if given and {*signature.input_fields} != {*predictor.signature.input_fields}:
         match = re.compile(rf"(?m)^{re.escape(given)}$").search(instructions, len(prefix))
         if match:
             return instructions[: match.start()], given, instructions[match.end() :]

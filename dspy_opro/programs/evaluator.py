@@ -17,8 +17,9 @@ from .compat import called_by, copy_lm
 from .errors import in_brief
 from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
-from .program import Program, output_text, shorten
-from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, plain_fields, read_trace
+from .program import Program, describe, shorten
+from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, Call, plain_fields, read_trace, says_more
+from .values import own_copy, shown
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -49,7 +50,9 @@ class Evaluator:
     """The user's own prices of LMs."""
 
     def __post_init__(self) -> None:
-        self._built: dict[str, dspy.Module] = {}  # candidate id -> its program, until `forget`
+        # Candidate id -> its program and the program's predictors, until `forget`. A program may make more predictors
+        # while it runs.
+        self._built: dict[str, tuple[dspy.Module, Sequence[Any]]] = {}
         self._lock = threading.Lock()  # for `_built`
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,13 +62,17 @@ class Evaluator:
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The candidate's program. The evaluator keeps it until `forget`."""
+        return self._program(candidate)[0]
+
+    def _program(self, candidate: Candidate) -> tuple[dspy.Module, Sequence[Any]]:
         with self._lock:
-            program = self._built.get(candidate.id)
-            if program is None:
+            built = self._built.get(candidate.id)
+            if built is None:
                 while len(self._built) >= MOST_BUILT:
                     self._built.pop(next(iter(self._built)), None)
-                program = self._built[candidate.id] = self.program.build(candidate)
-        return program
+                program = self.program.build(candidate)
+                built = self._built[candidate.id] = program, program.predictors()
+        return built
 
     def forget(self, candidate: Candidate) -> None:
         """Drop the program of a candidate whose race is over."""
@@ -82,59 +89,72 @@ class Evaluator:
         """Score a candidate on an example. Returns the result and the prediction (None if the example failed).
 
         `on_usage` gets the usage of every LM call when the call ends, so that an abandoned call counts, too. DSPy's
-        callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome of a program with
-        several predictors has their calls.
+        callbacks see `call_id` as the parent of the calls. With `keeps_calls` the outcome has the calls of the
+        predictors, as far as the program's own inputs and outputs do not say all.
 
         Raises:
             MetricError: The metric returned something that is not a score.
         """
-        program, prediction, error = self.build(candidate), None, None
-        trace: list[Any] = []
-        num_calls = None  # of the program; a metric may call predictors of its own
+        (program, predictors), example = self._program(candidate), own_copy(example)
+        inputs, trace = dict[str, Any](), list[Any]()
+        prediction, calls, error = None, None, None
         settings = {} if self.task_model is None else {"lm": self.task_model}
         meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
             try:
                 inputs = dict(example.inputs().items())
-                if self.is_awaited:
-                    prediction = self.loop.resolve(program.acall(**inputs), self.timeout_seconds)
-                else:
-                    prediction = program(**inputs)
-                num_calls = len(trace)
-                outcome = self._judge(example, prediction)
+                run = program.acall if self.is_awaited else program  # whose `forward` may be async, too
+                prediction = self.loop.resolve(run(**inputs), self.timeout_seconds)
+                # Before the metric, which may change the prediction and call predictors of its own.
+                output = output_text(prediction)
+                if keeps_calls:
+                    calls = self._calls(predictors, trace, inputs, prediction)
+                outcome = self._judge(example, prediction, output)
             except MetricError:
                 raise
-            except BaseException as caught:
-                # E.g. SystemExit: only this example fails.
+            except BaseException as caught:  # e.g. SystemExit: only this example fails
                 error = as_exception(caught)
                 cause = str(caught) if isinstance(caught, MetricRaised) else in_brief(error)
                 outcome = Outcome(self.failure_score, error=cause)
-        if keeps_calls and len(self.program.names) > 1:
-            calls = self._calls(program, trace[:num_calls], error, prediction)
-            outcome = replace(outcome, calls=calls)
-        return TaskResult(outcome, meter.usage, error=error), prediction
+                if calls is not None:
+                    calls.pop(PROGRAM, None)  # a metric that failed is not asked for feedback
+                elif keeps_calls:
+                    calls = self._calls(predictors, trace, inputs, None, error)
+        return TaskResult(replace(outcome, calls=calls), meter.usage, error=error), prediction
 
     def _calls(
-        self, program: dspy.Module, trace: Sequence[Any], error: Any, prediction: Any
-    ) -> Mapping[str, Any]:
-        is_asked = self.metric.takes_predictor
-        limit = FIELD_CHARS_FOR_METRIC if is_asked else FIELD_CHARS
-        calls = read_trace(self.program.names, program.predictors(), trace, error, limit)
-        if is_asked and error is None and callable(getattr(prediction, "items", None)):
-            calls[PROGRAM] = {"outputs": plain_fields(prediction, limit)}
+        self, predictors: Sequence[Any], trace: Sequence[Any], inputs: Any, prediction: Any, error: Any = None
+    ) -> dict[str, Call] | None:
+        gave = _fields(prediction)
+        if len(predictors) == 1:
+            is_shown = not says_more(trace, {**inputs, **(gave or {})})
+            return None if is_shown else read_trace(self.program.names, predictors, trace, None, FIELD_CHARS)
+        limit = FIELD_CHARS_FOR_METRIC if self.metric.takes_predictor else FIELD_CHARS
+        calls = read_trace(self.program.names, predictors, trace, error, limit)
+        if self.metric.takes_predictor and gave is not None:
+            calls[PROGRAM] = {"outputs": plain_fields(gave, limit)}
         return calls
 
-    def _judge(self, example: Any, prediction: Any) -> Outcome:
+    def _judge(self, example: Any, prediction: Any, output: str) -> Outcome:
         try:
             value = self.loop.resolve(self.metric(example, prediction))
         except BaseException as caught:
             raise MetricRaised(f"metric raised {in_brief(caught)}") from caught
         score = to_score(value)
-        try:
-            output = output_text(prediction)
-        except Exception as caught:  # a prediction without a readable text has its score all the same
-            output = f"(can't be shown: {in_brief(caught)})"
         return Outcome(score.value, output, shorten(score.feedback, 1000), None, score.subscores)
+
+
+def output_text(prediction: Any) -> str:
+    """A prediction as short text for the meta-prompt."""
+    try:
+        gave = _fields(prediction)
+        return shorten(shown(prediction) if gave is None else describe(gave), 1000)
+    except Exception as caught:  # a prediction without a readable text has its score all the same
+        return f"(can't be shown: {in_brief(caught)})"
+
+
+def _fields(prediction: Any) -> dict[str, Any] | None:
+    return dict(prediction.items()) if isinstance(prediction, (Mapping, dspy.Example)) else None
 
 
 def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,10 @@ class Metric:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._call = getattr(function, "acall", function) if is_async_only(function) else function
-        num_required = _num_required(function)
+        parameters = _parameters(function)
+        num_required, self._takes_trace = _inspected(function, parameters)
         self._num_extra = max(0, num_required - 2)
-        self._takes_trace = _takes_trace(function)
-        self._keywords = _keywords(function)
+        self._keywords = _keywords(function, parameters)
         self.takes_predictor = num_required == 5 or self._keywords >= {"pred_name", "pred_trace"}
         """Whether it gives feedback on single predictors."""
 
@@ -75,44 +75,29 @@ class Metric:
         return self._call(example, prediction, *positional, **keywords)
 
 
-def _takes_trace(function: Callable[..., Any]) -> bool:
-    """Whether the third argument is a trace. One with a default other than None, such as a threshold, is not."""
+def _parameters(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """Of a module those of its `forward`, found past the warning that `module.forward` logs."""
+    is_module = isinstance(function, dspy.Module)
+    named = [name for name in ("forward", "aforward") if is_module and defines(function, name)]
     try:
-        parameters = _signature(function).parameters.values()
+        target = object.__getattribute__(function, named[0]) if named else function
+        return [*inspect.signature(target).parameters.values()]
     except (TypeError, ValueError):  # a builtin without a signature
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) < 3:
-        return any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    third = positional[2]
-    return third.default is third.empty or third.default is None or "trace" in third.name
+        return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ("example", "pred")]
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Of a module that of its `forward`, found past the warning that `module.forward` logs."""
-    if isinstance(function, dspy.Module):
-        for name in ("forward", "aforward"):
-            if defines(function, name):
-                return inspect.signature(object.__getattribute__(function, name))
-    return inspect.signature(function)
-
-
-def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+def _keywords(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> frozenset[str]:
     """The arguments that can be given by name, without those that a partial has given."""
-    try:
-        parameters = _signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return frozenset()
     bound = function.keywords if isinstance(function, functools.partial) else {}
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return frozenset(p.name for p in parameters if p.kind in kinds and p.name not in bound)
 
 
-def _num_required(function: Callable[..., Any]) -> int:
-    try:
-        parameters = _signature(function).parameters.values()
-    except (TypeError, ValueError):  # builtins without a signature
-        return 2
+def _inspected(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> tuple[int, bool]:
+    """The number of required arguments, and whether the third one is a trace.
+
+    One with a default other than None, such as a threshold, is not.
+    """
     name = getattr(function, "__name__", type(function).__name__)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
@@ -133,7 +118,11 @@ def _num_required(function: Callable[..., Any]) -> int:
             "metric is called with (example, prediction, trace, pred_name, pred_trace) at most, "
             f"but {name} also needs {', '.join(extra)}."
         )
-    return len(required)
+    if len(positional) < 3:
+        return len(required), takes_any
+    third = positional[2]
+    is_trace = third.default is third.empty or third.default is None or "trace" in third.name
+    return len(required), is_trace
 
 
 def to_score(value: Any) -> Score:

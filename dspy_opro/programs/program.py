@@ -8,13 +8,15 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from types import MethodType
 from typing import Any, Literal, get_args, get_origin
 
 import dspy
 
 from dspy_opro.search.trajectory import Candidate
 
-from .compat import copy_lm, defines, task_text
+from .compat import can_be_awaited, copy_lm, defines, is_async_only_lm, task_text
 from .values import as_key, fields, shown, storable
 
 
@@ -125,7 +127,11 @@ def uncopyable(module: dspy.Module) -> list[Any]:
 
 
 def _members(value: Any) -> Iterable[Any] | None:
-    """The members of a module or a container; None for anything else."""
+    """The members of a module or a container, and the owner of a tool's method; None for anything else."""
+    if isinstance(value, (dspy.Tool, partial)):
+        return [value.func]
+    if isinstance(value, MethodType):
+        return [value.__self__]
     if isinstance(value, dspy.Module):
         value = vars(value)
     if isinstance(value, dict):
@@ -134,19 +140,31 @@ def _members(value: Any) -> Iterable[Any] | None:
 
 
 def copy_module(module: dspy.Module, shared: Sequence[Any]) -> dspy.Module:
-    """A copy of a module that shares what `uncopyable` found. The LMs of its predictors have an empty history."""
+    """A copy of a module that shares what `uncopyable` found. The LMs of all its modules have an empty history."""
     if type(module).deepcopy is not dspy.Module.deepcopy:
         return module.deepcopy()
     memo = {id(value): value for value in shared}
-    for predictor in module.predictors():
-        if isinstance(predictor.lm, dspy.BaseLM) and id(predictor.lm) not in memo:
-            memo[id(predictor.lm)] = copy_lm(predictor.lm)
+    for _, inner in module.named_sub_modules():
+        for value in vars(inner).values():
+            if isinstance(value, dspy.BaseLM) and id(value) not in memo:
+                memo[id(value)] = copy_lm(value)
     return copy.deepcopy(module, memo)
 
 
 def is_async_only(module: object) -> bool:
     """Whether a module has an `aforward` and no `forward`."""
     return isinstance(module, dspy.Module) and defines(module, "aforward") and not defines(module, "forward")
+
+
+def is_awaited(module: dspy.Module, lm: Any, is_async: bool = False) -> bool:
+    """Whether a program, whose default LM is `lm`, is awaited and not called.
+
+    Without an event loop of the caller an `aforward` is awaited if an LM of the program needs it. With one, as
+    `is_async` says, it is awaited if all of them can be.
+    """
+    lms = [predictor.lm or lm for predictor in module.predictors()]
+    suits_lms = all(map(can_be_awaited, lms)) if is_async else any(map(is_async_only_lm, lms))
+    return is_async_only(module) or (suits_lms and defines(module, "aforward"))
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -174,6 +192,8 @@ def _field(kind: str, name: str, info: Any) -> str:
     annotation, desc = info.annotation, (info.json_schema_extra or {}).get("desc") or ""
     is_plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     type_name = annotation.__name__ if is_plain else str(annotation).replace("typing.", "")
+    if is_plain and issubclass(annotation, Enum):  # of a Literal the type's own text has them
+        type_name += f": {', '.join(_choices(annotation))}"
     return f"- {kind} `{name}` ({type_name})" + ("" if desc in ("", f"${{{name}}}") else f": {desc}")
 
 
@@ -197,12 +217,6 @@ def shorten(text: str, limit: int) -> str:
         return text
     half = (limit - 5) // 2
     return f"{text[:half]} ... {text[-half:]}"
-
-
-def output_text(prediction: Any) -> str:
-    """A prediction as short text for the meta-prompt."""
-    items = getattr(prediction, "items", None)
-    return shorten(describe(dict(items())) if callable(items) else shown(prediction), 1000)
 
 
 def check_examples(examples: Sequence[Any], name: str) -> None:

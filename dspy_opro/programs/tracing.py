@@ -1,6 +1,6 @@
 """What each predictor of a program got and gave on an example, as plain values that the log of results can hold.
 
-The meta-prompt shows it for programs with several predictors. With one, the program's own inputs and outputs say all.
+The meta-prompt shows it for programs with several predictors, and for one that gets or gives more than the program.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from .awaiting import EventLoop
 from .errors import in_brief
 from .metric import Metric, to_score
 from .program import Program, shorten
-from .values import as_json, shown, storable
+from .values import as_json, own_copy, shown, storable
 
 logger = logging.getLogger("dspy_opro")
 
@@ -56,22 +56,36 @@ def read_trace(
         Predictor name -> its call, in the order of `names`.
     """
     calls: dict[str, Call] = {}
+    pairs = list(zip(names, predictors, strict=True))
     for predictor, inputs, outputs in trace:
-        name = next((n for n, own in zip(names, predictors, strict=True) if own is predictor), None)
-        name = name or _by_signature(names, predictors, predictor.signature)
+        name = next((n for n, own in pairs if own is predictor), None)
+        name = name or _by_signature(pairs, predictor.signature)
         call = {"inputs": plain_fields(inputs, limit), "outputs": plain_fields(outputs, limit)}
         if name is not None and (name not in calls or _size(call) > _size(calls[name])):
             calls[name] = call
     if isinstance(error, AdapterParseError):
-        name = _by_signature(names, predictors, error.signature)
+        # Of predictors with equal signatures it is one that gave no answer.
+        name = _by_signature(sorted(pairs, key=lambda pair: pair[0] in calls), error.signature)
         if name is not None:
             calls[name] = {"unparsed": shorten(str(error.lm_response), limit)}
     return {name: calls[name] for name in names if name in calls}
 
 
-def _by_signature(names: Sequence[str], predictors: Sequence[Any], signature: Any) -> str | None:
+def says_more(trace: Sequence[Any], known: Mapping[str, Any]) -> bool:
+    """Whether the calls have other values than the program's own inputs and outputs, which are `known`.
+
+    Of several calls with known inputs, as for a vote, no output says more than the program's.
+    """
+    values = [pair for _, inputs, _ in trace for pair in inputs.items()]
+    values += trace[0][2].items() if len(trace) == 1 else ()
+    return not all(
+        known.get(name) is value or (isinstance(value, str) and known.get(name) == value)
+        for name, value in values
+    )
+
+
+def _by_signature(pairs: Iterable[tuple[str, Any]], signature: Any) -> str | None:
     """The predictor with this signature. BestOfN and Refine call copies of predictors."""
-    pairs = zip(names, predictors, strict=True)
     return next((name for name, predictor in pairs if predictor.signature.equals(signature)), None)
 
 
@@ -125,7 +139,7 @@ class PredictorFeedback:
         return said
 
     def _ask(self, example: Any, calls: Mapping[str, Call], name: str) -> str:
-        trace = {}  # predictor name -> (predictor, inputs, prediction)
+        example, trace = own_copy(example), {}  # predictor name -> (predictor, inputs, prediction)
         typed: dict[tuple[str, str], Any] = {}  # (field, its plain value) -> the value
         for own, predictor in zip(self.program.names, self.program.student.predictors(), strict=True):
             if "outputs" in calls.get(own, ()):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
-
-import dspy
 
 # DSPy 3.0 to 3.4 mark images, audio and files in a text like this. Between the marks is JSON, in 3.0.0 the repr of a
 # list.
@@ -22,6 +22,14 @@ _KIND = re.compile(r"""\\*["']type\\*["']:\s*\\*["'](?:input_)?(\w+?)(?:_url)?\\
 def fields(example: Any) -> dict[str, Any]:
     """An example's own fields, without the random `dspy_uuid` that DSPy's datasets add."""
     return dict(example.items())
+
+
+def own_copy(example: Any) -> Any:
+    """An example that program and metric may change. One that can't be copied is shared."""
+    try:
+        return copy.deepcopy(example)
+    except Exception:
+        return example
 
 
 def shown(value: Any) -> str:
@@ -47,8 +55,6 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Enum):
         return plain(value.value)
-    if isinstance(value, dspy.Type):
-        return str(value)
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(plain(key)): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -56,6 +62,8 @@ def plain(value: Any) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     for name in () if isinstance(value, type) else _CONVERSIONS:
         convert = getattr(value, name, None)
         if callable(convert):
@@ -63,7 +71,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-# Of pydantic's models, examples, arrays, and dates.
+# Of pydantic's models, which DSPy's own types are, examples, arrays, and dates.
 _CONVERSIONS = ("model_dump", "toDict", "tolist", "isoformat")
 
 

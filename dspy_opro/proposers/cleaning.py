@@ -23,8 +23,17 @@ _LANGUAGE = r"```(?:[\w.+#-]*[ \t]*\n)?"
 _FENCE = re.compile(rf"\A{_LANGUAGE}((?:(?!```).)*?)\n?```\Z", re.DOTALL)
 _OUTER_FENCE = re.compile(r"\A```(?:markdown|md|text|txt)[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
 _BLOCK = re.compile(rf"\A{_LANGUAGE}(.*?)\n?```", re.DOTALL)
-_TAGGED = re.compile(r"\A<(INS|TEXT|instructions?|prompt)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE)
-_KIND = r"(?:(?:new|improved?|proposed|suggested|better|revised|rewritten|updated|refined|final) )*"
+_TAGGED = re.compile(
+    r"\A<((?:\w+_)?instructions?|INS|TEXT|prompt|answer)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE
+)
+_BOLD = re.compile(r"\A\*\*([^*\n]+)\*\*\Z")
+_QUOTED = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
+_RULER = r"(?:-{3,}|\*{3,}|_{3,})[ \t]*"
+_OUTER_RULER = re.compile(rf"\A(?:{_RULER}\n+)+|(?<![-*_ \t\n])(?:\n+{_RULER})+\Z")
+_RULED = re.compile(
+    rf"\A{_RULER}\n((?:(?!\n{_RULER}(?:\n|\Z)).)+)\n{_RULER}\n(?!.*^{_RULER}$)", re.DOTALL | re.MULTILINE
+)
+_KIND = r"(?:(?:new|improved?|proposed|suggested|better|revised|rewritten|updated|refined|final|best) )*"
 _OF = rf"(?:version of (?:my |the |this |your )?{_KIND})?"
 _NAME = rf"(?:my |the |an? )?{_KIND}{_OF}(?:instructions?|prompt|text)(?: text)?"
 _HERE_IS = rf"here(?:['’]s| is) {_NAME}"
@@ -81,14 +90,18 @@ def clean(text: str) -> str:
         text = _THOUGHT.sub("", _THINK.sub("", text)).strip()
         text = next((part.strip() for part in _MARKER.split(text) if part.strip()), "")
         text = _SCORE.sub("", text).strip()
-        for pattern, group in ((_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2)):
+        if _QUOTED.fullmatch(text):
+            text = re.sub(r"(?m)^> ?", "", text).strip()
+        for pattern, group in ((_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2), (_BOLD, 1)):
             match = pattern.match(text)
             if match:
                 text = match.group(group).strip()
         labelled, text = text, _LABEL.sub("", text, count=1).strip()
-        block = _BLOCK.match(text) if text != labelled else None
-        if block and text.count("```") == 2:  # a comment follows
+        label = labelled.removesuffix(text).lower()
+        block = label and (_BLOCK.match(text) or ("here" in label and _RULED.match(text)))
+        if block and text.count("```") < 3:  # a comment follows
             text = block.group(1).strip()
+        text = _OUTER_RULER.sub("", text).strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
             inner = text[1:-1]
             if text[0] not in inner and text[-1] not in inner:  # one pair around the whole

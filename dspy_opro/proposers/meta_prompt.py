@@ -44,8 +44,8 @@ class Exemplar:
     expected_fields: Mapping[str, Any] = field(default_factory=dict)
     """Expected output field -> its value."""
     calls: Mapping[str, Call] = field(default_factory=dict)
-    """Predictor of the request -> its call, empty if the program did not call it. A program with one
-    predictor has no entries, nor has an example that was not run yet."""
+    """Predictor of the request -> its call, empty if the program did not call it. An example that was not run yet has
+    no entries, nor has a program with one predictor that got and gave what the program did."""
     feedback: Mapping[str, str] = field(default_factory=dict)
     """Predictor of the request -> the metric's feedback on it, from a metric that takes `pred_name`."""
 

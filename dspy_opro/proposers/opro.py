@@ -188,7 +188,7 @@ def scored_text(scored: Sequence[tuple[str, int | None]], step: str = "") -> str
 def exemplar_text(exemplar: Exemplar) -> str:
     """One exemplar as `input`, `output`, `expected`, `result` and `feedback`, without the empty ones.
 
-    In a program with several predictors the inputs and outputs of the request's own predictors follow the input.
+    The inputs and outputs of the request's own predictors follow the input, where `exemplar.calls` has them.
     """
     outcome, parts = exemplar.outcome, {"input": exemplar.inputs}
     for name, call in exemplar.calls.items():

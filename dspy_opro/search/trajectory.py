@@ -66,8 +66,7 @@ class Outcome:
     subscores: Mapping[str, float] | None = None
     """Further numbers that the metric returned, name -> value."""
     calls: Mapping[str, Mapping[str, Any]] | None = None
-    """Predictor name -> its call, see `programs/tracing.py`. Only train examples of programs with several predictors
-    have calls."""
+    """Predictor name -> its call, see `programs/tracing.py`. Only train examples have calls."""
 
 
 def lowest_success(outcomes: Iterable[Outcome | None]) -> float:

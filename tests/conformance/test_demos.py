@@ -460,7 +460,8 @@ def test_negative_scores_bootstrap_no_demos() -> None:
     assert {demo["answer"] for demo in demos} == {"42"}
 
 
-def test_async_metrics_and_programs_are_awaited_on_the_loop_of_the_run_for_demos_too() -> None:
+@pytest.mark.parametrize("method", ["aforward", "forward"])
+def test_async_metrics_and_programs_are_awaited_on_the_loop_of_the_run_for_demos_too(method: str) -> None:
     """The client of a provider belongs to one loop."""
     loops: set[int] = set()
     in_use: list[Any] = []  # so that no loop gets the address of another
@@ -470,9 +471,11 @@ def test_async_metrics_and_programs_are_awaited_on_the_loop_of_the_run_for_demos
             super().__init__()
             self.step = dspy.Predict(QA)
 
-        async def aforward(self, **inputs: Any) -> Any:
-            note()
-            return await self.step.acall(**inputs)
+    async def run(self: Any, **inputs: Any) -> Any:
+        note()
+        return await self.step.acall(**inputs)
+
+    setattr(Async, method, run)
 
     def note() -> None:
         in_use.append(asyncio.get_running_loop())

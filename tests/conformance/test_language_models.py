@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -95,6 +96,37 @@ def test_a_plugin_never_sees_a_rollout_id(side: str) -> None:
     assert lm.seen
     assert all("rollout_id" not in settings for settings in lm.seen)
     assert lm.kwargs == before
+
+
+class AwaitedPlugin(dspy.BaseLM):  # type: ignore[misc]
+    """The same, but it can only be awaited."""
+
+    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return Plugin().forward(prompt, messages)
+
+
+def judge(example: Any, prediction: Any, trace: Any = None) -> float:
+    return (1 + (prediction.answer == example.answer)) / 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("side", ["task_model", "set_lm", "settings"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_program_is_called_or_awaited_as_its_lm_can_be(is_async: bool, side: str) -> None:
+    lm, student = Plugin() if is_async else AwaitedPlugin(model="plug/in"), dspy.Predict(QA)
+    demos = {"max_bootstrapped_demos": 1, "max_labeled_demos": 0, "num_candidates": 4}
+    arguments = {"prompt_model": scripted(), "metric": judge, "pruner": None, **demos}
+    if side == "task_model":
+        arguments["task_model"] = lm
+    elif side == "set_lm":
+        student.set_lm(lm)
+    with dspy.context(lm=lm if side == "settings" else scripted()):
+        if is_async:
+            best = asyncio.run(teleprompter(**arguments).acompile(student, trainset=trainset()))
+        else:
+            best = teleprompter(**arguments).compile(student, trainset=trainset())
+    assert best.score == 100.0
+    assert any(candidate["program"].demos for candidate in best.candidate_programs)
 
 
 @pytest.mark.skipif(VERSION < (3, 4), reason="engines come with DSPy 3.4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import dspy
 import pytest
 
 from dspy_opro.programs.compat import task_text
-from tests.conformance.programs import CASES, QA, Case, search
+from tests.conformance.programs import CASES, QA, Case, Seen, search
 from tests.conformance.world import (
     MAGIC,
     TASK,
@@ -117,6 +118,34 @@ def test_a_written_text_is_read_back(case: Case, text: str) -> None:
     changed = type(candidate)({name: canonical(text) for name in candidate.instructions})
     again = Program(student.build(changed))
     assert dict(again.candidate.instructions) == dict(changed.instructions)
+
+
+@pytest.mark.parametrize("which", ["program", "metric"])
+def test_a_run_leaves_the_data_as_it_was(which: str) -> None:
+    class Chat(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.note, self.reply = dspy.Predict("question -> note"), dspy.Predict(Seen)
+
+        def forward(self, question: str, image: Any, history: Any) -> Any:
+            note = self.note(question=question).note
+            prediction = self.reply(question=question, image=image, history=history)
+            if which == "program":
+                history.messages.append({"question": question, "answer": note})
+            return prediction
+
+    def changing(
+        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        if which == "metric":
+            gold.history.messages.append({"question": "z", "answer": "42"})
+        return dspy.Prediction(score=metric(gold, pred), feedback="Say 42.")
+
+    inputs = CASES["image and history"].inputs
+    data = trainset(**copy.deepcopy(dict(inputs)))
+    with dspy.context(lm=scripted()):
+        teleprompter(metric=changing, max_bootstrapped_demos=2).compile(Chat(), trainset=data)
+    assert [example.history for example in data] == [inputs["history"]] * len(data)
 
 
 def test_frozen_submodules_are_left_alone() -> None:

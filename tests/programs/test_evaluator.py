@@ -16,7 +16,7 @@ import pytest
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from dspy_opro.programs.awaiting import EventLoop
-from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised
+from dspy_opro.programs.evaluator import MOST_BUILT, Evaluator, MetricRaised, output_text
 from dspy_opro.programs.metering import Ledger
 from dspy_opro.programs.metric import Metric, MetricError
 from dspy_opro.programs.program import Program
@@ -126,6 +126,62 @@ def test_of_many_candidates_the_latest_programs_are_kept() -> None:
     assert case.evaluator.build(candidates[0]) is not built[0]
 
 
+def test_a_program_may_make_predictors_while_it_runs() -> None:
+    class Growing(dspy.Module):  # type: ignore[misc]
+        """The new predictors come before the last one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.topic = dspy.Predict("question -> topic")
+            self.experts: dict[str, Any] = {}
+            self.last = dspy.Predict("question, topic -> answer")
+
+        def forward(self, question: str) -> Any:
+            topic = self.topic(question=question).topic
+            self.experts.setdefault(topic, dspy.Predict("question -> hint"))(question=question)
+            return self.last(question=question, topic=topic)
+
+    def reply(call: LMCall) -> Mapping[str, str]:
+        return {name: f"{name} of {call.inputs['question']}" for name in call.output_fields}
+
+    case = Case(reply, lambda e, p: 1.0, Growing())
+    for position in (0, 1):
+        with dspy.context(lm=case.lm):
+            result, _ = case.evaluator.evaluate(case.program.candidate, TRAINSET[position], keeps_calls=True)
+        assert isinstance(result.content, Outcome)
+        outputs = {name: call["outputs"] for name, call in (result.content.calls or {}).items()}
+        assert outputs == {
+            "topic": {"topic": f"topic of {position}"},
+            "last": {"answer": f"answer of {position}"},
+        }
+
+
+@pytest.mark.parametrize("is_copyable", [True, False])
+def test_no_evaluation_changes_an_example_or_the_shown_output(is_copyable: bool) -> None:
+    class Chat(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dspy.Predict("question, seen -> answer")
+
+        def forward(self, question: str, seen: list[str], lock: Any) -> Any:
+            seen.append(question)
+            return self.inner(question=question, seen=seen)
+
+    def metric(example: Any, prediction: Any) -> float:
+        example.answer, prediction.answer = "changed", "changed"
+        return float(len(example.seen))
+
+    lock = "no lock" if is_copyable else threading.Lock()
+    given = dspy.Example(question="2", seen=[], lock=lock, answer="2").with_inputs("question", "seen", "lock")
+    case = Case(metric=metric, student=Chat())
+    for number in (1, 2):
+        with dspy.context(lm=case.lm):
+            result, _ = case.evaluator.evaluate(case.program.candidate, given)
+        # What can't be copied is shared as it is.
+        assert result.content == Outcome(1.0 if is_copyable else number, "answer: 2")
+    assert (given.seen, given.answer) == (([], "2") if is_copyable else (["2", "2"], "changed"))
+
+
 def test_an_async_metric_is_awaited() -> None:
     async def metric(example: Any, prediction: Any) -> float:
         await asyncio.sleep(0)
@@ -189,6 +245,16 @@ async def test_programs_are_awaited_on_the_loop_or_called_in_the_worker_thread(
     case = Case(student=Own(), metric=metric, loop=asyncio.get_running_loop(), is_awaited=is_awaited)
     assert (await asyncio.to_thread(case.score)).output == f"answer: {output}"
     assert seen == [False]  # a slow metric never holds up the loop
+
+
+async def test_a_forward_that_is_async_is_awaited_on_the_loop() -> None:
+    class Late(Own):
+        async def forward(self, question: str) -> Any:
+            return await self.aforward(question)
+
+    case = Case(student=Late(), metric=lambda e, p: 1.0, loop=asyncio.get_running_loop())
+    assert (await asyncio.to_thread(case.score)).output == "answer: aforward True"
+    assert case.ledger.usage.scorer_calls == 1
 
 
 @pytest.mark.parametrize("is_awaited", [False, True])
@@ -447,6 +513,42 @@ def test_calls_in_threads_of_a_program_are_counted() -> None:
     assert case.ledger.usage == Usage(
         1, 4, 0, 0, case.ledger.usage.prompt_tokens, case.ledger.usage.completion_tokens
     )
+
+
+class Order:
+    """What a program may return as well: its `items` are no fields."""
+
+    def items(self) -> list[str]:
+        return ["bread", "salt"]
+
+    def __repr__(self) -> str:
+        return f"Order({self.items()})"
+
+
+def test_a_program_may_return_any_object() -> None:
+    class Shop(Own):
+        def forward(self, question: str) -> Any:
+            self.inner(question=question)
+            return Order()
+
+    case = Case(student=Shop(), metric=lambda e, p: len(p.items()))
+    with dspy.context(lm=case.lm):
+        result, _ = case.evaluator.evaluate(case.program.candidate, TRAINSET[0], keeps_calls=True)
+    assert result.content.score == 2.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (dspy.Prediction(answer="a", score=1), "answer: a\nscore: 1"),
+        ("plain", "plain"),
+        (None, "None"),
+        ({"a": 1}, "a: 1"),
+        (Order(), "Order(['bread', 'salt'])"),
+    ],
+)
+def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:
+    assert output_text(prediction) == expected
 
 
 def test_a_prediction_whose_repr_raises_has_its_score() -> None:

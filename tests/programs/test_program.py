@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,6 @@ from dspy_opro.programs.program import (
     describe,
     is_async_only,
     num_inputs,
-    output_text,
     same_inputs,
     shorten,
 )
@@ -75,16 +76,19 @@ def test_the_history_of_an_lm_is_not_copied_for_every_candidate(has_lock: bool) 
             pytest.fail("It may have thousands of entries.")
 
     student = TwoSteps()
-    lm = ScriptedLM(lambda call: {"note": "n", "answer": "a"})
+    lm, judge = (ScriptedLM(lambda call: {"note": "n", "answer": "a"}) for _ in range(2))
     student.set_lm(lm)
+    student.judge = student.note.judge = judge
     if has_lock:
         student.lock = threading.Lock()
     program = Program(student)
     lm.history.append(Entry())
+    judge.history.append(Entry())
     built = program.build(program.candidate)
     assert built.note.lm is built.answer.lm
+    assert built.judge is built.note.judge is not judge
     assert built.note.lm is not lm
-    assert (built.note.lm.history, len(lm.history)) == ([], 1)
+    assert (built.note.lm.history, len(lm.history)) == (built.judge.history, len(judge.history)) == ([], 1)
 
 
 def test_a_demo_keeps_a_field_named_base() -> None:
@@ -102,6 +106,31 @@ def test_only_what_cannot_be_copied_is_shared_with_a_copy(caplog: pytest.LogCapt
     assert copied.inside[1] is not student.inside[1]
     assert student.first.signature.instructions != copied.first.signature.instructions == "New."
     assert "deep copy" not in caplog.text  # and nobody is told of it once a candidate
+
+
+def test_a_tool_that_is_a_method_is_that_of_the_copy() -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def search(self, query: str) -> str:
+            return "found"
+
+    class Team(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.client = Client()
+            self.expert = dspy.Predict("question -> answer")
+            bound = dspy.Tool(functools.partial(self.ask, question="?"), name="bound", desc="Asks.", args={})
+            self.agent = dspy.ReAct("question -> answer", tools=[self.ask, self.client.search, bound])
+
+        def ask(self, question: str) -> Any:
+            return self.expert(question=question)
+
+    student = Team()
+    copied: Any = Program(student).copy()
+    assert copied.agent.tools["ask"].func.__self__ is copied.agent.tools["bound"].func.func.__self__ is copied
+    assert copied.agent.tools["search"].func.__self__ is copied.client is student.client
 
 
 def test_a_program_with_a_deepcopy_of_its_own_is_copied_by_it() -> None:
@@ -189,6 +218,34 @@ def test_what_a_module_adds_stays_and_is_named_in_the_role() -> None:
     assert Program(longer).texts["react"].text == "Plan the trip.\n\nBe brief."
 
 
+class Agent(dspy.Module):  # type: ignore[misc]
+    """Keeps the user's signature. Its first predictor has it as it is, its second one has rules and an input more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature = dspy.Signature("question -> answer", "Answer.\nBe brief.")
+        self.plain = dspy.ChainOfThought(self.signature)
+        rules = self.signature.prepend("notes", dspy.InputField(), type_=str)
+        self.ruled = dspy.Predict(rules.with_instructions("Be polite.\nAnswer.\nBe brief.\nUse the notes."))
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        (Agent(), {"plain.predict": ("", ""), "ruled": ("Be polite.\n", "\nUse the notes.")}),
+        (dspy.ReAct(Agent().signature, tools=[TOOL]), {"extract.predict": ("", "")}),
+    ],
+)
+def test_a_longer_text_is_read_back_whole_where_the_module_adds_nothing(
+    student: Any, expected: Mapping[str, tuple[str, str]]
+) -> None:
+    own = Program(student).texts
+    assert {name: (own[name].prefix, own[name].suffix) for name in expected} == expected
+    longer = {name: f"{each.text}\nUse no lists." for name, each in own.items()}
+    again = Program(Program(student).build(Candidate(longer))).candidate.instructions
+    assert all(again[name] == longer[name] for name in expected if expected[name] == ("", ""))
+
+
 class OnlyAsync(dspy.Module):  # type: ignore[misc]
     async def aforward(self, **inputs: Any) -> Any: ...
 
@@ -218,19 +275,6 @@ def test_long_texts_are_cut_in_the_middle(text: str, limit: int, expected: str) 
 
 def test_values_are_named_and_cut() -> None:
     assert describe({"a": 1, "b": "x" * 700}, limit=20).splitlines() == ["a: 1", "b: xxxxxxx ... xxxxxxx"]
-
-
-@pytest.mark.parametrize(
-    ("prediction", "expected"),
-    [
-        (dspy.Prediction(answer="a", score=1), "answer: a\nscore: 1"),
-        ("plain", "plain"),
-        (None, "None"),
-        ({"a": 1}, "a: 1"),
-    ],
-)
-def test_whatever_a_program_returns_has_a_text(prediction: Any, expected: str) -> None:
-    assert output_text(prediction) == expected
 
 
 # --- data ------------------------------------------------------------------------------------------------

@@ -73,10 +73,86 @@ def test_a_program_with_one_predictor_has_no_calls() -> None:
     assert outcome(dspy.Predict("question -> answer")).calls is None
 
 
+class OneStep(dspy.Module):  # type: ignore[misc]
+    """Calls its one predictor with `inputs` beside the question, and returns what `give` makes of the answer."""
+
+    def __init__(self, give: Any, **inputs: Any) -> None:
+        super().__init__()
+        self.answer = dspy.Predict(f"{', '.join(['question', *inputs])} -> answer")
+        self.give, self.inputs = give, inputs
+
+    def forward(self, question: str) -> Any:
+        return self.give(self.answer(question=question, **self.inputs))
+
+
+def broken(prediction: Any) -> Any:
+    raise ValueError("broken")
+
+
+@pytest.mark.parametrize(
+    ("give", "inputs"),
+    [
+        (lambda prediction: prediction, {"context": ["a fact"]}),
+        (lambda prediction: dspy.Prediction(result=len(prediction.answer)), {}),
+        (lambda prediction: prediction.answer, {}),
+        (broken, {}),
+    ],
+)
+def test_one_predictor_has_a_call_where_the_program_does_not_show_what_it_got_and_gave(
+    give: Any, inputs: Any
+) -> None:
+    call = {"inputs": {"question": "2 + 2", **inputs}, "outputs": {"answer": "5"}}
+    assert calls(OneStep(give, **inputs), metric=lambda e, p: 1.0) == {"answer": call}
+
+
+@pytest.mark.parametrize(
+    ("give", "reply"),
+    [
+        (lambda prediction: dspy.Prediction(answer=prediction.answer.strip()), echo),
+        (lambda prediction: dspy.Prediction(answer=f"{prediction.answer[:1]}", score=1), echo),
+        (lambda prediction: prediction, lambda call: "no fields"),
+    ],
+)
+def test_one_predictor_has_no_call_where_the_program_shows_all(give: Any, reply: Any) -> None:
+    assert outcome(OneStep(give), reply).calls is None
+
+
+def test_of_one_predictor_whose_answers_to_one_question_the_program_compares_no_call_is_chosen() -> None:
+    class Vote(OneStep):
+        def forward(self, question: str) -> Any:
+            return [self.answer(question=question) for _ in range(3)][1]
+
+    assert outcome(Vote(None), lambda call: {"answer": str(call.sample)}).calls is None
+
+
 def test_a_failed_parse_has_the_raw_answer_and_what_came_before() -> None:
     found = outcome(answer=lambda call: echo(call) if "note" in call.output_fields else "no fields here")
     assert found.error is not None
     assert found.calls == {"note": NOTE, "answer": {"unparsed": "no fields here"}}
+
+
+def test_of_equal_signatures_the_failed_parse_is_that_of_the_predictor_without_an_answer() -> None:
+    class Twice(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return self.second(question=self.first(question=question).answer)
+
+    def answer(call: LMCall) -> Mapping[str, str] | str:
+        return "no fields" if call.inputs["question"] == "5" else {"answer": "5"}
+
+    found = calls(Twice(), answer)
+    assert found["first"]["outputs"] == {"answer": "5"}
+    assert list(found["second"]) == ["unparsed"]
+
+
+def test_a_metric_that_raised_is_not_asked_about_predictors() -> None:
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> float:
+        raise ValueError("broken")
+
+    assert calls(metric=metric) == {"note": NOTE, "answer": ANSWER}
 
 
 def test_a_program_that_fails_has_the_calls_before_its_error() -> None:
@@ -98,6 +174,18 @@ def test_the_calls_of_a_metric_are_not_the_programs() -> None:
         return True
 
     assert calls(metric=metric) == {"note": NOTE, "answer": ANSWER}
+
+
+def test_what_a_metric_changes_was_given_before() -> None:
+    class Last(TwoSteps):
+        def forward(self, question: str) -> Any:
+            return self.answer(question=question, note=self.note(question=question).note)
+
+    def metric(example: Any, prediction: Any) -> bool:
+        prediction.answer = "changed"
+        return True
+
+    assert calls(Last(), metric=metric) == {"note": NOTE, "answer": ANSWER}
 
 
 def test_copies_of_a_predictor_are_known_by_their_signature() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
 import enum
 import subprocess
@@ -24,6 +25,21 @@ class Point(pydantic.BaseModel):
     color: Color = Color.RED
 
 
+@dataclasses.dataclass
+class Pair:
+    left: Color
+    right: Point
+
+
+class Link(dspy.Type):  # type: ignore[misc]
+    """A type of the user's own, as DSPy's documentation shows it."""
+
+    url: str
+
+    def format(self) -> Any:
+        return [{"type": "image_url", "image_url": {"url": self.url}}]
+
+
 IMAGE = dspy.Image(url="data:image/png;base64," + base64.b64encode(bytes(range(256)) * 8).decode())
 
 
@@ -37,6 +53,12 @@ IMAGE = dspy.Image(url="data:image/png;base64," + base64.b64encode(bytes(range(2
         ({(0, 1): Color.RED, None: 1}, {"(0, 1)": "r", "None": 1}),
         (Point(x=1), {"x": 1, "color": "r"}),
         (dspy.Example(a=Point(x=1)), {"a": {"x": 1, "color": "r"}}),
+        (Pair(Color.RED, Point(x=1)), {"left": "r", "right": {"x": 1, "color": "r"}}),
+        (dspy.Code(code="x = 1"), "x = 1"),
+        (
+            dspy.Tool(len, name="count", desc="Count.", args={}),
+            str(dspy.Tool(len, name="count", desc="Count.", args={})),
+        ),
         (numpy.float32(0.5), 0.5),
         (numpy.arange(3), [0, 1, 2]),
         (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
@@ -47,7 +69,14 @@ def test_values_become_what_an_adapter_shows(value: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [IMAGE, [IMAGE], {"page": IMAGE}, dspy.Image(url="https://example.com/a.png")]
+    "value",
+    [
+        IMAGE,
+        [IMAGE],
+        {"page": IMAGE},
+        dspy.Image(url="https://example.com/a.png"),
+        Link(url="data:" + "A" * 99),
+    ],
 )
 def test_an_image_is_named_and_not_sent(value: Any) -> None:
     text = shown(value)

@@ -68,6 +68,16 @@ TEXT = "Read the review. Answer with one word."
         f'Your instruction is good. Here\'s a revised version of the instruction:\n\n"{TEXT}"',
         f"Improve Instruction:\n{TEXT}",
         f"Rewritten instruction: {TEXT}",
+        f"Here is the rewritten best instruction:\n\n{TEXT}",
+        f"---\n{TEXT}\n---",
+        f"Here is a better instruction:\n\n---\n\n{TEXT}\n\n---",
+        f"Here's the new instruction:\n\n***\n{TEXT}\n***\n\nIt says what matters.",
+        f"**{TEXT}**",
+        f"Certainly! Here is a new instruction that fixes the errors:\n\n**{TEXT}**",
+        f"> {TEXT}",
+        f"**Final instruction:**\n> {TEXT}",
+        f"<new_instruction>{TEXT}</new_instruction>",
+        f"<answer>\n{TEXT}\n</answer>",
     ],
 )
 def test_what_is_around_an_instruction_goes(answer: str) -> None:
@@ -102,6 +112,11 @@ def test_what_is_around_an_instruction_goes(answer: str) -> None:
         "Text: {text}\nClassify it.",
         "Here is the text of a customer. Decide: is it urgent?",
         "End your thoughts with </think> and answer.",
+        "**Read** the text, then **answer**",
+        "Read.\n\n---\n\nAnswer.",
+        "> 0 means positive, the others are negative.\nAnswer with a word.",
+        "Write <answer>yes</answer>",
+        "Words between ** are bold: **",
     ],
 )
 def test_what_is_in_an_instruction_stays(text: str) -> None:
@@ -112,6 +127,9 @@ def test_what_is_in_an_instruction_stays(text: str) -> None:
     ("answer", "text"),
     [
         ("```Sort the mail.\nAnswer in one word.\n```", "Sort the mail.\nAnswer in one word."),
+        ("Here is a better instruction:\n\n---\nRead.\n\n---\nAnswer.\n---", "Read.\n\n---\nAnswer."),
+        ("# Instructions\n\n---\nRead.\n\n---\nAnswer.", "Read.\n\n---\nAnswer."),
+        ("> Read.\n>\n> Answer.", "Read.\n\nAnswer."),
         ('```markdown\nAnswer so:\n```json\n{"a": 1}\n```\n```', 'Answer so:\n```json\n{"a": 1}\n```'),
     ],
 )
@@ -125,6 +143,12 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 
 PIECES = [
+    "---\n",
+    "**",
+    "> ",
+    "Here is the instruction:\n",
+    "<answer>",
+    "</answer>",
     "<think>",
     "</think>",
     "```",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -145,12 +146,18 @@ def test_the_paper_shows_one_meta_prompt_a_step() -> None:
     assert len({each.seed for each in shown}) == 4
 
 
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
 def test_the_role_names_fields_types_and_descriptions() -> None:
     class Judge(dspy.Signature):  # type: ignore[misc]
         """Judge."""
 
         text: str = dspy.InputField(desc="a review")
         stars: int = dspy.OutputField()
+        mood: Mood = dspy.OutputField()
 
     class Two(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -162,4 +169,5 @@ def test_the_role_names_fields_types_and_descriptions() -> None:
     assert "the predictor 'judge', one of 2 in the program Two" in role
     assert "- input `text` (str): a review" in role
     assert "- output `stars` (int)" in role
+    assert "- output `mood` (Mood: good, bad)" in role
     assert "`a`" not in role

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_a_notebook_shows_what_changed_and_escapes_it() -> None:
     assert "Answer &lt;b&gt;badly&lt;/b&gt;" in html and "<b>badly</b>" not in html
     assert html.index("<td>3</td>") < html.index("<td>2</td>") < html.index("<td>1</td>")
     assert "interrupted" in empty()._repr_html_()
+
+
+def test_a_notebook_has_the_trials_in_the_order_of_the_report() -> None:
+    """Below 0, too: a candidate without a valset score comes after those that have one."""
+    student = replace(trial("Answer.", [-1, -1]), valset_score=-0.75)
+    better = replace(trial("Better.", [-1, 0], 1), valset_score=-0.5)
+    trials = Trajectory().add(student, trial("Other.", [-1, -0.5], 1), better)
+    found = result(trajectory=trials, selected_on="valset", failures=(), num_failures=0)
+    html = found._repr_html_()
+    assert re.findall(r"<tr><td>(\d)</td>", html) == ["2", "0", "1"]
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ def as_html(result: OPROResult) -> str:
     for name, text in result.instructions.items():
         before = result.baseline.candidate.instructions[name]
         what = "unchanged" if text == before else "changes to the student's"
-        parts.append(f"<p><b>{escape(name)}</b> ({what})</p><pre style='white-space: pre-wrap'>")
+        parts.append(f"<p><b>{escape(name)}</b> ({what})</p>")
+        parts.append("<pre style='white-space: pre-wrap; unicode-bidi: plaintext'>")
         for words in word_diff(before, text):
             if words.is_same:
                 parts.append(escape(words.after))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dspy_opro.reporting.examples import Examples, ExampleText
 from dspy_opro.reporting.live import Limit, Live, Runner
 from dspy_opro.reporting.report import write_report
 from dspy_opro.reporting.result import OPROResult
@@ -167,6 +168,31 @@ def test_a_hostile_text_runs_nothing(show: Show) -> None:
     assert browser.title != "broken"
     assert browser.find_elements("tag name", "img") == []
     assert len(browser.find_elements("tag name", "script")) == 1
+
+
+@pytest.mark.parametrize("place", [".winner .good .text", "#trial-1 summary", "#train-0 bdi"])
+def test_a_text_from_right_to_left_reads_so(show: Show, place: str) -> None:
+    """The full stop at its end is on the left of its first letter, although a Latin word stands before it."""
+    arabic = "\u0623\u062c\u0628 good."
+    student = trial("Answer.", [0.0])
+    trials = Trajectory().add(student, trial(arabic, [1.0], 1, parent=student.candidate))
+    data = Examples({"train": [ExampleText(0, {"question": arabic}, {})]})
+    browser = show(result(trajectory=trials, curve=(0.0, 1.0), data=data, failures=()), "#train-0")
+    script = """
+        const walker = document.createTreeWalker(document.querySelector(arguments[0]), NodeFilter.SHOW_TEXT);
+        const left = (character) => {
+            for (walker.currentNode = walker.root; walker.nextNode();) {
+                const at = walker.currentNode.data.indexOf(character), range = new Range();
+                if (at < 0) continue;
+                range.setStart(walker.currentNode, at);
+                range.setEnd(walker.currentNode, at + 1);
+                return range.getBoundingClientRect().left;
+            }
+        };
+        return [left("."), left("\u0623")];
+    """
+    full_stop, first = browser.execute_script(script, place)
+    assert full_stop < first
 
 
 def test_dark_mode_follows_the_system(show: Show) -> None:

@@ -283,6 +283,15 @@ def test_the_demos_of_the_returned_program_are_shown() -> None:
     assert "demos" not in Page(page(result())).text + result().summary()
 
 
+def test_a_page_that_reloads_knows_the_demos_of_one_predictor_from_those_of_another() -> None:
+    student = trial("Answer.", [0.0])
+    demos = dict.fromkeys(("draft", "answer"), '[{"question": "3?"}]')
+    candidate = replace(student.candidate, round=1, demo_set=2, demos=demos)
+    found = result(trajectory=Trajectory().add(student, replace(student, candidate=candidate, reward=1.0)))
+    details = [a.get("id") for a in Page(page(found)).all("details") if "id" in a]
+    assert len(details) == len(set(details)) == 2
+
+
 @pytest.mark.parametrize("reason", sorted(RESUMABLE | {"num_rounds", "patience", "stop_at_score"}))
 def test_a_reason_after_which_a_run_can_go_on_has_words(reason: str) -> None:
     own = Page(page(result(stop_reason="my own reason"))).text

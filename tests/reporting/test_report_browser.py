@@ -232,11 +232,15 @@ def live_page(path: Path, round: int) -> None:
 
 
 def test_a_live_page_reloads_and_the_reader_stays_where_they_were(show: Show, tmp_path: Path) -> None:
+    from selenium.webdriver import Keys
+
     browser, path = show(width=500), tmp_path / "live.html"
     live_page(path, 1)
     browser.get(path.as_uri())
     browser.find_element("xpath", "//th/button[text()='trial']").click()
     browser.execute_script("document.querySelector('#trial-2 details').open = true; scrollTo(0, 900)")
+    browser.switch_to.active_element.send_keys(Keys.TAB)  # from "trial" to "round"
+    browser.execute_script("scrollTo(0, 900)")
     before = browser.execute_script("return [scrollY, location.href]")
     live_page(path, 2)
     until = time.monotonic() + 20
@@ -245,6 +249,7 @@ def test_a_live_page_reloads_and_the_reader_stays_where_they_were(show: Show, tm
     assert "Round 2 is decided" in browser.page_source
     assert browser.execute_script("return [scrollY, location.href]") == before
     assert numbers(browser) == [0, 1, 2, 3]
+    assert browser.switch_to.active_element.text == "round"
     opened = browser.execute_script(
         "return [...document.querySelectorAll('details[open]')].map(d => d.closest('tr').id)"
     )

@@ -53,7 +53,8 @@ const key = `opro ${location.pathname}`;
 const allDetails = () => [...document.querySelectorAll("details")];
 const name = (details) => details.closest("[id]")?.id ?? details.querySelector("summary").textContent.trim();
 // What the keyboard is on. A pointer leaves no mark, so nothing needs to come back.
-const label = (element) => element && (element.getAttribute("href") ?? element.closest("[id]")?.id + element.textContent);
+const label = (element) =>
+  element && (element.getAttribute("href") ?? element.closest("[id]")?.id + element.textContent);
 const remember = () => {
   const sorted = headings.findIndex((heading) => heading.ariaSort);
   return JSON.stringify({

@@ -104,7 +104,7 @@ class Reporter:
             if self.directory is not None:
                 rest.callback(self.directory.close)
                 rest.callback(self._write_last, self.directory)
-            self.progress.close()
+            self.progress.close(has_failed=bool(self._error))
             if len(self.search.trajectory) and (
                 self.settings["display_progress"] or self.settings["verbose"]
             ):

@@ -239,6 +239,7 @@ def test_the_heat_map_has_a_row_a_candidate_and_no_score_where_there_is_none() -
     assert figure.layout.xaxis.title.text == "position in the run's order"
     assert heat.y[-1] == "trial 3" and list(heat.z[-1]) == [1, 1, 1, 0]
     assert list(heat.z[heat.y.index("trial 1")]).count(None) == 2
+    assert overshot().plot_examples().data[0].y[-1] == "trial 0"  # not the estimate above it
 
 
 def test_the_lineage_joins_candidates_with_their_parents() -> None:

@@ -14,6 +14,7 @@ import pytest
 from dspy_opro.reporting.attach import NAMES, attach
 from dspy_opro.reporting.examples import Examples
 from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trajectory, Usage
 from tests.results import empty, result, trial
@@ -131,6 +132,27 @@ def test_the_summary_has_the_figures_of_the_run() -> None:
     ):
         assert words in result().summary()
     assert lines[-1] == "1 example failed, first: ValueError: <none>"
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (3, "The program on record is returned."),
+        (2, "No new instruction was reliably better. The program on record is returned."),
+    ],
+)
+def test_a_resumed_run_without_proof_says_that_it_keeps_the_program_on_record(
+    returned: int, words: str
+) -> None:
+    """An earlier process has confirmed it, and this one was cut short, for example by Ctrl-C."""
+    found = result()
+    unproven = Gain(False, 0.0, Interval(0.1, -0.2, 0.4, 0.95, 4, "selected"), 0.25, 0.75)
+    changes: dict[str, Any] = {"gain": unproven, "returned": found.trials[returned].id}
+    resumed = result(**changes, earlier_usage=Usage(metric_calls=9))
+    assert resumed.verdict() == [words]
+    for config in ({"confirm": False}, {"auto": "paper"}):
+        chosen = result(**changes, earlier_usage=Usage(metric_calls=9), config=config)
+        assert returned != 3 or chosen.verdict() == ["Expected gain, corrected for this choice: +0.000."]
 
 
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:

@@ -344,10 +344,11 @@ class OPROResult:
     @property
     def deciding_data(self) -> str:
         """The data behind the score in words, e.g. "100 of 400 train examples"."""
-        given, trials = self.config.get("trainset"), self.trajectory.trials
-        if self.selected_on == "trainset" and trials and given and trials[0].num_scored < given:
-            return f"{trials[0].num_scored:,} of {given:,} train examples"
-        return f"the {self.selected_on}"
+        split: Split = "val" if self.selected_on == "valset" else "train"
+        scores = self.scores_of(self.trials[0], split) if self.trials else ()
+        used, given = sum(score is not None for score in scores), self.config.get(self.selected_on) or 0
+        noun = "validation" if split == "val" else "train"
+        return f"{used:,} of {given:,} {noun} examples" if 0 < used < given else f"the {self.selected_on}"
 
     def _need_a_score(self) -> None:
         if not self.curve:

@@ -181,6 +181,14 @@ def test_the_summary_names_the_data_that_was_used(
     assert found.summary().startswith(f"score on {data}: 0.250 -> 0.750")
 
 
+def test_the_summary_says_which_part_of_a_valset_the_budget_paid_for() -> None:
+    student = replace(trial("Answer.", [0, 1]), valset_score=0.5, valset_scores=(0.0, 1.0))
+    config = {"trainset": 2, "valset": 150}
+    found = result(trajectory=Trajectory().add(student), config=config, selected_on="valset")
+    assert found.deciding_data == "2 of 150 validation examples"
+    assert replace(found, config={**config, "valset": 2}).deciding_data == "the valset"
+
+
 def test_the_summary_has_one_line_of_an_error_and_one_of_each() -> None:
     student = trial("Answer.", [0.0])
     lines = (

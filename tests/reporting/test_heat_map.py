@@ -209,6 +209,7 @@ def test_the_rows_that_are_compared_are_set_apart(scores: list[float], apart: in
         [21.0, 15.0] if apart == 1 else [15.0, 21.0]
     )
     assert figure.count("tick value strong") == apart
+    assert ("solved by both" in shown, "solved by the student" in shown) == (apart == 2, apart == 1)
 
 
 def test_a_result_without_examples_has_no_map() -> None:

@@ -85,6 +85,8 @@ def test_the_page_shows_who_races_and_what_is_left(live: LivePage, tmp_path: Pat
         assert words in text, words
     assert "dollars</b>" not in text
     assert "The run is under way." in text and "as patience allows" not in text
+    live.write(result(), 150.0, is_racing=False)  # a budget has ended the races, and the result is confirmed
+    assert "In the race (0)" in (tmp_path / "report.html").read_text("utf-8")
     live.close(result())
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "data-live" not in text and "In the race" not in text and "as patience allows" in text

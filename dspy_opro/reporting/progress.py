@@ -271,9 +271,7 @@ def _has_handlers() -> bool:
 def _terminal_handlers() -> list[logging.Handler]:
     """The handlers of DSPy, its libraries and the application that may write to the terminal."""
     handlers = (handler for name in LOGGERS for handler in logging.getLogger(name).handlers)
-    return [
-        h for h in handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)
-    ]
+    return [h for h in handlers if not isinstance(h, logging.FileHandler)]
 
 
 class _Console(logging.Handler):

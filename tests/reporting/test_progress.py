@@ -255,11 +255,22 @@ assert handlers and not any(handler.filters for handler in handlers)
 """
 
 
+PRINTING_HANDLER = """
+class Printing(logging.Handler):  # no StreamHandler, as that of rich
+    def emit(self, record):
+        print("own", record.getMessage())
+
+
+logging.getLogger().addHandler(Printing())
+"""
+
+
 @pytest.mark.parametrize(
     ("prepare", "name", "start"),
     [
         ("", "dspy.clients.lm", r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d WARNING dspy.clients.lm: "),
         ("logging.basicConfig(format='own %(message)s')", "mine", "own "),
+        (PRINTING_HANDLER, "mine", "own "),
     ],
 )
 def test_what_others_log_begins_on_a_line_of_its_own(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.secrets import without_password
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import Failure, scored_example
+from dspy_opro.search.tasks import Failure, demo_set_key, scored_example
 from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, as_counted, lowest_success
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
@@ -90,7 +90,8 @@ class Run:
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if is_decided(trial)]
         records = ResultLog(self.log, Outage()).read()
         outcomes = _outcomes(records, recorded[0].user_attrs["candidate_id"] if recorded else "")
-        trials = tuple(read_trial(trial, outcomes) for trial in recorded)
+        proposed = {r["key"]: r["proposal"].get("texts") for r in records if "proposal" in r}
+        trials = tuple(_with_demos(read_trial(trial, outcomes), proposed) for trial in recorded)
         trajectory = Trajectory().add(*trials)
         failures = [
             Failure(id_, split, position, outcome.error)
@@ -220,6 +221,14 @@ def _outcomes(records: Sequence[Record], student: str) -> Outcomes:
         ]
         for key, by_position in found.items()
     }
+
+
+def _with_demos(trial: Trial, proposed: Mapping[str, Mapping[str, str]]) -> Trial:
+    """The trial with its demos, which are among the proposals of the first round."""
+    number = trial.candidate.demo_set
+    if number is None:
+        return trial
+    return replace(trial, candidate=replace(trial.candidate, demos=proposed.get(demo_set_key(number))))
 
 
 def _chosen(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Trial | None:

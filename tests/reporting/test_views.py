@@ -14,11 +14,13 @@ import optuna
 import pytest
 
 import dspy_opro.reporting
+from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.reporting.result import OPROResult, cost
+from dspy_opro.reporting.run_directory import RESULT
 from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.results import empty, result, trial
-from tests.runs import TRAINSET, VALSET, TwoSteps, metric, optimize, serve
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, metric, optimize, serve
 
 STUDENT = trial("Answer.", [0, 0, 1, 0], subscores={"length": 0.25})
 
@@ -125,6 +127,18 @@ def test_a_file_without_a_result_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="trajectory"):
         OPROResult.load(tmp_path / "other.json")
+
+
+def test_a_run_on_record_has_the_demos_of_its_candidates(tmp_path: Path) -> None:
+    options = {"max_bootstrapped_demos": 2, "max_labeled_demos": 2, "num_rounds": 1, "log_dir": tmp_path}
+    with serve() as server:
+        found = optimize(server, trainset=TASK.trainset(40), valset=None, **options).opro_result
+    (tmp_path / RESULT).unlink()
+    (run,) = find_runs(str(tmp_path))
+    recorded = run.result()
+    assert any(t.candidate.demos for t in found.trials)
+    assert [t.candidate.demos for t in recorded.trials] == [t.candidate.demos for t in found.trials]
+    assert recorded.to_dicts() == found.to_dicts()  # a length counts the demos, too
 
 
 # -- prompts -------------------------------------------------------------------------------------

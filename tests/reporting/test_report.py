@@ -408,6 +408,13 @@ def test_a_gain_that_is_not_proven_is_no_success(basis: str) -> None:
     assert "No candidate is reliably better than the student." in Page(found).text
 
 
+@pytest.mark.parametrize(("low", "is_confirmed"), [(0.1, True), (-0.1, False)])
+def test_a_valset_that_refutes_a_candidate_has_not_confirmed_it(low: float, is_confirmed: bool) -> None:
+    returned = result().trials[3 if is_confirmed else 0].id
+    found = result(gain=interval("fresh", low), returned=returned, config={"valset": 40})
+    assert ("The valset confirmed the result." in Page(page(found)).text) == is_confirmed
+
+
 def test_a_returned_candidate_whose_interval_includes_no_gain_is_explained() -> None:
     gain = Gain(True, 0.08, Interval(0.1, -0.05, 0.25, 0.95, 40, "fresh"), 0.5, 0.6)
     found = result(gain=gain)

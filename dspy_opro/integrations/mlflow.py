@@ -33,7 +33,7 @@ class OPROPromptOptimizer(BasePromptOptimizer):
 
     Every prompt is a predictor of `OPROTeleprompter`, every message of a chat prompt one of its own. A candidate's
     `{{variables}}` survive word for word. The scores that MLflow shows are those on unseen examples where the run
-    confirmed its result, and those of the search elsewhere.
+    confirmed its result, and those of the search elsewhere. Those of single scorers are always those of the search.
 
     Args:
         prompt_model: The LM that writes the prompts: a `dspy.LM`, or its name as DSPy ("openai/gpt-4o") or MLflow
@@ -216,6 +216,8 @@ class Batches:
             self._waiting = [entry for entry in self._waiting if entry[0] != prompts]
         try:
             results = self._eval_fn(prompts, [record for _, record, _ in batch])
+            if len(results) != len(batch):
+                raise ValueError(f"eval_fn returned {len(results)} results for {len(batch)} records.")
         except BaseException as error:
             for _, _, future in batch:
                 future.set_exception(error)

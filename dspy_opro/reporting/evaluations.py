@@ -51,7 +51,7 @@ class EvaluationCallbacks:
         self._listeners = [cb for cb in dspy.settings.callbacks or () if _listens(cb)]
         self._call_ids: dict[str, str] = {}  # candidate id -> the id that its calls have as parent
         self._predictions: dict[tuple[str, str], dict[int, Any]] = {}  # (candidate id, split) -> by position
-        self._numbers: dict[str, int] = {}  # candidate id -> its number, as in the report and in Optuna
+        self._numbers: dict[str, int] = {}  # candidate id -> its number, in the order of proposal
 
     def call_id(self, candidate: Candidate) -> str | None:
         """The parent of a candidate's calls; None if no callback listens."""

@@ -24,15 +24,15 @@ MOST_EXAMPLES, MOST_CANDIDATES = 200, 24
 
 @dataclass(frozen=True)
 class Example:
-    """One example: a column of the figure."""
+    """One example that both compared trials were scored on: a column of the figure."""
 
     split: Split
     position: int
     group: str
     text: ExampleText
-    score: float | None
+    score: float
     """The student's."""
-    best_score: float | None
+    best_score: float
     """The best candidate's."""
     outcome: Outcome | None
     """The student's."""
@@ -75,8 +75,16 @@ def heat_maps(result: OPROResult, order: Sequence[int]) -> list[HeatMap]:
 
 
 def compared(result: OPROResult) -> Trial:
-    """The trial that is compared with the student: the returned trial, or the best trial if the student is returned."""
-    return result.trajectory.best if result.best.id == result.baseline.id else result.best
+    """The trial that is compared with the student, as `result.gain` does. It need not be the returned trial.
+
+    The run kept the outcomes of a trial that it confirmed, also if it returned another one.
+    """
+    student, best, returned = result.baseline, result.trajectory.best, result.best
+    others = [t for t in (*result.trials, returned) if t.id != student.id]
+    confirmed = [t for t in others if any(result.data.outcomes.get(t.id, {}).get("unseen", ()))]
+    if confirmed or returned.id != student.id:
+        return (confirmed or [returned])[-1]
+    return next((t for t in others if t.id in result.data.outcomes and t.id != best.id), best)
 
 
 def _heat_map(result: OPROResult, order: Sequence[int], split: Split) -> HeatMap | None:
@@ -90,10 +98,10 @@ def _heat_map(result: OPROResult, order: Sequence[int], split: Split) -> HeatMap
     examples: list[Example] = []
     for position, text in enumerate(texts):
         mine, other = _at(scores[0], position), _at(scores[number], position)
-        if mine is None and other is None:
+        if mine is None or other is None:
             continue
         most = max(s for row in scores.values() if (s := _at(row, position)) is not None)
-        group = _group(mine, other, most, (low + high) / 2)
+        group = _group(mine, other, most, low, high)
         outcomes = [
             _at(result.data.outcomes.get(t.id, {}).get(split, ()), position) for t in (trials[0], best)
         ]
@@ -113,13 +121,13 @@ def _at(values: Sequence[T | None], position: int) -> T | None:
     return values[position] if position < len(values) else None
 
 
-def _group(score: float | None, best_score: float | None, most: float, middle: float) -> str:
-    if score is not None and best_score is not None and score != best_score:
+def _group(score: float, best_score: float, most: float, low: float, high: float) -> str:
+    if score != best_score:
         return "fixed" if best_score > score else "broke"
-    if most < middle or most == 0:
+    middle = (low + high) / 2
+    if most < middle or most == 0 < high:
         return "never solved"
-    higher = max(s for s in (score, best_score) if s is not None)
-    return "solved by both" if higher >= middle else "solved by others"
+    return "solved by both" if score >= middle else "solved by others"
 
 
 def _level(score: float | None, low: float, high: float) -> int | None:

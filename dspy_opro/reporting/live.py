@@ -104,9 +104,14 @@ class LivePage:
         waited = self.clock() - self._written
         return waited >= max(PAUSE_SECONDS if self._is_new else PULSE_SECONDS, self._took / MOST_SHARE)
 
-    def write(self, result: OPROResult, seconds: float) -> None:
-        """Write the page. `seconds` is how long the run has been at work, with its earlier processes."""
+    def write(self, result: OPROResult, seconds: float, is_racing: bool = True) -> None:
+        """Write the page. `seconds` is how long the run has been at work, with its earlier processes.
+
+        `is_racing` says whether the run still looks for candidates. A budget ends races without an event.
+        """
         started = self.clock()
+        if not is_racing:
+            self._runners.clear()
         used = spending(max(0, self._round), result.usage, result.seconds)
         limits = [
             Limit(name, used[name], most, result.seconds if name == "seconds" else seconds)

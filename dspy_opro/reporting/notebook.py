@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from .report import word_diff
+from .report import make_rows, word_diff
 from .result import OPROResult, counted
 
 NUM_TRIALS = 10
@@ -18,7 +18,8 @@ def as_html(result: OPROResult) -> str:
     for name, text in result.instructions.items():
         before = result.baseline.candidate.instructions[name]
         what = "unchanged" if text == before else "changes to the student's"
-        parts.append(f"<p><b>{escape(name)}</b> ({what})</p><pre style='white-space: pre-wrap'>")
+        parts.append(f"<p><b>{escape(name)}</b> ({what})</p>")
+        parts.append("<pre style='white-space: pre-wrap; unicode-bidi: plaintext'>")
         for words in word_diff(before, text):
             if words.is_same:
                 parts.append(escape(words.after))
@@ -33,19 +34,17 @@ def as_html(result: OPROResult) -> str:
 
 
 def _table(result: OPROResult) -> str:
-    """The best trials: those with a full score first."""
-    rows = sorted(
-        result.to_dicts(), key=lambda r: (r["is_estimate"], -(r["valset_score"] or 0.0), -r["reward"])
-    )
-    has_valset = any(row["valset_score"] is not None for row in rows)
+    """The best trials, in the order of the report."""
+    rows = sorted(make_rows(result), key=lambda row: row.order)
+    has_valset = any(row.trial.valset_score is not None for row in rows)
     lines = []
     for row in rows[:NUM_TRIALS]:
-        about = f"{row['reward']:.3f}"
-        if row["is_estimate"]:
-            about = f"≈ {about} ({counted(row['num_scored'], 'example')})"
-        cells = [row["number"], row["round"], row["state"], row["reason"], about]
+        trial, about = row.trial, f"{row.score:.3f}"
+        if not row.is_measured:
+            about = f"≈ {about} ({counted(trial.num_scored, 'example')})"
+        cells = [row.number, trial.candidate.round, trial.state, trial.reason, about]
         if has_valset:
-            cells.append("" if row["valset_score"] is None else f"{row['valset_score']:.3f}")
+            cells.append("" if trial.valset_score is None else f"{trial.valset_score:.3f}")
         lines.append("".join(f"<td>{escape(str(cell))}</td>" for cell in cells))
     names = ["trial", "round", "state", "reason", "train score", *(["valset score"] if has_valset else ())]
     head = "".join(f"<th>{name}</th>" for name in names)

@@ -49,8 +49,9 @@ def lineage(result: OPROResult) -> go.Figure:
 
 
 def examples(result: OPROResult) -> go.Figure:
-    """A heat map: the best candidate on top, the hardest example on the right."""
-    trials = sorted((t for t in result.trials if t.num_scored), key=result.reward_of)
+    """A heat map: the best candidate on top, dropped ones below, the hardest example on the right."""
+    scored = (t for t in result.trials if t.num_scored)
+    trials = sorted(scored, key=lambda t: (t.state == "complete", result.reward_of(t)))
     scores = [t.scores_by_position for t in trials]
     most = max((t.num_scored for t in trials), default=0)
     columns = [[row[i] for row in scores if i in row] for i in range(most)]

@@ -180,13 +180,15 @@ class Progress:
             return f"{tqdm.format_interval(seconds)} so far"
         return f"{tqdm.format_interval(max(0.0, min(known)))} left"
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         """Leave the last state on the screen. A second call does nothing."""
         if self._is_open:
             self._is_open = False
             for handler in self._handlers:
                 handler.removeFilter(self._make_room)
             self._draw()
+            if not has_failed:  # a notebook shows a bar that is not full in red
+                self._bar.total = self._bar.n
             self._bar.close()
             _console.leave(self._log_level)
 
@@ -269,9 +271,7 @@ def _has_handlers() -> bool:
 def _terminal_handlers() -> list[logging.Handler]:
     """The handlers of DSPy, its libraries and the application that may write to the terminal."""
     handlers = (handler for name in LOGGERS for handler in logging.getLogger(name).handlers)
-    return [
-        h for h in handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)
-    ]
+    return [h for h in handlers if not isinstance(h, logging.FileHandler)]
 
 
 class _Console(logging.Handler):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.secrets import without_password
 from dspy_opro.search.confidence import Gain, measured_gain
 from dspy_opro.search.shared import SPLITS
-from dspy_opro.search.tasks import Failure, scored_example
+from dspy_opro.search.tasks import Failure, demo_set_key, scored_example
 from dspy_opro.search.trajectory import Outcome, Trajectory, Trial, Usage, as_counted, lowest_success
 from dspy_opro.storage.opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from dspy_opro.storage.outage import Outage
@@ -90,7 +90,8 @@ class Run:
         recorded = [trial for trial in self.study.get_trials(deepcopy=False) if is_decided(trial)]
         records = ResultLog(self.log, Outage()).read()
         outcomes = _outcomes(records, recorded[0].user_attrs["candidate_id"] if recorded else "")
-        trials = tuple(read_trial(trial, outcomes) for trial in recorded)
+        proposed = {r["key"]: r["proposal"].get("texts") for r in records if "proposal" in r}
+        trials = tuple(_with_demos(read_trial(trial, outcomes), proposed) for trial in recorded)
         trajectory = Trajectory().add(*trials)
         failures = [
             Failure(id_, split, position, outcome.error)
@@ -101,6 +102,7 @@ class Run:
         has_end = not self.is_running and self._has_end
         number = self.study.user_attrs.get("returned_trial") if has_end else None
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
+        chosen = _chosen(trajectory, outcomes, returned)
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
@@ -113,8 +115,8 @@ class Run:
             config={} if self.directory is None else _config(self.directory),
             study_name=self.name,
             returned=returned,
-            gain=_gain(trajectory, outcomes, returned),
-            data=_examples(trajectory, outcomes, returned),
+            gain=None if chosen is None else _gain(trajectory, outcomes, chosen),
+            data=_examples(trajectory, outcomes, chosen, returned),
         )
 
 
@@ -221,26 +223,38 @@ def _outcomes(records: Sequence[Record], student: str) -> Outcomes:
     }
 
 
-def _gain(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Gain | None:
-    """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
+def _with_demos(trial: Trial, proposed: Mapping[str, Mapping[str, str]]) -> Trial:
+    """The trial with its demos, which are among the proposals of the first round."""
+    number = trial.candidate.demo_set
+    if number is None:
+        return trial
+    return replace(trial, candidate=replace(trial.candidate, demos=proposed.get(demo_set_key(number))))
+
+
+def _chosen(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Trial | None:
+    """The trial that the run compared with the student. It need not be the one with the best score."""
     if not any(trial.state == "complete" for trial in trajectory.trials):
         return None
-    student, *others = trajectory.trials
-    # The one that was compared with the student need not be the one with the best score.
+    others = trajectory.trials[1:]
     compared = [t for t in others if (t.id, "unseen") in outcomes]
-    best = [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
-    same = len(student.scores) == len(best.scores) > 0 and (
-        best.valset_score is None or len(student.valset_scores) == len(best.valset_scores) > 0
+    return [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
+
+
+def _gain(trajectory: Trajectory, outcomes: Outcomes, chosen: Trial) -> Gain | None:
+    """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
+    student = trajectory.trials[0]
+    same = len(student.scores) == len(chosen.scores) > 0 and (
+        chosen.valset_score is None or len(student.valset_scores) == len(chosen.valset_scores) > 0
     )
-    unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, best))
-    return measured_gain(trajectory, best, *unseen) if same else None
+    unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, chosen))
+    return measured_gain(trajectory, chosen, *unseen) if same else None
 
 
-def _examples(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Examples:
+def _examples(trajectory: Trajectory, outcomes: Outcomes, chosen: Trial | None, returned: str) -> Examples:
     """The outcomes that a result keeps, and the positions in place of the examples."""
-    if not any(trial.state == "complete" for trial in trajectory.trials):
+    if chosen is None:
         return Examples(has_texts=False)
-    kept = {trajectory.trials[0].id, trajectory.best.id, returned}
+    kept = {trajectory.trials[0].id, trajectory.best.id, chosen.id, returned}
     sizes = {
         split: max((len(row) for (_, name), row in outcomes.items() if name == split), default=0)
         for split in SPLITS

@@ -52,10 +52,14 @@ addEventListener("hashchange", reveal);
 const key = `opro ${location.pathname}`;
 const allDetails = () => [...document.querySelectorAll("details")];
 const name = (details) => details.closest("[id]")?.id ?? details.querySelector("summary").textContent.trim();
+// What the keyboard is on. A pointer leaves no mark, so nothing needs to come back.
+const label = (element) =>
+  element && (element.getAttribute("href") ?? element.closest("[id]")?.id + element.textContent);
 const remember = () => {
   const sorted = headings.findIndex((heading) => heading.ariaSort);
   return JSON.stringify({
     top: scrollY,
+    focus: label(document.querySelector(":focus-visible")),
     open: allDetails().filter((details) => details.open).map(name),
     column: sorted,
     order: headings[sorted]?.ariaSort,
@@ -74,6 +78,8 @@ if (kept) {
   if (kept.order && headings[kept.column]) sort(kept.column, kept.order);
   document.documentElement.style.scrollBehavior = "auto";
   scrollTo(0, kept.top);
+  const focusable = [...document.querySelectorAll("a, button, summary")];
+  focusable.find((element) => label(element) === kept.focus)?.focus({ preventScroll: true });
 } else {
   reveal();
 }

@@ -59,6 +59,7 @@ class Reporter:
         self._page = None if self.directory is None else LivePage(self.directory, num_train, self.limits)
         self._saved = ""  # id of the candidate in `best.json`
         self._error = ""  # what ended the run, in brief
+        self._ended: float | None = None  # `time.monotonic()` at the end of the run
         self._earlier_usage = sum((result.usage for _, result in self.storage.results_to_replay()), Usage())
 
     def announce_resume(self) -> None:
@@ -90,19 +91,21 @@ class Reporter:
             self._save_best(self.directory)
         if self._page is not None and self._page.is_due(event):
             result = self.result()
-            self._page.write(result, max(result.seconds, self.search.seconds))
+            is_racing = self.search.is_confirmed_later or not self.search.plan.num_held_back
+            self._page.write(result, max(result.seconds, self.search.seconds), is_racing)
 
     def fail(self, error: Exception) -> None:
         """An error ends the run."""
-        self._error = in_brief(error)
+        self._error, self._ended = in_brief(error), time.monotonic()
 
     def close(self) -> None:
         """Show the end of the run, and write the rest of its files."""
+        self._ended = self._ended or time.monotonic()
         with ExitStack() as rest:
             if self.directory is not None:
                 rest.callback(self.directory.close)
                 rest.callback(self._write_last, self.directory)
-            self.progress.close()
+            self.progress.close(has_failed=bool(self._error))
             if len(self.search.trajectory) and (
                 self.settings["display_progress"] or self.settings["verbose"]
             ):
@@ -152,7 +155,7 @@ class Reporter:
             error=self._error,
             usage=self.ledger.usage,
             earlier_usage=self._earlier_usage,
-            seconds=time.monotonic() - self.started,
+            seconds=(self._ended or time.monotonic()) - self.started,
             failures=tuple(replace(f, example=self.orders[f.split][f.example]) for f in failures[:1000]),
             num_failures=len(failures),
             selected_on="valset" if search.plan.num_val else "trainset",

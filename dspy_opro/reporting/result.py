@@ -344,10 +344,11 @@ class OPROResult:
     @property
     def deciding_data(self) -> str:
         """The data behind the score in words, e.g. "100 of 400 train examples"."""
-        given, trials = self.config.get("trainset"), self.trajectory.trials
-        if self.selected_on == "trainset" and trials and given and trials[0].num_scored < given:
-            return f"{trials[0].num_scored:,} of {given:,} train examples"
-        return f"the {self.selected_on}"
+        split: Split = "val" if self.selected_on == "valset" else "train"
+        scores = self.scores_of(self.trials[0], split) if self.trials else ()
+        used, given = sum(score is not None for score in scores), self.config.get(self.selected_on) or 0
+        noun = "validation" if split == "val" else "train"
+        return f"{used:,} of {given:,} {noun} examples" if 0 < used < given else f"the {self.selected_on}"
 
     def _need_a_score(self) -> None:
         if not self.curve:
@@ -383,9 +384,12 @@ class OPROResult:
         if self.best.id == self.baseline.id:
             return ["No instruction was reliably better than yours. The student is returned."]
         is_best = self.best.id == self.trajectory.best.id
-        if not gain.is_proven and not is_best:
-            return ["No new instruction was reliably better. The program on record is returned."]
-        is_chosen_by_proof = gain.is_proven and self.config.get("confirm") is not False
+        is_confirmed = self.config.get("confirm") is not False and self.config.get("auto") != "paper"
+        is_resumed = self.earlier_usage.metric_calls > 0
+        if not gain.is_proven and (not is_best or (is_confirmed and is_resumed)):
+            new = "" if is_best else "No new instruction was reliably better. "
+            return [f"{new}The program on record is returned."]
+        is_chosen_by_proof = gain.is_proven and is_confirmed
         said = [_reason(gain.interval)] if is_chosen_by_proof and gain.interval.low <= 0 else []
         if abs(gain.value - gain.interval.estimate) >= 0.0005:
             # Only high gains are returned, so the gains that are told are too high on average (decision 0014).

@@ -191,6 +191,22 @@ def test_an_error_of_eval_fn_reaches_every_record_of_its_batch() -> None:
         Batches(eval_fn).evaluate({"p": "x"}, {"inputs": {}})
 
 
+def test_a_missing_result_is_an_error_of_every_record_and_nobody_waits() -> None:
+    batches, found = Batches(lambda prompts, batch: batch[1:]), []
+
+    def work(number: int) -> None:
+        with pytest.raises(ValueError, match=r"eval_fn returned \d results for \d records"):
+            batches.evaluate({"p": "x"}, {"n": number})
+        found.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(found) == [0, 1, 2]
+
+
 def test_a_copied_program_keeps_the_record_and_shares_the_evaluation() -> None:
     batches = Batches(lambda prompts, batch: [])
     template = json.dumps([{"role": "user", "content": "a {{b}}"}, {"role": "assistant", "content": ""}])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from dspy_opro.programs.metric import MetricError
 from dspy_opro.reporting import progress
 from dspy_opro.reporting.progress import Progress, announce, changes
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished
 from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.forks import Forks
 from tests.results import trial
+from tests.runs import optimize, serve
 
 SCRIPT = """
 import logging, os, sys, time
@@ -252,11 +255,22 @@ assert handlers and not any(handler.filters for handler in handlers)
 """
 
 
+PRINTING_HANDLER = """
+class Printing(logging.Handler):  # no StreamHandler, as that of rich
+    def emit(self, record):
+        print("own", record.getMessage())
+
+
+logging.getLogger().addHandler(Printing())
+"""
+
+
 @pytest.mark.parametrize(
     ("prepare", "name", "start"),
     [
         ("", "dspy.clients.lm", r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d WARNING dspy.clients.lm: "),
         ("logging.basicConfig(format='own %(message)s')", "mine", "own "),
+        (PRINTING_HANDLER, "mine", "own "),
     ],
 )
 def test_what_others_log_begins_on_a_line_of_its_own(
@@ -371,6 +385,29 @@ def test_the_data_of_a_score_is_named() -> None:
     on_valset = replace(on_train, valset_score=0.5, valset_scores=(0.0, 1.0, 0.5))
     assert progress.scored_on(on_train) == "2 train examples"
     assert progress.scored_on(on_valset) == "3 validation examples"
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_a_bar_is_full_unless_an_error_ended_the_run(
+    monkeypatch: pytest.MonkeyPatch, has_failed: bool
+) -> None:
+    """A notebook shows other bars in red, also if patience ends a run early, as it usually does."""
+    is_full, num_scored = [], 0
+
+    class Bar(progress.tqdm):  # type: ignore[misc]
+        def close(self) -> None:
+            is_full.append(self.n == self.total)
+            super().close()
+
+    def last_no_score(example: Any, prediction: Any) -> Any:
+        nonlocal num_scored
+        num_scored += 1
+        return "no score" if has_failed and num_scored == 20 else 1.0
+
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    with serve() as server, contextlib.suppress(MetricError):
+        optimize(server, metric=last_no_score, num_rounds=6, patience=1, display_progress=True)
+    assert is_full[0] is not has_failed  # tqdm closes a bar again when nobody holds it any more
 
 
 def test_the_line_says_what_slows_the_run_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,15 @@ def test_the_demos_of_the_returned_program_are_shown() -> None:
     assert "demos" not in Page(page(result())).text + result().summary()
 
 
+def test_a_page_that_reloads_knows_the_demos_of_one_predictor_from_those_of_another() -> None:
+    student = trial("Answer.", [0.0])
+    demos = dict.fromkeys(("draft", "answer"), '[{"question": "3?"}]')
+    candidate = replace(student.candidate, round=1, demo_set=2, demos=demos)
+    found = result(trajectory=Trajectory().add(student, replace(student, candidate=candidate, reward=1.0)))
+    details = [a.get("id") for a in Page(page(found)).all("details") if "id" in a]
+    assert len(details) == len(set(details)) == 2
+
+
 @pytest.mark.parametrize("reason", sorted(RESUMABLE | {"num_rounds", "patience", "stop_at_score"}))
 def test_a_reason_after_which_a_run_can_go_on_has_words(reason: str) -> None:
     own = Page(page(result(stop_reason="my own reason"))).text
@@ -397,6 +406,13 @@ def test_a_gain_that_is_not_proven_is_no_success(basis: str) -> None:
     assert f"{score} the student mean score on" in Page(found).text
     assert f"The best candidate has {other} and is not returned." in Page(found).text
     assert "No candidate is reliably better than the student." in Page(found).text
+
+
+@pytest.mark.parametrize(("low", "is_confirmed"), [(0.1, True), (-0.1, False)])
+def test_a_valset_that_refutes_a_candidate_has_not_confirmed_it(low: float, is_confirmed: bool) -> None:
+    returned = result().trials[3 if is_confirmed else 0].id
+    found = result(gain=interval("fresh", low), returned=returned, config={"valset": 40})
+    assert ("The valset confirmed the result." in Page(page(found)).text) == is_confirmed
 
 
 def test_a_returned_candidate_whose_interval_includes_no_gain_is_explained() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dspy_opro.reporting.examples import Examples, ExampleText
 from dspy_opro.reporting.live import Limit, Live, Runner
 from dspy_opro.reporting.report import write_report
 from dspy_opro.reporting.result import OPROResult
@@ -169,6 +170,31 @@ def test_a_hostile_text_runs_nothing(show: Show) -> None:
     assert len(browser.find_elements("tag name", "script")) == 1
 
 
+@pytest.mark.parametrize("place", [".winner .good .text", "#trial-1 summary", "#train-0 bdi"])
+def test_a_text_from_right_to_left_reads_so(show: Show, place: str) -> None:
+    """The full stop at its end is on the left of its first letter, although a Latin word stands before it."""
+    arabic = "\u0623\u062c\u0628 good."
+    student = trial("Answer.", [0.0])
+    trials = Trajectory().add(student, trial(arabic, [1.0], 1, parent=student.candidate))
+    data = Examples({"train": [ExampleText(0, {"question": arabic}, {})]})
+    browser = show(result(trajectory=trials, curve=(0.0, 1.0), data=data, failures=()), "#train-0")
+    script = """
+        const walker = document.createTreeWalker(document.querySelector(arguments[0]), NodeFilter.SHOW_TEXT);
+        const left = (character) => {
+            for (walker.currentNode = walker.root; walker.nextNode();) {
+                const at = walker.currentNode.data.indexOf(character), range = new Range();
+                if (at < 0) continue;
+                range.setStart(walker.currentNode, at);
+                range.setEnd(walker.currentNode, at + 1);
+                return range.getBoundingClientRect().left;
+            }
+        };
+        return [left("."), left("\u0623")];
+    """
+    full_stop, first = browser.execute_script(script, place)
+    assert full_stop < first
+
+
 def test_dark_mode_follows_the_system(show: Show) -> None:
     grounds = []
     for scheme in ("light", "dark"):
@@ -206,11 +232,15 @@ def live_page(path: Path, round: int) -> None:
 
 
 def test_a_live_page_reloads_and_the_reader_stays_where_they_were(show: Show, tmp_path: Path) -> None:
+    from selenium.webdriver import Keys
+
     browser, path = show(width=500), tmp_path / "live.html"
     live_page(path, 1)
     browser.get(path.as_uri())
     browser.find_element("xpath", "//th/button[text()='trial']").click()
     browser.execute_script("document.querySelector('#trial-2 details').open = true; scrollTo(0, 900)")
+    browser.switch_to.active_element.send_keys(Keys.TAB)  # from "trial" to "round"
+    browser.execute_script("scrollTo(0, 900)")
     before = browser.execute_script("return [scrollY, location.href]")
     live_page(path, 2)
     until = time.monotonic() + 20
@@ -219,6 +249,7 @@ def test_a_live_page_reloads_and_the_reader_stays_where_they_were(show: Show, tm
     assert "Round 2 is decided" in browser.page_source
     assert browser.execute_script("return [scrollY, location.href]") == before
     assert numbers(browser) == [0, 1, 2, 3]
+    assert browser.switch_to.active_element.text == "round"
     opened = browser.execute_script(
         "return [...document.querySelectorAll('details[open]')].map(d => d.closest('tr').id)"
     )

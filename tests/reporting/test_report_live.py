@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from dspy_opro.programs.metric import MetricError
 from dspy_opro.reporting.live import PAUSE_SECONDS, PULSE_SECONDS, Limit, Live, LivePage, Runner
 from dspy_opro.reporting.report import page
-from dspy_opro.reporting.result import NOT_ENDED
+from dspy_opro.reporting.result import NOT_ENDED, OPROResult
 from dspy_opro.reporting.run_directory import RunDirectory
 from dspy_opro.search.tasks import CandidatesProposed, RoundDecided, TrialFinished, TrialReported
 from tests.results import empty, result
@@ -84,6 +85,8 @@ def test_the_page_shows_who_races_and_what_is_left(live: LivePage, tmp_path: Pat
         assert words in text, words
     assert "dollars</b>" not in text
     assert "The run is under way." in text and "as patience allows" not in text
+    live.write(result(), 150.0, is_racing=False)  # a budget has ended the races, and the result is confirmed
+    assert "In the race (0)" in (tmp_path / "report.html").read_text("utf-8")
     live.close(result())
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "data-live" not in text and "In the race" not in text and "as patience allows" in text
@@ -147,3 +150,20 @@ def test_a_run_keeps_a_page_from_its_start_to_its_end(
     assert "data-live" not in end
     for trial in program.opro_result.trajectory.trials:
         assert trial.reason in end
+
+
+@pytest.mark.parametrize("is_cut_short", [False, True])
+def test_all_that_is_left_of_a_run_says_that_it_took_equally_long(tmp_path: Path, is_cut_short: bool) -> None:
+    num_scored = 0
+
+    def watch(example: Any, prediction: Any, trace: Any = None) -> Any:
+        nonlocal num_scored
+        num_scored += 1
+        return "no score" if is_cut_short and num_scored == 20 else metric(example, prediction)
+
+    with serve() as server:
+        try:
+            program = optimize(server, metric=watch, log_dir=tmp_path)
+        except MetricError as error:
+            program = error.program  # type: ignore[attr-defined]
+    assert OPROResult.load(tmp_path / "result.json").seconds == program.opro_result.seconds

@@ -14,6 +14,7 @@ import pytest
 from dspy_opro.reporting.attach import NAMES, attach
 from dspy_opro.reporting.examples import Examples
 from dspy_opro.reporting.result import OPROResult
+from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trajectory, Usage
 from tests.results import empty, result, trial
@@ -133,6 +134,27 @@ def test_the_summary_has_the_figures_of_the_run() -> None:
     assert lines[-1] == "1 example failed, first: ValueError: <none>"
 
 
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (3, "The program on record is returned."),
+        (2, "No new instruction was reliably better. The program on record is returned."),
+    ],
+)
+def test_a_resumed_run_without_proof_says_that_it_keeps_the_program_on_record(
+    returned: int, words: str
+) -> None:
+    """An earlier process has confirmed it, and this one was cut short, for example by Ctrl-C."""
+    found = result()
+    unproven = Gain(False, 0.0, Interval(0.1, -0.2, 0.4, 0.95, 4, "selected"), 0.25, 0.75)
+    changes: dict[str, Any] = {"gain": unproven, "returned": found.trials[returned].id}
+    resumed = result(**changes, earlier_usage=Usage(metric_calls=9))
+    assert resumed.verdict() == [words]
+    for config in ({"confirm": False}, {"auto": "paper"}):
+        chosen = result(**changes, earlier_usage=Usage(metric_calls=9), config=config)
+        assert returned != 3 or chosen.verdict() == ["Expected gain, corrected for this choice: +0.000."]
+
+
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:
     assert "none, the run ended before the student was scored (stop reason: interrupted)" in empty().summary()
 
@@ -157,6 +179,14 @@ def test_the_summary_names_the_data_that_was_used(
 ) -> None:
     found = result(config=config, selected_on=selected_on)
     assert found.summary().startswith(f"score on {data}: 0.250 -> 0.750")
+
+
+def test_the_summary_says_which_part_of_a_valset_the_budget_paid_for() -> None:
+    student = replace(trial("Answer.", [0, 1]), valset_score=0.5, valset_scores=(0.0, 1.0))
+    config = {"trainset": 2, "valset": 150}
+    found = result(trajectory=Trajectory().add(student), config=config, selected_on="valset")
+    assert found.deciding_data == "2 of 150 validation examples"
+    assert replace(found, config={**config, "valset": 2}).deciding_data == "the valset"
 
 
 def test_the_summary_has_one_line_of_an_error_and_one_of_each() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ import optuna
 import pytest
 
 import dspy_opro.reporting
+from dspy_opro.reporting.recorded import find_runs
 from dspy_opro.reporting.result import OPROResult, cost
+from dspy_opro.reporting.run_directory import RESULT
 from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.trajectory import Trajectory, Usage
 from tests.results import empty, result, trial
-from tests.runs import TRAINSET, VALSET, TwoSteps, metric, optimize, serve
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, metric, optimize, serve
 
 STUDENT = trial("Answer.", [0, 0, 1, 0], subscores={"length": 0.25})
 
@@ -90,6 +93,16 @@ def test_a_notebook_shows_what_changed_and_escapes_it() -> None:
     assert "interrupted" in empty()._repr_html_()
 
 
+def test_a_notebook_has_the_trials_in_the_order_of_the_report() -> None:
+    """Below 0, too: a candidate without a valset score comes after those that have one."""
+    student = replace(trial("Answer.", [-1, -1]), valset_score=-0.75)
+    better = replace(trial("Better.", [-1, 0], 1), valset_score=-0.5)
+    trials = Trajectory().add(student, trial("Other.", [-1, -0.5], 1), better)
+    found = result(trajectory=trials, selected_on="valset", failures=(), num_failures=0)
+    html = found._repr_html_()
+    assert re.findall(r"<tr><td>(\d)</td>", html) == ["2", "0", "1"]
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -114,6 +127,18 @@ def test_a_file_without_a_result_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="trajectory"):
         OPROResult.load(tmp_path / "other.json")
+
+
+def test_a_run_on_record_has_the_demos_of_its_candidates(tmp_path: Path) -> None:
+    options = {"max_bootstrapped_demos": 2, "max_labeled_demos": 2, "num_rounds": 1, "log_dir": tmp_path}
+    with serve() as server:
+        found = optimize(server, trainset=TASK.trainset(40), valset=None, **options).opro_result
+    (tmp_path / RESULT).unlink()
+    (run,) = find_runs(str(tmp_path))
+    recorded = run.result()
+    assert any(t.candidate.demos for t in found.trials)
+    assert [t.candidate.demos for t in recorded.trials] == [t.candidate.demos for t in found.trials]
+    assert recorded.to_dicts() == found.to_dicts()  # a length counts the demos, too
 
 
 # -- prompts -------------------------------------------------------------------------------------
@@ -228,6 +253,7 @@ def test_the_heat_map_has_a_row_a_candidate_and_no_score_where_there_is_none() -
     assert figure.layout.xaxis.title.text == "position in the run's order"
     assert heat.y[-1] == "trial 3" and list(heat.z[-1]) == [1, 1, 1, 0]
     assert list(heat.z[heat.y.index("trial 1")]).count(None) == 2
+    assert overshot().plot_examples().data[0].y[-1] == "trial 0"  # not the estimate above it
 
 
 def test_the_lineage_joins_candidates_with_their_parents() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import dspy
@@ -47,7 +48,7 @@ def fingerprint(
         values: Further settings, as they are.
     """
     modules = [module for _, module in student.named_sub_modules(dspy.Module)]
-    code, unknown, objects = sources([*modules, *_functions_in(modules), metric])
+    code, unknown, objects = sources([*modules, *_functions_in([*modules, metric]), metric])
     adapter = dspy.settings.adapter
     parts: dict[str, Any] = {
         "student": type(student).__name__,
@@ -105,7 +106,8 @@ _NAMED = {"code": "the code of {}", "objects": "{}", "attributes": "{} of the st
 def _named_differ(part: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """The changes of what both processes know. One that is started in another way may know less of the code."""
     for name in was:
-        if name in now and was[name] != now[name]:
+        # As text, because NaN does not equal itself.
+        if name in now and as_json(was[name]) != as_json(now[name]):
             values = f" from {was[name]} to {now[name]}" if part == "attributes" else ""
             yield f"{_NAMED[part].format(name)} has changed{values}"
 
@@ -179,10 +181,10 @@ def _example(example: Any) -> list[Any]:
     return [fields(example), sorted(fields(example.inputs()))]
 
 
-def _functions_in(modules: Sequence[Any]) -> Iterator[Any]:
-    """Functions that modules hold, such as tools."""
-    for module in modules:
-        for value in list(vars(module).values()):
+def _functions_in(holders: Sequence[Any]) -> Iterator[Any]:
+    """Functions that modules and a metric hold, such as tools."""
+    for holder in holders:
+        for value in list(getattr(holder, "__dict__", {}).values()):
             held = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
             )
@@ -194,9 +196,9 @@ def _functions_in(modules: Sequence[Any]) -> Iterator[Any]:
 
 def _constants(holder: Any) -> dict[str, Any]:
     return {
-        name: value
+        name: _model(value) if isinstance(value, dspy.BaseLM) else value
         for name, value in vars(holder).items()
-        if isinstance(value, (str, int, float, type(None)))
+        if isinstance(value, (str, int, float, type(None), dspy.BaseLM))
     }
 
 
@@ -218,11 +220,15 @@ def _held(metric: Any) -> Mapping[Any, Any]:
     if isinstance(metric, functools.partial):
         return {"": metric.func, "arguments": metric.args, **metric.keywords}
     if inspect.ismethod(metric):
-        return {"": metric.__func__, "self": metric.__self__}
+        return {"": metric.__func__, "self": _metric(metric.__self__)}
+    if isinstance(metric, type):
+        return {}  # its source counts
     if isinstance(metric, dspy.Module):
-        return {"": as_json([_predictor(predictor) for predictor in metric.predictors()])}
+        predictors = as_json([_predictor(predictor) for predictor in metric.predictors()])
+        return {"": predictors, **_attributes(metric)}
     if inspect.isfunction(metric):
         held = {**inspect.getclosurevars(metric).nonlocals, "defaults": metric.__defaults__}
+        held |= metric.__kwdefaults__ or {}
         changed = _changed_names(metric)
     else:
         held = dict(getattr(metric, "__dict__", {}))
@@ -233,14 +239,15 @@ def _held(metric: Any) -> Mapping[Any, Any]:
 def _changed_by_methods(kind: type) -> set[str]:
     """The attributes that a class assigns after its objects are made."""
     methods = inspect.getmembers(kind, inspect.isfunction)
-    return {n for name, method in methods if name != "__init__" for n in _changed_names(method)}
+    makes = "__init__", "__post_init__"
+    return {n for name, method in methods if name not in makes for n in _changed_names(method)}
 
 
 def _changed_names(function: Any) -> set[str]:
     """The closure's variables and the object's attributes that a function assigns, by its source."""
-    tree = parsed(function)
+    trees = filter(None, map(parsed, {function, inspect.unwrap(function)}))
     names: set[str] = set()
-    for node in ast.walk(tree) if tree is not None else ():
+    for node in chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Nonlocal):
             names.update(node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

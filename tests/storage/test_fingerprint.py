@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,13 @@ def lenient(example: Any, prediction: Any) -> bool:
 
 def above(threshold: float) -> Callable[..., float]:
     return lambda example, prediction: float(prediction.value > threshold)
+
+
+def above_by_keyword(threshold: float) -> Callable[..., float]:
+    def metric(example: Any, prediction: Any, *, least: float = threshold) -> float:
+        return float(prediction.value > least)
+
+    return metric
 
 
 def counting() -> tuple[Callable[..., float], list[int]]:
@@ -53,13 +64,25 @@ class Judge:
         return self(example, prediction)
 
 
+@dataclass
+class Limit:
+    threshold: float
+
+    def __post_init__(self) -> None:
+        self.threshold = float(self.threshold)
+
+    def method(self, example: Any, prediction: Any) -> float:
+        return float(prediction.value > self.threshold)
+
+
 class Inherited(Judge):
     """Counts where its parent does."""
 
 
 class JudgeModule(dspy.Module):
-    def __init__(self, instructions: str) -> None:
+    def __init__(self, instructions: str, threshold: float = 0.5) -> None:
         super().__init__()
+        self.threshold = threshold
         self.judge = dspy.Predict(dspy.Signature("answer -> good: bool", instructions))
 
 
@@ -79,13 +102,24 @@ def of(metric: Any) -> str:
         (Judge(0.5), Judge(0.6)),
         (Judge(0.5).method, Judge(0.6).method),
         (JudgeModule("Be fair."), JudgeModule("Be harsh.")),
+        (JudgeModule("Be fair.", 0.5), JudgeModule("Be fair.", 0.6)),
+        (above_by_keyword(0.5), above_by_keyword(0.6)),
+        (Limit(0.5).method, Limit(0.6).method),
     ],
 )
 def test_another_metric_is_told_by_what_it_holds(one: Any, other: Any) -> None:
     assert of(one) != of(other)
 
 
-@pytest.mark.parametrize("make", [lambda: above(0.5), lambda: Judge(0.5), lambda: JudgeModule("Be fair.")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: above(0.5),
+        lambda: Judge(0.5),
+        lambda: JudgeModule("Be fair."),
+        lambda: functools.partial(exact, judge=type("Judge", (), {"__doc__": str(time.time())})),
+    ],
+)
 def test_the_same_metric_made_again_is_the_same(make: Callable[[], Any]) -> None:
     assert of(make()) == of(make())
 
@@ -190,8 +224,18 @@ def test_a_difference_is_said_in_words(changes: Any, words: str) -> None:
     assert "sk-secret" not in str(parts_of(**changes))
 
 
+def test_a_number_that_is_none_is_the_same_as_before() -> None:
+    student = JudgeModule("Be fair.", math.nan)
+    before = json.loads(json.dumps(parts_of(student=student)))
+    assert list(differences(before, parts_of(student=student))) == []
+
+
 def test_the_adapter_is_part_of_it() -> None:
     before = parts_of()
+    with dspy.context(adapter=dspy.TwoStepAdapter(dspy.LM("openai/one"))):
+        one = parts_of()
+    with dspy.context(adapter=dspy.TwoStepAdapter(dspy.LM("openai/other"))):
+        assert "adapter was 'TwoStepAdapter" in next(differences(one, parts_of()))
     with dspy.context(adapter=dspy.JSONAdapter()):
         assert "adapter was 'default' and is now 'JSONAdapter" in next(differences(before, parts_of()))
 

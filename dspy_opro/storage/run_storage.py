@@ -26,7 +26,7 @@ from dspy_opro.search.tasks import TaskResult, asks_proposer
 from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 
 from . import outage
-from .carrying import NOTHING, Carried, choose, decode, goes_on
+from .carrying import choose, goes_on
 from .fingerprint import Fingerprint, differences
 from .opening import journal_storage, opened, quiet_optuna
 from .outage import Outage
@@ -114,18 +114,29 @@ class RunStorage:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
-    def carried(self, plan: Record, student: Candidate) -> Carried:
-        """What a run with this plan takes over from its record. The first plan takes over nothing."""
-        if not self.is_kept:
-            return NOTHING
-        last = next((record for record in reversed(self.past) if "plan" in record), None)
-        if last is None or plan != last["plan"]:
-            carried = {"candidates": [], "returned": None} if last is None else choose(self.study, student)
-            if last is not None and goes_on(plan, last["plan"]):
-                carried["candidates"] = last["candidates"]
-            last = {"plan": plan, **carried}
-            self.log.append(last)
-        return decode(last, student, self.past)
+    @cached_property
+    def _last_plan(self) -> Record | None:
+        return next((record for record in reversed(self.past) if "plan" in record), None)
+
+    def plan_record(self, plan: Record, student: Candidate) -> Record:
+        """A plan with what its run takes over from the record, see `carrying.decode`. The first takes over nothing."""
+        last = self._last_plan
+        if last is None or plan == last["plan"]:
+            return last or {"plan": plan, "candidates": [], "returned": None}
+        carried = choose(self.study, student)
+        if goes_on(plan, last["plan"]):
+            carried["candidates"] = last["candidates"]
+        return {"plan": plan, **carried}
+
+    def begin(self, plan_record: Record) -> None:
+        """Keep the plan with which the run goes on."""
+        if self.is_kept and plan_record != self._last_plan:
+            self.log.append(plan_record)
+
+    def release(self) -> None:
+        """Note that no process has the run open."""
+        if self.is_kept:
+            self.study.set_user_attr(OPENED_BY, None)
 
     def close(self, stop_reason: str, returned: Trial | None = None, is_confirmed: bool = False) -> None:
         """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""
@@ -134,8 +145,7 @@ class RunStorage:
             self.log.write(must_work=True)
             is_final = not self.is_kept or stop_reason not in RESUMABLE
             self.trial_writer.close(stop_reason, is_final, returned, is_confirmed)
-            if self.is_kept:
-                self.study.set_user_attr(OPENED_BY, None)
+            self.release()
 
         if self.outage.is_lost:
             return

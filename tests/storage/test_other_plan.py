@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import optuna
 import pytest
 from workers import PromptAlone
 
 from dspy_opro import OPROTeleprompter
+from dspy_opro.storage.opening import journal_storage
+from dspy_opro.storage.run_storage import OPENED_BY
 from dspy_opro.testing import ScriptedLM, VocabularyTask
 
 HEAVY = {"auto": "heavy", "num_rounds": 3}
@@ -144,9 +147,11 @@ def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: P
         ValueError, match=r"The budget is 200 scored examples, but .* scored 200, and \d+ more"
     ):
         compile_(task, tmp_path, pruner=None, **same)
+    attrs = optuna.load_study(study_name="opro", storage=journal_storage(tmp_path)).user_attrs
+    assert (attrs["stop_reason"], attrs[OPENED_BY]) == (first.stop_reason, None)
     again = compile_(task, tmp_path, **same).opro_result
     assert again.usage == first.usage
-    assert again.best_score >= first.best_score
+    assert (again.trials, again.gain) == (first.trials, first.gain)
 
 
 @pytest.mark.parametrize("num_val", [0, 40])

@@ -33,7 +33,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the program may change the working directory
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -236,7 +236,7 @@ def _open_studies(
         study, name = RunStudy(made.study_name, kept), made.study_name + LOG_SUFFIX
         if storage is None:
             return study, None
-        if study.direction != StudyDirection.MAXIMIZE:
+        if study.directions != [StudyDirection.MAXIMIZE]:
             raise ValueError(f"Study {study.study_name!r} must be maximized. Use another study_name.")
         if not study.get_trials(deepcopy=False):
             return study, optuna.create_study(storage=kept, study_name=name, load_if_exists=True)

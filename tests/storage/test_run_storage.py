@@ -125,6 +125,17 @@ def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
     assert attrs["instructions"]["b"] == "short"
 
 
+def test_a_storage_works_again_only_when_all_can_be_written(caplog: pytest.LogCaptureFixture) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    run = open_run(storage, "qa")
+    optuna.delete_study(study_name="qa", storage=storage)
+    for number in range(3):
+        run.trial_writer.show(CandidatesProposed(number, (STUDENT,), ()))
+        record(run, *scoring(1))
+    assert run.outage.is_under_way
+    assert [text.partition(";")[0] for text in caplog.messages] == ["The storage fails"]
+
+
 # -- ends --------------------------------------------------------------------------------------------
 
 

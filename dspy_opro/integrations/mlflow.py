@@ -216,11 +216,12 @@ class Batches:
             self._waiting = [entry for entry in self._waiting if entry[0] != prompts]
         try:
             results = self._eval_fn(prompts, [record for _, record, _ in batch])
+            answers = list(zip(batch, results, strict=True))
         except BaseException as error:
             for _, _, future in batch:
                 future.set_exception(error)
         else:
-            for (_, _, future), result in zip(batch, results, strict=True):
+            for (_, _, future), result in answers:
                 future.set_result(result)
 
 

@@ -191,6 +191,24 @@ def test_an_error_of_eval_fn_reaches_every_record_of_its_batch() -> None:
         Batches(eval_fn).evaluate({"p": "x"}, {"inputs": {}})
 
 
+def test_an_eval_fn_that_answers_too_little_leaves_nobody_waiting() -> None:
+    batches, together, errors = Batches(lambda prompts, batch: []), threading.Barrier(3), []
+
+    def ask() -> None:
+        together.wait()
+        try:
+            batches.evaluate({"p": "x"}, {"inputs": {}})
+        except ValueError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(errors) == 3
+
+
 def test_a_copied_program_keeps_the_record_and_shares_the_evaluation() -> None:
     batches = Batches(lambda prompts, batch: [])
     template = json.dumps([{"role": "user", "content": "a {{b}}"}, {"role": "assistant", "content": ""}])

@@ -28,7 +28,7 @@ from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 from . import outage
 from .carrying import choose, goes_on
 from .fingerprint import Fingerprint, differences
-from .opening import journal_storage, opened, quiet_optuna
+from .opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from .outage import Outage
 from .result_log import Record, ResultLog, results_in
 from .trials import RunStudy, TrialWriter
@@ -182,8 +182,9 @@ def open_run(
     """
     if study_name is None and log_dir is not None:
         study_name = "opro" if storage is None else Path(log_dir).resolve().name
+    place = None if log_dir is None else f"{Path(log_dir).absolute()} on {socket.gethostname()}"
     if storage is None and log_dir is not None:
-        storage = journal_storage(log_dir)
+        storage, place = journal_storage(log_dir), JOURNAL_NAME  # the directory is moved with its lock
     # Processes that start together find a new database half made: Optuna 4.0 to 5.0 looks whether its tables are
     # there, then makes them, and fails where another process did so in between.
     attempts = Retrying(
@@ -198,21 +199,22 @@ def open_run(
     past = [] if log_study is None else _checked(study, log, dict(fingerprint or {}))
     is_kept = log_study is not None
     writer = TrialWriter(study, callbacks, with_notes=is_kept, outage=under_way)
-    num_lost = _mark_opened(study, num_threads, is_locked=log_dir is not None) if is_kept else 0
+    num_lost = _mark_opened(study, num_threads, place) if is_kept else 0
     return RunStorage(study, log, writer, under_way, past, is_kept, num_lost)
 
 
-def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
+def _mark_opened(study: RunStudy, num_threads: int, place: str | None) -> int:
     """Note this process in the study, until the run is closed. Returns how many calls killed processes may have lost.
 
-    Whether a process that has not closed the run still runs can be known only with a lock, that is with a `log_dir`.
+    Whether a process that has not closed the run still runs can be known only if it had the lock that this one has
+    now. That is the lock of its `log_dir`, and `place` names it.
     """
     attrs = study.user_attrs
     opened_by, num_lost = attrs.get(OPENED_BY), attrs.get(LOST_CALLS, 0)
     if opened_by is not None:
         num_lost += opened_by["num_threads"]
         study.set_user_attr(LOST_CALLS, num_lost)
-        if not is_locked:
+        if place is None or opened_by.get("place") != place:
             logger.warning(
                 "Process %s opened study %r at %s and has not closed it. If it still runs, end one of the two: they "
                 "pay for the same examples. If it was killed, ignore this warning.",
@@ -220,7 +222,7 @@ def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
             )
     me = f"{os.getpid()} on {socket.gethostname()}"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    study.set_user_attr(OPENED_BY, {"process": me, "time": now, "num_threads": num_threads})
+    study.set_user_attr(OPENED_BY, {"process": me, "time": now, "num_threads": num_threads, "place": place})
     return int(num_lost)
 
 

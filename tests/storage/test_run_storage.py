@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,19 @@ def test_a_study_that_another_process_has_open_is_a_warning(caplog: pytest.LogCa
     assert f"Process {os.getpid()} on " in caplog.text
     assert "opened study 'shared' at 20" in caplog.text
     assert "If it still runs, end one of the two" in caplog.text
+
+
+def test_only_the_lock_of_the_same_directory_says_that_the_other_process_is_gone(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for log_dir, is_told in (("one", False), ("one", False), ("other", True)):
+        open_run(storage, "shared", tmp_path / log_dir)
+        assert ("has not closed it" in caplog.text) == is_told
+    for _ in range(2):
+        caplog.clear()
+        open_run(log_dir=tmp_path)
+    (tmp_path / "one").mkdir()
+    shutil.move(tmp_path / "journal.log", tmp_path / "one")
+    open_run(log_dir=tmp_path / "one")
+    assert "has not closed it" not in caplog.text

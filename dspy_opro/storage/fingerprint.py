@@ -183,15 +183,13 @@ def _example(example: Any) -> list[Any]:
 
 def _functions_in(holders: Sequence[Any]) -> Iterator[Any]:
     """Functions that modules and a metric hold, such as tools."""
-    for holder in holders:
-        for value in list(getattr(holder, "__dict__", {}).values()):
-            held = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-            )
-            for each in held:
-                function = getattr(each, "func", each)  # of a dspy.Tool
-                if inspect.isfunction(function) or inspect.ismethod(function):
-                    yield function
+    for value in [value for holder in holders for value in getattr(holder, "__dict__", {}).values()]:
+        for each in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        ):
+            function = getattr(each, "func", each)  # of a dspy.Tool
+            if inspect.isfunction(function) or inspect.ismethod(function):
+                yield function
 
 
 def _constants(holder: Any) -> dict[str, Any]:

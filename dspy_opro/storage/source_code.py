@@ -74,20 +74,18 @@ def _literals(module: str) -> dict[str, str]:
         tree = _syntax_tree(sys.modules[module])
     except (KeyError, OSError, TypeError, SyntaxError):
         return {}
-    found: dict[str, str] = {}
-    times: Counter[str] = Counter()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            times[node.id] += 1
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node in tree.body and _is_literal(node.value):
+    stores = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    times, found = Counter(stores), dict[str, str]()
+    for node in tree.body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value and _is_literal(node.value):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {t.id: _as_text(node.value) for t in targets if node.value and isinstance(t, ast.Name)}
+            found |= {t.id: _as_text(node.value) for t in targets if isinstance(t, ast.Name)}
     return {name: text for name, text in found.items() if times[name] == 1}
 
 
-def _is_literal(node: ast.expr | None) -> bool:
+def _is_literal(node: ast.expr) -> bool:
     try:
-        return node is not None and isinstance(ast.literal_eval(node), _PLAIN)
+        return isinstance(ast.literal_eval(node), _PLAIN)
     except ValueError:
         return False
 
@@ -157,10 +155,9 @@ def _definition(value: Any) -> Any:
     return None if isinstance(value, ModuleType) else type(value)
 
 
-def _module(target: Any) -> str | None:
+def _module(target: Any) -> str:
     """The module in which a function or a class is written. A decorator may give a function another `__module__`."""
-    name: str | None = getattr(target, "__globals__", {}).get("__name__", target.__module__)
-    return name
+    return str(getattr(target, "__globals__", {}).get("__name__", target.__module__) or "builtins")
 
 
 def _is_users(module: str | None) -> bool:

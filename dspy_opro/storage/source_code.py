@@ -60,20 +60,26 @@ def sources(roots: Iterable[Any]) -> tuple[dict[str, str], list[str], dict[str, 
             if not isinstance(value, _PLAIN):
                 objects[place] = value
                 waiting.append(value)
-            elif own in literals(module):
-                found[place] = {literals(module)[own]}
+            elif own in vars(sys.modules.get(module, object)):  # no closure's, which the metric holds
+                if (constants := literals(module)) is None:
+                    unknown.add(place)
+                elif own in constants:
+                    found[place] = {constants[own]}
     return {name: "\n".join(sorted(texts)) for name, texts in found.items()}, sorted(unknown), objects
 
 
 _PLAIN = (str, int, float, tuple, list, dict, set, frozenset)
 
 
-def _literals(module: str) -> dict[str, str]:
-    """Name -> value as text, of the constants that the source of a module assigns once, with a literal."""
+def _literals(module: str) -> dict[str, str] | None:
+    """Name -> value as text, of the constants that the source of a module assigns once, with a literal.
+
+    None if the module has no source, as a notebook.
+    """
     try:
         tree = _syntax_tree(sys.modules[module])
     except (KeyError, OSError, TypeError, SyntaxError):
-        return {}
+        return None
     stores = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
     times, found = Counter(stores), dict[str, str]()
     for node in tree.body:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import linecache
 import sys
+import types
 import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -255,6 +257,19 @@ def test_a_resume_says_what_it_could_not_check(caplog: pytest.LogCaptureFixture,
         open_run(**place, fingerprint=parts)
         assert f"whether this code has changed can't be checked: {unknown}." in caplog.text
         caplog.clear()
+
+
+def test_a_constant_of_a_notebook_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "K = 3\ndef metric(example, prediction):\n    return len(prediction) > K\n"
+    notebook = types.ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    monkeypatch.setitem(
+        linecache.cache, "<cell>", (len(code), None, code.splitlines(keepends=True), "<cell>")
+    )
+    exec(compile(code, "<cell>", "exec"), vars(notebook))
+    parts = fingerprint(dspy.Predict("q -> a"), [], [], notebook.metric)
+    assert list(parts["code"]) == ["notebook.metric"]
+    assert parts["unknown code"] == ["notebook.K"]
 
 
 def test_a_parser_that_stumbles_over_other_threads_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -83,3 +84,15 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
         ValueError, match=r"log_dir '.*' can't be written: .*Use a directory that can be written"
     ):
         RunDirectory(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_killed_while_it_writes_leaves_nothing_behind_the_next_write(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    if (child := os.fork()) == 0:
+        directory.write("best.json", lambda path: [path.write_text("{"), os._exit(0)])
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.glob(".*"))) == 1
+    assert directory.write("best.json", lambda path: path.write_text("{}"))
+    directory.close()
+    assert list(tmp_path.glob(".*")) == []

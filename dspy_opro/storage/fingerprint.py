@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter
 
 from dspy_opro.programs.compat import model_name, predictor_state
 from dspy_opro.programs.secrets import without_password
@@ -129,11 +130,21 @@ def _predictor(predictor: Any) -> dict[str, str]:
     return {
         "instructions": _text(signature.pop("instructions", "")),
         **{f"field {field['prefix']!r}": field["description"] for field in signature.pop("fields", ())},
+        **{f"type of {name!r}": _type(field) for name, field in predictor.signature.fields.items()},
         "signature": _digest([str(predictor.signature.fields.keys()), signature]),
         "demos": f"{len(demos)}, {_digest(demos)}",
         "LM": _model(predictor.lm) or "none",
         "settings": _digest([state, sorted(_plain(predictor.config).items())]),
     }
+
+
+def _type(field: Any) -> str:
+    """The type of a field with its constraints: as JSON schema, in which the members of enums and models count."""
+    try:
+        kind = as_json(TypeAdapter(field.annotation).json_schema())
+    except Exception:  # of a callable, for one, there is no schema
+        kind = str(field.annotation)
+    return _text(f"{kind} {(field.json_schema_extra or {}).get('constraints') or ''}".strip())
 
 
 def _attributes(student: dspy.Module) -> dict[str, Any]:

@@ -182,6 +182,12 @@ def with_lm(lm: Any) -> Any:
     return student
 
 
+def at_most(length: int) -> Any:
+    fields = {"question": dspy.InputField(), "answer": dspy.OutputField(max_length=length)}
+    instructions = STUDENT.signature.instructions
+    return dspy.Predict(dspy.Signature({n: (str, field) for n, field in fields.items()}, instructions))
+
+
 def parts_of(**changes: Any) -> dict[str, Any]:
     values = {
         "student": STUDENT,
@@ -206,6 +212,13 @@ def parts_of(**changes: Any) -> dict[str, Any]:
             "`question`, produce the fields `answer`.' and is now 'Be brief.'",
         ),
         ({"student": dspy.Predict("question, hint -> answer")}, "predictor 'self'"),
+        (
+            {"student": dspy.Predict("question -> answer: Literal['yes', 'no']")},
+            """type of 'answer' of predictor 'self' was '{"type": "string"}' and is now '{"enum": ["yes", "no"],""",
+        ),
+        ({"student": dspy.Predict("question -> answer: int")}, 'is now \'{"type": "integer"}\''),
+        ({"student": dspy.Predict("question -> answer: dspy.Tool")}, "types.tool.Tool'>"),
+        ({"student": at_most(10)}, 'is now \'{"type": "string"} maximum length: 10\''),
         ({"trainset": [*DATA, *DATA]}, "trainset had 2 examples and now has 4 examples"),
         ({"trainset": DATA[::-1]}, "trainset has as many examples as before, but others or in another order"),
         ({"trainset": DATA[::-1], "seed": 1}, "seed was '0' and is now '1'"),

@@ -131,7 +131,7 @@ def _predictor(predictor: Any) -> dict[str, str]:
         "instructions": _text(signature.pop("instructions", "")),
         **{f"field {field['prefix']!r}": field["description"] for field in signature.pop("fields", ())},
         **{f"type of {name!r}": _type(field) for name, field in predictor.signature.fields.items()},
-        "signature": _digest([str(predictor.signature.fields.keys()), signature]),
+        "signature": _digest([predictor.signature.signature, signature]),
         "demos": f"{len(demos)}, {_digest(demos)}",
         "LM": _model(predictor.lm) or "none",
         "settings": _digest([state, sorted(_plain(predictor.config).items())]),

@@ -243,6 +243,11 @@ def test_a_number_that_is_none_is_the_same_as_before() -> None:
     assert list(differences(before, parts_of(student=student))) == []
 
 
+def test_an_input_that_becomes_an_output_is_another_signature() -> None:
+    one, other = (parts_of(student=dspy.Predict(text)) for text in ("a, b -> c", "a -> b, c"))
+    assert any(text.startswith("signature of predictor 'self'") for text in differences(one, other))
+
+
 def test_the_adapter_is_part_of_it() -> None:
     before = parts_of()
     with dspy.context(adapter=dspy.TwoStepAdapter(dspy.LM("openai/one"))):

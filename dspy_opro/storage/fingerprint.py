@@ -49,7 +49,7 @@ def fingerprint(
         values: Further settings, as they are.
     """
     modules = [module for _, module in student.named_sub_modules(dspy.Module)]
-    code, unknown, objects = sources([*modules, *_functions_in([*modules, metric]), metric])
+    code, unknown, objects = sources([*modules, *_callables_in([*modules, metric]), metric])
     adapter = dspy.settings.adapter
     parts: dict[str, Any] = {
         "student": type(student).__name__,
@@ -192,15 +192,11 @@ def _example(example: Any) -> list[Any]:
     return [fields(example), sorted(fields(example.inputs()))]
 
 
-def _functions_in(holders: Sequence[Any]) -> Iterator[Any]:
-    """Functions that modules and a metric hold, such as tools."""
+def _callables_in(holders: Sequence[Any]) -> Iterator[Any]:
+    """What modules and a metric hold and may call, such as tools."""
     for value in [value for holder in holders for value in getattr(holder, "__dict__", {}).values()]:
-        for each in (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        ):
-            function = getattr(each, "func", each)  # of a dspy.Tool
-            if inspect.isfunction(function) or inspect.ismethod(function):
-                yield function
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        yield from filter(callable, (each.func if isinstance(each, dspy.Tool) else each for each in held))
 
 
 def _constants(holder: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import linecache
 import sys
@@ -226,6 +227,28 @@ def test_an_object_that_has_every_attribute_can_be_named(monkeypatch: pytest.Mon
         return SERVER.score(prediction)  # type: ignore[name-defined]  # noqa: F821
 
     assert f"{__name__}.{metric.__qualname__}" in fingerprint(dspy.Predict("q -> a"), [], [], metric)["code"]
+
+
+class Searcher:
+    def __call__(self, query: str) -> str:
+        return query
+
+
+class Holder(dspy.Module):
+    def __init__(self, *tools: Any) -> None:
+        super().__init__()
+        self.tools = [dspy.Tool(tool, name="search") for tool in tools]
+
+
+def search(searcher: Searcher, query: str) -> str:
+    return searcher(query)
+
+
+@pytest.mark.parametrize("tool", [Searcher(), Searcher().__call__, functools.partial(search, Searcher())])
+def test_the_code_of_a_tool_that_is_an_object_counts(tool: Any) -> None:
+    assert f"{__name__}.Searcher" in fingerprint(Holder(tool), [], [], print)["code"]
+    judge = types.SimpleNamespace(search=tool)
+    assert f"{__name__}.Searcher" in fingerprint(dspy.Predict("q -> a"), [], [], judge)["code"]
 
 
 def test_only_the_users_own_code_counts(taken: Callable[[], Any]) -> None:

@@ -6,6 +6,7 @@ same decisions again and finds each of their traces, or makes it.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from .fingerprint import Fingerprint, differences
 from .opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from .outage import Outage
 from .result_log import Record, ResultLog, results_in
-from .trials import RunStudy, TrialWriter
+from .trials import ATTR_LIMIT, RunStudy, TrialWriter
 
 logger = logging.getLogger("dspy_opro")
 
@@ -263,8 +264,9 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Fingerprint) -> list[
     is_new = not any("key" in record or "kind" in record for record in records)
     if is_new and stamps[-1:] != [mine]:
         log.append({"fingerprint": mine})
-        # The code of a large program is more than a database column holds.
-        study.set_user_attr("fingerprint", {part: what for part, what in mine.items() if "code" not in part})
+        # All parts of a large program are more than a database column holds.
+        small = {part: what for part, what in mine.items() if len(json.dumps(what)) < ATTR_LIMIT // 5}
+        study.set_user_attr("fingerprint", small)
         stamps.append(mine)
     theirs: Fingerprint = stamps[-1] if stamps else {"format": "2 or older"}
     name, differing = study.study_name, list(differences(theirs, mine))

@@ -208,6 +208,13 @@ def test_a_run_without_a_result_may_still_become_another(tmp_path: Path) -> None
         open_run(log_dir=tmp_path, fingerprint={"metric": "broken"})
 
 
+def test_the_fingerprint_of_a_large_program_fits_into_a_database_column() -> None:
+    parts = {"metric": "exact", "predictors": {f"step{n}": {"instructions": "x" * 100} for n in range(500)}}
+    study = open_run(optuna.storages.InMemoryStorage(), "qa", fingerprint=parts).study
+    assert len(json.dumps(study.user_attrs["fingerprint"])) < 65_535
+    assert study.user_attrs["fingerprint"]["metric"] == "exact"
+
+
 def test_a_log_of_an_older_version_is_refused() -> None:
     storage = optuna.storages.InMemoryStorage()
     open_run(storage, "old")

@@ -30,13 +30,13 @@ class Outage:
         return bool(self._since)
 
     def failed(self, error: BaseException, what: str = "results") -> None:
-        """A write of this kind has failed."""
+        """A write of this kind has failed. The run needs no trials: a later process makes them from the results."""
         now = time.monotonic()
         with self._lock:
             is_first, since = not self._since, self._since.setdefault(what, now)
         if is_first:
             logger.warning("The storage fails; the run goes on and tries again: %s", _in_words(error))
-        elif now - since > PATIENCE_SECONDS:
+        elif what == "results" and now - since > PATIENCE_SECONDS:
             self.lose(error)
 
     def worked(self, what: str = "results") -> None:
@@ -53,7 +53,7 @@ class Outage:
             was_lost, self.is_lost = self.is_lost, True
         if not was_lost:
             words = _in_words(error)
-            logger.error("The storage is lost. Results since its failure are not kept: %s", words)
+            logger.error("The storage is lost. What it has refused since its failure is not kept: %s", words)
 
 
 def _in_words(error: BaseException) -> str:

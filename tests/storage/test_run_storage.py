@@ -18,6 +18,7 @@ from replay import STUDENT, drive, expected, in_memory, known, perform, record, 
 
 from dspy_opro.search.tasks import CandidatesProposed, Failure, TrialFinished, TrialReported
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage import outage
 from dspy_opro.storage.result_log import TEXT_LIMIT
 from dspy_opro.storage.run_storage import RESUMABLE, RunStorage, open_run
 
@@ -126,7 +127,10 @@ def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
     assert attrs["instructions"]["b"] == "short"
 
 
-def test_a_storage_works_again_only_when_all_can_be_written(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_storage_works_again_only_when_all_can_be_written(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "PATIENCE_SECONDS", 0.0)
     storage = optuna.storages.InMemoryStorage()
     run = open_run(storage, "qa")
     optuna.delete_study(study_name="qa", storage=storage)
@@ -134,6 +138,7 @@ def test_a_storage_works_again_only_when_all_can_be_written(caplog: pytest.LogCa
         run.trial_writer.show(CandidatesProposed(number, (STUDENT,), ()))
         record(run, *scoring(1))
     assert run.outage.is_under_way
+    assert not run.outage.is_lost  # all results are kept
     assert [text.partition(";")[0] for text in caplog.messages] == ["The storage fails"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 import optuna
 import pytest
+from optuna.pruners import PercentilePruner
 from workers import PromptAlone
 
 from dspy_opro import OPROTeleprompter
@@ -20,7 +21,9 @@ from dspy_opro.testing import ScriptedLM, VocabularyTask
 HEAVY = {"auto": "heavy", "num_rounds": 3}
 
 
-def compile_(task: VocabularyTask, log_dir: Path, num_val: int = 40, **options: Any) -> dspy.Module:
+def compile_(
+    task: VocabularyTask, log_dir: Path, num_val: int = 40, num_train: int = 60, **options: Any
+) -> dspy.Module:
     teleprompter = OPROTeleprompter(
         metric=task.metric,
         log_dir=log_dir,
@@ -30,7 +33,7 @@ def compile_(task: VocabularyTask, log_dir: Path, num_val: int = 40, **options: 
         display_progress=False,
         **options,
     )
-    data = {"trainset": task.trainset(60), "valset": task.valset(num_val) or None}
+    data = {"trainset": task.trainset(num_train), "valset": task.valset(num_val) or None}
     return teleprompter.compile(task.student(), **data)
 
 
@@ -83,6 +86,25 @@ def test_killed_with_the_other_plan_it_goes_on_as_if_nothing_had_happened(tmp_pa
         assert again.opro_result.trials == result.trials
         assert again.opro_result.returned == result.returned
         assert on_disk(directory) == again.signature.instructions
+
+
+def test_another_pruner_of_optuna_is_another_plan(tmp_path: Path) -> None:
+    """A run with the first or the last of these pruners alone does not prove the gain, and returns the student."""
+    same = {
+        "num_val": 0,
+        "num_train": 24,
+        "auto": None,
+        "num_rounds": 3,
+        "num_candidates": 4,
+        "minibatch_size": 4,
+    }
+    shares, returned = (80.0, 1.0, 1.0, 50.0), []
+    for share in shares:
+        pruner = PercentilePruner(share, n_startup_trials=0)
+        result = compile_(VocabularyTask(3), tmp_path, pruner=pruner, **same).opro_result
+        returned.append(result.returned)
+    assert returned[0] == result.baseline.id
+    assert returned[1:] == [result.trajectory.best.id] * 3
 
 
 def test_fewer_rounds_and_a_return_to_the_first_plan_keep_the_best(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ class Job:
             if self._directory is not None:
                 on_error.callback(self._directory.close)
             self.storage = assembly.make_storage(inputs)
+            on_error.callback(self.storage.release)
             search = assembly.resumed_search(inputs, self.storage, planned)
             self._demo_writer = assembly.make_demo_writer(inputs, search.plan, self._loop)
             if self._directory is not None:  # the storage has checked that the directory belongs to this run

@@ -45,7 +45,7 @@ OUTSIDE = {
     "programs": {"dspy"},
     "proposers": {"dspy"},
     "storage": {"optuna"},
-    "storage.fingerprint": {"dspy"},
+    "storage.fingerprint": {"dspy", "pydantic"},
     "storage.source_code": set(),
     "storage.run_storage": {"optuna", "tenacity"},
     "config.arguments": {"dspy", "pydantic"},
@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 14_300
+MOST_LINES = 14_350
 MOST_RUNNER_LINES = 650
 
 

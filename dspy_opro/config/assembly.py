@@ -28,6 +28,7 @@ from dspy_opro.proposers.writer import InstructionWriter, initial_texts
 from dspy_opro.search import Search
 from dspy_opro.search.tasks import Plan, ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Outcome, Usage
+from dspy_opro.storage.carrying import decode
 from dspy_opro.storage.fingerprint import fingerprint
 from dspy_opro.storage.run_storage import RunStorage, open_run
 
@@ -193,12 +194,13 @@ def resumed_search(inputs: Inputs, storage: RunStorage, planned: Search) -> Sear
         ValueError: The budget does not pay for what a resumed run scores first.
     """
     config, student = inputs.config, inputs.program.candidate
-    carried = storage.carried(plan_on_record(config, planned), student)
+    plan = storage.plan_record(plan_on_record(config, planned), student)
+    carried = decode(plan, student, storage.past)
     recorded = {key: result.usage for key, result in storage.results()}
     search = make_search(config, student, inputs.sizes, carried, inputs.seen(recorded))
     if (problem := budget_problem(search, carried, recorded)) is not None:
-        storage.close("error")
         raise ValueError(problem)
+    storage.begin(plan)
     warn_of_small_budget(search)
     return search
 

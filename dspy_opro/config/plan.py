@@ -234,10 +234,16 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
     first_round = plan.num_trials, plan.num_demo_sets, len(plan.initial)
+    # The user's own pruner, with its numbers. "auto" and None have none of their own.
+    numbers = [
+        value for value in getattr(config.pruner, "__dict__", {}).values() if isinstance(value, (int, float))
+    ]
+    own = [type(config.pruner).__name__, *map(float, numbers)] if hasattr(config.pruner, "__dict__") else []
+    checkpoints = search.checkpoints(size)
     return {
         "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],
         "rounds": [size, *first_round, plan.lag, plan.predictor_strategy, *plan.initial],
-        "race": [type(search.pruner).__name__, *search.checkpoints(size), int(search.most_calls(size))],
+        "race": [type(search.pruner).__name__, *checkpoints, int(search.most_calls(size)), *own],
         "end": [plan.max_metric_calls, config.min_delta, len(config.stoppers)],
         # Larger ones only make a run longer.
         "limits": [plan.num_rounds, config.patience, config.stop_at_score],

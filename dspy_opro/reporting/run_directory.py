@@ -33,7 +33,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the program may change the working directory
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +77,7 @@ class RunDirectory:
 
     def write(self, name: str, save: Callable[[Path], object]) -> bool:
         """Write a file of the directory whole: `save` writes it to a path. Whether that worked."""
-        part = self.path / f".{os.getpid()}.{name}"
+        part = self.path / f".{name}"  # one name, so that a killed process leaves no more than one such file
         try:
             save(part)
             part.replace(self.path / name)

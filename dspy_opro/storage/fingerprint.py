@@ -8,9 +8,11 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter
 
 from dspy_opro.programs.compat import model_name, predictor_state
 from dspy_opro.programs.secrets import without_password
@@ -47,7 +49,7 @@ def fingerprint(
         values: Further settings, as they are.
     """
     modules = [module for _, module in student.named_sub_modules(dspy.Module)]
-    code, unknown, objects = sources([*modules, *_functions_in(modules), metric])
+    code, unknown, objects = sources([*modules, *_callables_in([*modules, metric]), metric])
     adapter = dspy.settings.adapter
     parts: dict[str, Any] = {
         "student": type(student).__name__,
@@ -105,7 +107,8 @@ _NAMED = {"code": "the code of {}", "objects": "{}", "attributes": "{} of the st
 def _named_differ(part: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """The changes of what both processes know. One that is started in another way may know less of the code."""
     for name in was:
-        if name in now and was[name] != now[name]:
+        # As text, because NaN does not equal itself.
+        if name in now and as_json(was[name]) != as_json(now[name]):
             values = f" from {was[name]} to {now[name]}" if part == "attributes" else ""
             yield f"{_NAMED[part].format(name)} has changed{values}"
 
@@ -127,11 +130,21 @@ def _predictor(predictor: Any) -> dict[str, str]:
     return {
         "instructions": _text(signature.pop("instructions", "")),
         **{f"field {field['prefix']!r}": field["description"] for field in signature.pop("fields", ())},
-        "signature": _digest([str(predictor.signature.fields.keys()), signature]),
+        **{f"type of {name!r}": _type(field) for name, field in predictor.signature.fields.items()},
+        "signature": _digest([predictor.signature.signature, signature]),
         "demos": f"{len(demos)}, {_digest(demos)}",
         "LM": _model(predictor.lm) or "none",
         "settings": _digest([state, sorted(_plain(predictor.config).items())]),
     }
+
+
+def _type(field: Any) -> str:
+    """The type of a field with its constraints: as JSON schema, in which the members of enums and models count."""
+    try:
+        kind = as_json(TypeAdapter(field.annotation).json_schema())
+    except Exception:  # of a callable, for one, there is no schema
+        kind = str(field.annotation)
+    return _text(f"{kind} {(field.json_schema_extra or {}).get('constraints') or ''}".strip())
 
 
 def _attributes(student: dspy.Module) -> dict[str, Any]:
@@ -179,24 +192,18 @@ def _example(example: Any) -> list[Any]:
     return [fields(example), sorted(fields(example.inputs()))]
 
 
-def _functions_in(modules: Sequence[Any]) -> Iterator[Any]:
-    """Functions that modules hold, such as tools."""
-    for module in modules:
-        for value in list(vars(module).values()):
-            held = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-            )
-            for each in held:
-                function = getattr(each, "func", each)  # of a dspy.Tool
-                if inspect.isfunction(function) or inspect.ismethod(function):
-                    yield function
+def _callables_in(holders: Sequence[Any]) -> Iterator[Any]:
+    """What modules and a metric hold and may call, such as tools."""
+    for value in [value for holder in holders for value in getattr(holder, "__dict__", {}).values()]:
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        yield from filter(callable, (each.func if isinstance(each, dspy.Tool) else each for each in held))
 
 
 def _constants(holder: Any) -> dict[str, Any]:
     return {
-        name: value
+        name: _model(value) if isinstance(value, dspy.BaseLM) else value
         for name, value in vars(holder).items()
-        if isinstance(value, (str, int, float, type(None)))
+        if isinstance(value, (str, int, float, type(None), dspy.BaseLM))
     }
 
 
@@ -218,11 +225,15 @@ def _held(metric: Any) -> Mapping[Any, Any]:
     if isinstance(metric, functools.partial):
         return {"": metric.func, "arguments": metric.args, **metric.keywords}
     if inspect.ismethod(metric):
-        return {"": metric.__func__, "self": metric.__self__}
+        return {"": metric.__func__, "self": _metric(metric.__self__)}
+    if isinstance(metric, type):
+        return {}  # its source counts
     if isinstance(metric, dspy.Module):
-        return {"": as_json([_predictor(predictor) for predictor in metric.predictors()])}
+        predictors = as_json([_predictor(predictor) for predictor in metric.predictors()])
+        return {"": predictors, **_attributes(metric)}
     if inspect.isfunction(metric):
         held = {**inspect.getclosurevars(metric).nonlocals, "defaults": metric.__defaults__}
+        held |= metric.__kwdefaults__ or {}
         changed = _changed_names(metric)
     else:
         held = dict(getattr(metric, "__dict__", {}))
@@ -233,14 +244,15 @@ def _held(metric: Any) -> Mapping[Any, Any]:
 def _changed_by_methods(kind: type) -> set[str]:
     """The attributes that a class assigns after its objects are made."""
     methods = inspect.getmembers(kind, inspect.isfunction)
-    return {n for name, method in methods if name != "__init__" for n in _changed_names(method)}
+    makes = "__init__", "__post_init__"
+    return {n for name, method in methods if name not in makes for n in _changed_names(method)}
 
 
 def _changed_names(function: Any) -> set[str]:
     """The closure's variables and the object's attributes that a function assigns, by its source."""
-    tree = parsed(function)
+    trees = filter(None, map(parsed, {function, inspect.unwrap(function)}))
     names: set[str] = set()
-    for node in ast.walk(tree) if tree is not None else ():
+    for node in chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Nonlocal):
             names.update(node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def journal_storage(log_dir: str | os.PathLike[str]) -> BaseStorage:
     Raises:
         ValueError: The file can't be written, or a line of it is damaged.
     """
-    path = Path(log_dir) / JOURNAL_NAME
+    path = Path(log_dir).absolute() / JOURNAL_NAME  # the program may change the working directory
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalLock(str(path)) if IS_AVAILABLE else JournalFileOpenLock(str(path))
@@ -112,6 +113,10 @@ def opened(storage: str | BaseStorage | None, makes_tables: bool = True) -> Base
     try:
         if not isinstance(storage, (str, BaseStorage, type(None))):
             raise TypeError(f"it is of type {type(storage).__name__}")
+        if isinstance(storage, str) and re.fullmatch(r"sqlite[+\w]*:///?(:memory:)?", storage):
+            raise ValueError(
+                "every thread would have a database of its own. To keep nothing, leave storage out"
+            )
         if isinstance(storage, str) and not makes_tables:
             storage = RDBStorage(storage, skip_table_creation=True)
         return optuna.storages.get_storage(storage)

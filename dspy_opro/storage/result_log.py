@@ -28,6 +28,8 @@ Record = dict[str, Any]
 
 PART_SIZE = 30_000
 """Characters of one attribute. MySQL's TEXT takes 64 KB, and JSON inside JSON at most doubles."""
+ENTRY_SIZE = 1_000_000
+"""Characters of one entry, if it has more than one record. gRPC takes 4 MB in one message, MariaDB 16 MB."""
 PATIENCE_FOR_ONE_WRITE_SECONDS = 2.0
 """How long a worker thread waits for a slow write before it goes on with the next call."""
 TEXT_LIMIT = 1000
@@ -96,7 +98,8 @@ class ResultLog:
             self._write_entry(self._failed)
             with self._changed:
                 batch = self._added.copy()
-            self._write_entry(batch)
+            for entry in _entries(batch):
+                self._write_entry(entry)
             self._outage.worked()
         except Exception as error:
             if must_work:
@@ -156,6 +159,17 @@ class ResultLog:
         # Id of an entry -> its attributes. An entry that was written twice keeps its first place.
         entries = {trial.user_attrs["entry"]: trial.user_attrs for trial in trials}
         return [record for attrs in entries.values() for record in _records(attrs)]
+
+
+def _entries(batch: list[Record]) -> Iterator[list[Record]]:
+    """The records of a batch, in order, in as many entries as their size needs."""
+    start = size = 0
+    for end, record in enumerate(batch):
+        size += len(json.dumps(record))
+        if size > ENTRY_SIZE and end > start:
+            yield batch[start:end]
+            start, size = end, len(json.dumps(record))
+    yield batch[start:]
 
 
 def _records(attrs: Mapping[str, Any]) -> list[Record]:

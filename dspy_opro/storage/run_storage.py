@@ -6,6 +6,7 @@ same decisions again and finds each of their traces, or makes it.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -26,12 +27,12 @@ from dspy_opro.search.tasks import TaskResult, asks_proposer
 from dspy_opro.search.trajectory import Candidate, Outcome, Trial, Usage
 
 from . import outage
-from .carrying import NOTHING, Carried, choose, decode, goes_on
+from .carrying import choose, goes_on
 from .fingerprint import Fingerprint, differences
-from .opening import journal_storage, opened, quiet_optuna
+from .opening import JOURNAL_NAME, journal_storage, opened, quiet_optuna
 from .outage import Outage
 from .result_log import Record, ResultLog, results_in
-from .trials import RunStudy, TrialWriter
+from .trials import ATTR_LIMIT, RunStudy, TrialWriter
 
 logger = logging.getLogger("dspy_opro")
 
@@ -114,18 +115,29 @@ class RunStorage:
         """Whether nothing was measured yet."""
         return not any("key" in record for record in self.past)
 
-    def carried(self, plan: Record, student: Candidate) -> Carried:
-        """What a run with this plan takes over from its record. The first plan takes over nothing."""
-        if not self.is_kept:
-            return NOTHING
-        last = next((record for record in reversed(self.past) if "plan" in record), None)
-        if last is None or plan != last["plan"]:
-            carried = {"candidates": [], "returned": None} if last is None else choose(self.study, student)
-            if last is not None and goes_on(plan, last["plan"]):
-                carried["candidates"] = last["candidates"]
-            last = {"plan": plan, **carried}
-            self.log.append(last)
-        return decode(last, student, self.past)
+    @cached_property
+    def _last_plan(self) -> Record | None:
+        return next((record for record in reversed(self.past) if "plan" in record), None)
+
+    def plan_record(self, plan: Record, student: Candidate) -> Record:
+        """A plan with what its run takes over from the record, see `carrying.decode`. The first takes over nothing."""
+        last = self._last_plan
+        if last is None or plan == last["plan"]:
+            return last or {"plan": plan, "candidates": [], "returned": None}
+        carried = choose(self.study, student)
+        if goes_on(plan, last["plan"]):
+            carried["candidates"] = last["candidates"]
+        return {"plan": plan, **carried}
+
+    def begin(self, plan_record: Record) -> None:
+        """Keep the plan with which the run goes on."""
+        if self.is_kept and plan_record != self._last_plan:
+            self.log.append(plan_record)
+
+    def release(self) -> None:
+        """Note that no process has the run open."""
+        if self.is_kept:
+            self.study.set_user_attr(OPENED_BY, None)
 
     def close(self, stop_reason: str, returned: Trial | None = None, is_confirmed: bool = False) -> None:
         """Write what is left, why the run ended and what it returned; try for `LAST_PATIENCE_SECONDS`."""
@@ -134,8 +146,7 @@ class RunStorage:
             self.log.write(must_work=True)
             is_final = not self.is_kept or stop_reason not in RESUMABLE
             self.trial_writer.close(stop_reason, is_final, returned, is_confirmed)
-            if self.is_kept:
-                self.study.set_user_attr(OPENED_BY, None)
+            self.release()
 
         if self.outage.is_lost:
             return
@@ -172,8 +183,9 @@ def open_run(
     """
     if study_name is None and log_dir is not None:
         study_name = "opro" if storage is None else Path(log_dir).resolve().name
+    place = None if log_dir is None else f"{Path(log_dir).absolute()} on {socket.gethostname()}"
     if storage is None and log_dir is not None:
-        storage = journal_storage(log_dir)
+        storage, place = journal_storage(log_dir), JOURNAL_NAME  # the directory is moved with its lock
     # Processes that start together find a new database half made: Optuna 4.0 to 5.0 looks whether its tables are
     # there, then makes them, and fails where another process did so in between.
     attempts = Retrying(
@@ -188,21 +200,22 @@ def open_run(
     past = [] if log_study is None else _checked(study, log, dict(fingerprint or {}))
     is_kept = log_study is not None
     writer = TrialWriter(study, callbacks, with_notes=is_kept, outage=under_way)
-    num_lost = _mark_opened(study, num_threads, is_locked=log_dir is not None) if is_kept else 0
+    num_lost = _mark_opened(study, num_threads, place) if is_kept else 0
     return RunStorage(study, log, writer, under_way, past, is_kept, num_lost)
 
 
-def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
+def _mark_opened(study: RunStudy, num_threads: int, place: str | None) -> int:
     """Note this process in the study, until the run is closed. Returns how many calls killed processes may have lost.
 
-    Whether a process that has not closed the run still runs can be known only with a lock, that is with a `log_dir`.
+    Whether a process that has not closed the run still runs can be known only if it had the lock that this one has
+    now. That is the lock of its `log_dir`, and `place` names it.
     """
     attrs = study.user_attrs
     opened_by, num_lost = attrs.get(OPENED_BY), attrs.get(LOST_CALLS, 0)
     if opened_by is not None:
         num_lost += opened_by["num_threads"]
         study.set_user_attr(LOST_CALLS, num_lost)
-        if not is_locked:
+        if place is None or opened_by.get("place") != place:
             logger.warning(
                 "Process %s opened study %r at %s and has not closed it. If it still runs, end one of the two: they "
                 "pay for the same examples. If it was killed, ignore this warning.",
@@ -210,7 +223,7 @@ def _mark_opened(study: RunStudy, num_threads: int, is_locked: bool) -> int:
             )
     me = f"{os.getpid()} on {socket.gethostname()}"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    study.set_user_attr(OPENED_BY, {"process": me, "time": now, "num_threads": num_threads})
+    study.set_user_attr(OPENED_BY, {"process": me, "time": now, "num_threads": num_threads, "place": place})
     return int(num_lost)
 
 
@@ -226,7 +239,7 @@ def _open_studies(
         study, name = RunStudy(made.study_name, kept), made.study_name + LOG_SUFFIX
         if storage is None:
             return study, None
-        if study.direction != StudyDirection.MAXIMIZE:
+        if study.directions != [StudyDirection.MAXIMIZE]:
             raise ValueError(f"Study {study.study_name!r} must be maximized. Use another study_name.")
         if not study.get_trials(deepcopy=False):
             return study, optuna.create_study(storage=kept, study_name=name, load_if_exists=True)
@@ -251,8 +264,9 @@ def _checked(study: RunStudy, log: ResultLog, fingerprint: Fingerprint) -> list[
     is_new = not any("key" in record or "kind" in record for record in records)
     if is_new and stamps[-1:] != [mine]:
         log.append({"fingerprint": mine})
-        # The code of a large program is more than a database column holds.
-        study.set_user_attr("fingerprint", {part: what for part, what in mine.items() if "code" not in part})
+        # All parts of a large program are more than a database column holds.
+        small = {part: what for part, what in mine.items() if len(json.dumps(what)) < ATTR_LIMIT // 5}
+        study.set_user_attr("fingerprint", small)
         stamps.append(mine)
     theirs: Fingerprint = stamps[-1] if stamps else {"format": "2 or older"}
     name, differing = study.study_name, list(differences(theirs, mine))

@@ -107,9 +107,9 @@ class TrialWriter:
         try:
             self._write_all()
         except Exception as error:
-            self._outage.failed(error)
+            self._outage.failed(error, "trials")
         else:
-            self._outage.worked()
+            self._outage.worked("trials")
 
     def close(
         self,

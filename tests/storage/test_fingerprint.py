@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,13 @@ def lenient(example: Any, prediction: Any) -> bool:
 
 def above(threshold: float) -> Callable[..., float]:
     return lambda example, prediction: float(prediction.value > threshold)
+
+
+def above_by_keyword(threshold: float) -> Callable[..., float]:
+    def metric(example: Any, prediction: Any, *, least: float = threshold) -> float:
+        return float(prediction.value > least)
+
+    return metric
 
 
 def counting() -> tuple[Callable[..., float], list[int]]:
@@ -53,13 +64,25 @@ class Judge:
         return self(example, prediction)
 
 
+@dataclass
+class Limit:
+    threshold: float
+
+    def __post_init__(self) -> None:
+        self.threshold = float(self.threshold)
+
+    def method(self, example: Any, prediction: Any) -> float:
+        return float(prediction.value > self.threshold)
+
+
 class Inherited(Judge):
     """Counts where its parent does."""
 
 
 class JudgeModule(dspy.Module):
-    def __init__(self, instructions: str) -> None:
+    def __init__(self, instructions: str, threshold: float = 0.5) -> None:
         super().__init__()
+        self.threshold = threshold
         self.judge = dspy.Predict(dspy.Signature("answer -> good: bool", instructions))
 
 
@@ -79,13 +102,24 @@ def of(metric: Any) -> str:
         (Judge(0.5), Judge(0.6)),
         (Judge(0.5).method, Judge(0.6).method),
         (JudgeModule("Be fair."), JudgeModule("Be harsh.")),
+        (JudgeModule("Be fair.", 0.5), JudgeModule("Be fair.", 0.6)),
+        (above_by_keyword(0.5), above_by_keyword(0.6)),
+        (Limit(0.5).method, Limit(0.6).method),
     ],
 )
 def test_another_metric_is_told_by_what_it_holds(one: Any, other: Any) -> None:
     assert of(one) != of(other)
 
 
-@pytest.mark.parametrize("make", [lambda: above(0.5), lambda: Judge(0.5), lambda: JudgeModule("Be fair.")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: above(0.5),
+        lambda: Judge(0.5),
+        lambda: JudgeModule("Be fair."),
+        lambda: functools.partial(exact, judge=type("Judge", (), {"__doc__": str(time.time())})),
+    ],
+)
 def test_the_same_metric_made_again_is_the_same(make: Callable[[], Any]) -> None:
     assert of(make()) == of(make())
 
@@ -148,6 +182,12 @@ def with_lm(lm: Any) -> Any:
     return student
 
 
+def at_most(length: int) -> Any:
+    fields = {"question": dspy.InputField(), "answer": dspy.OutputField(max_length=length)}
+    instructions = STUDENT.signature.instructions
+    return dspy.Predict(dspy.Signature({n: (str, field) for n, field in fields.items()}, instructions))
+
+
 def parts_of(**changes: Any) -> dict[str, Any]:
     values = {
         "student": STUDENT,
@@ -172,6 +212,13 @@ def parts_of(**changes: Any) -> dict[str, Any]:
             "`question`, produce the fields `answer`.' and is now 'Be brief.'",
         ),
         ({"student": dspy.Predict("question, hint -> answer")}, "predictor 'self'"),
+        (
+            {"student": dspy.Predict("question -> answer: Literal['yes', 'no']")},
+            """type of 'answer' of predictor 'self' was '{"type": "string"}' and is now '{"enum": ["yes", "no"],""",
+        ),
+        ({"student": dspy.Predict("question -> answer: int")}, 'is now \'{"type": "integer"}\''),
+        ({"student": dspy.Predict("question -> answer: dspy.Tool")}, "types.tool.Tool'>"),
+        ({"student": at_most(10)}, 'is now \'{"type": "string"} maximum length: 10\''),
         ({"trainset": [*DATA, *DATA]}, "trainset had 2 examples and now has 4 examples"),
         ({"trainset": DATA[::-1]}, "trainset has as many examples as before, but others or in another order"),
         ({"trainset": DATA[::-1], "seed": 1}, "seed was '0' and is now '1'"),
@@ -190,8 +237,23 @@ def test_a_difference_is_said_in_words(changes: Any, words: str) -> None:
     assert "sk-secret" not in str(parts_of(**changes))
 
 
+def test_a_number_that_is_none_is_the_same_as_before() -> None:
+    student = JudgeModule("Be fair.", math.nan)
+    before = json.loads(json.dumps(parts_of(student=student)))
+    assert list(differences(before, parts_of(student=student))) == []
+
+
+def test_an_input_that_becomes_an_output_is_another_signature() -> None:
+    one, other = (parts_of(student=dspy.Predict(text)) for text in ("a, b -> c", "a -> b, c"))
+    assert any(text.startswith("signature of predictor 'self'") for text in differences(one, other))
+
+
 def test_the_adapter_is_part_of_it() -> None:
     before = parts_of()
+    with dspy.context(adapter=dspy.TwoStepAdapter(dspy.LM("openai/one"))):
+        one = parts_of()
+    with dspy.context(adapter=dspy.TwoStepAdapter(dspy.LM("openai/other"))):
+        assert "adapter was 'TwoStepAdapter" in next(differences(one, parts_of()))
     with dspy.context(adapter=dspy.JSONAdapter()):
         assert "adapter was 'default' and is now 'JSONAdapter" in next(differences(before, parts_of()))
 

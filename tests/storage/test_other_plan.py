@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import optuna
 import pytest
+from optuna.pruners import PercentilePruner
 from workers import PromptAlone
 
 from dspy_opro import OPROTeleprompter
+from dspy_opro.storage.opening import journal_storage
+from dspy_opro.storage.run_storage import OPENED_BY
 from dspy_opro.testing import ScriptedLM, VocabularyTask
 
 HEAVY = {"auto": "heavy", "num_rounds": 3}
 
 
-def compile_(task: VocabularyTask, log_dir: Path, num_val: int = 40, **options: Any) -> dspy.Module:
+def compile_(
+    task: VocabularyTask, log_dir: Path, num_val: int = 40, num_train: int = 60, **options: Any
+) -> dspy.Module:
     teleprompter = OPROTeleprompter(
         metric=task.metric,
         log_dir=log_dir,
@@ -27,7 +33,7 @@ def compile_(task: VocabularyTask, log_dir: Path, num_val: int = 40, **options: 
         display_progress=False,
         **options,
     )
-    data = {"trainset": task.trainset(60), "valset": task.valset(num_val) or None}
+    data = {"trainset": task.trainset(num_train), "valset": task.valset(num_val) or None}
     return teleprompter.compile(task.student(), **data)
 
 
@@ -80,6 +86,25 @@ def test_killed_with_the_other_plan_it_goes_on_as_if_nothing_had_happened(tmp_pa
         assert again.opro_result.trials == result.trials
         assert again.opro_result.returned == result.returned
         assert on_disk(directory) == again.signature.instructions
+
+
+def test_another_pruner_of_optuna_is_another_plan(tmp_path: Path) -> None:
+    """A run with the first or the last of these pruners alone does not prove the gain, and returns the student."""
+    same = {
+        "num_val": 0,
+        "num_train": 24,
+        "auto": None,
+        "num_rounds": 3,
+        "num_candidates": 4,
+        "minibatch_size": 4,
+    }
+    shares, returned = (80.0, 1.0, 1.0, 50.0), []
+    for share in shares:
+        pruner = PercentilePruner(share, n_startup_trials=0)
+        result = compile_(VocabularyTask(3), tmp_path, pruner=pruner, **same).opro_result
+        returned.append(result.returned)
+    assert returned[0] == result.baseline.id
+    assert returned[1:] == [result.trajectory.best.id] * 3
 
 
 def test_fewer_rounds_and_a_return_to_the_first_plan_keep_the_best(tmp_path: Path) -> None:
@@ -144,9 +169,11 @@ def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: P
         ValueError, match=r"The budget is 200 scored examples, but .* scored 200, and \d+ more"
     ):
         compile_(task, tmp_path, pruner=None, **same)
+    attrs = optuna.load_study(study_name="opro", storage=journal_storage(tmp_path)).user_attrs
+    assert (attrs["stop_reason"], attrs[OPENED_BY]) == (first.stop_reason, None)
     again = compile_(task, tmp_path, **same).opro_result
     assert again.usage == first.usage
-    assert again.best_score >= first.best_score
+    assert (again.trials, again.gain) == (first.trials, first.gain)
 
 
 @pytest.mark.parametrize("num_val", [0, 40])

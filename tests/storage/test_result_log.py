@@ -145,6 +145,20 @@ def test_no_attribute_outgrows_a_database_column(tmp_path: Path) -> None:
         assert len(result.content.output) == len(result.content.error or "") == TEXT_LIMIT
 
 
+def test_no_entry_outgrows_a_message_of_grpc(storage: Flaky) -> None:
+    log, outage = open_log(storage)
+    storage.failing = ["after"]
+    texts = {"self": "x" * (result_log.ENTRY_SIZE // 3)}
+    for slot in range(8):
+        log.add(ask(slot), TaskResult(Proposal(texts)))
+    log.write()
+    assert outage.is_under_way
+    log.write()
+    entries = optuna.load_study(study_name="log", storage=storage).get_trials()
+    assert max(len(json.dumps(entry.user_attrs)) for entry in entries) < 1.1 * result_log.ENTRY_SIZE
+    assert keys(storage) == [task_key(ask(slot)) for slot in range(8)]
+
+
 def test_nothing_is_kept_without_a_storage() -> None:
     run = open_run()
     record(run, *scoring(2))

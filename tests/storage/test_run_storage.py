@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from replay import STUDENT, drive, expected, in_memory, known, perform, record, 
 
 from dspy_opro.search.tasks import CandidatesProposed, Failure, TrialFinished, TrialReported
 from dspy_opro.search.trajectory import Candidate, Trial, Usage
+from dspy_opro.storage import outage
 from dspy_opro.storage.result_log import TEXT_LIMIT
 from dspy_opro.storage.run_storage import RESUMABLE, RunStorage, open_run
 
@@ -125,6 +127,21 @@ def test_texts_longer_than_a_database_column_are_cut_and_say_so() -> None:
     assert attrs["instructions"]["b"] == "short"
 
 
+def test_a_storage_works_again_only_when_all_can_be_written(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "PATIENCE_SECONDS", 0.0)
+    storage = optuna.storages.InMemoryStorage()
+    run = open_run(storage, "qa")
+    optuna.delete_study(study_name="qa", storage=storage)
+    for number in range(3):
+        run.trial_writer.show(CandidatesProposed(number, (STUDENT,), ()))
+        record(run, *scoring(1))
+    assert run.outage.is_under_way
+    assert not run.outage.is_lost  # all results are kept
+    assert [text.partition(";")[0] for text in caplog.messages] == ["The storage fails"]
+
+
 # -- ends --------------------------------------------------------------------------------------------
 
 
@@ -194,6 +211,13 @@ def test_a_run_without_a_result_may_still_become_another(tmp_path: Path) -> None
     assert not open_run(log_dir=tmp_path, fingerprint={"metric": "good"}).has_no_results
     with pytest.raises(ValueError, match="metric was 'good' and is now 'broken'"):
         open_run(log_dir=tmp_path, fingerprint={"metric": "broken"})
+
+
+def test_the_fingerprint_of_a_large_program_fits_into_a_database_column() -> None:
+    parts = {"metric": "exact", "predictors": {f"step{n}": {"instructions": "x" * 100} for n in range(500)}}
+    study = open_run(optuna.storages.InMemoryStorage(), "qa", fingerprint=parts).study
+    assert len(json.dumps(study.user_attrs["fingerprint"])) < 65_535
+    assert study.user_attrs["fingerprint"]["metric"] == "exact"
 
 
 def test_a_log_of_an_older_version_is_refused() -> None:
@@ -310,3 +334,19 @@ def test_a_study_that_another_process_has_open_is_a_warning(caplog: pytest.LogCa
     assert f"Process {os.getpid()} on " in caplog.text
     assert "opened study 'shared' at 20" in caplog.text
     assert "If it still runs, end one of the two" in caplog.text
+
+
+def test_only_the_lock_of_the_same_directory_says_that_the_other_process_is_gone(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for log_dir, is_told in (("one", False), ("one", False), ("other", True)):
+        open_run(storage, "shared", tmp_path / log_dir)
+        assert ("has not closed it" in caplog.text) == is_told
+    for _ in range(2):
+        caplog.clear()
+        open_run(log_dir=tmp_path)
+    (tmp_path / "one").mkdir()
+    shutil.move(tmp_path / "journal.log", tmp_path / "one")
+    open_run(log_dir=tmp_path / "one")
+    assert "has not closed it" not in caplog.text

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import linecache
 import sys
+import types
+import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +18,35 @@ import pytest
 
 from dspy_opro.storage.fingerprint import differences, fingerprint
 from dspy_opro.storage.run_storage import open_run
-from dspy_opro.storage.source_code import parsed
+from dspy_opro.storage.source_code import _as_text, parsed
 
 FILES = {
     "users_code/__init__.py": "",
     "users_code/text.py": "def folded(text):\n    return text.lower()\n",
     "users_code/rules.py": """
-        from functools import partial
+        from functools import partial, wraps
         from . import text
-        def equal(a, b, strict):
-            return text.folded(a) == text.folded(b)
-        loosely = partial(equal, strict=False)
+        def halved(function):
+            @wraps(function)
+            def inner(*values):
+                return function(*values) / 2
+            return inner
+        def equal(a, b, strict, trim):
+            return text.folded(trim(a)) == text.folded(trim(b))
+        def trimmed(text):
+            return text.strip()
+        loosely = halved(partial(equal, strict=False, trim=trimmed))
+        class Length:
+            def limit(self):
+                return 10
+            def fits(self, prediction):
+                return len(prediction.answer) < self.limit()
+        fits = Length().fits
         """,
     "users_code/metric.py": '''
         import os
         import dspy
-        from users_code.rules import loosely
+        from users_code.rules import fits, loosely
         class Judge:
             def good(self, prediction):
                 return True
@@ -49,11 +66,12 @@ FILES = {
             calls += 1
             with dspy.context(lm=JUDGE_LM, key=KEY):
                 good = len(prediction.answer) > THRESHOLD or WORDS or ASK(answer=prediction.answer)
-            return loosely(example.answer, prediction.answer) and JUDGE.good(prediction)
+            return fits(prediction) and loosely(example.answer, prediction.answer) and JUDGE.good(prediction)
         ''',
     "users_code/program.py": """
         import dspy
         from users_code import text
+        question = 2
         def search(query: str) -> str:
             return "nothing"
         class Base(dspy.Module):
@@ -124,7 +142,10 @@ def forget() -> None:
         ("rules", "== text", "!= text", ["rules.equal"]),
         ("metric", "return True", "return False", ["metric.Judge"]),
         ("metric", " and JUDGE", " or JUDGE", ["metric.metric"]),
-        ("metric", "            return loosely", "            # compared\n            return  loosely", []),
+        ("rules", "/ 2", "/ 3", ["rules.halved.<locals>.inner"]),
+        ("rules", "text.strip()", "text.lstrip()", ["rules.trimmed"]),
+        ("rules", "return 10", "return 20", ["rules.Length"]),
+        ("metric", "            return fits", "            # compared\n            return  fits", []),
         (
             "metric",
             "            global calls",
@@ -155,6 +176,7 @@ def test_a_change_of_code_is_named(
         ("metric", '"yes": 1', '"no": 1', ["the code of users_code.metric.WORDS has changed"]),
         ("metric", '"none"', '"another"', []),
         ("metric", "calls = 0", "calls = 7", []),
+        ("program", "question = 2", "question = 1", []),
         ("program", "= 3, 0,", "= 10, 0,", ["self.num_passages of the student has changed from 3 to 10"]),
         ("program", '3, 0, "a"', '3, 5, "b"', []),
         ("program", '"question -> answer")', '"question -> answer", temperature=0.9)', None),
@@ -172,6 +194,61 @@ def test_a_change_of_values_is_named(
         assert any(text.startswith("settings of predictor") for text in told)
     else:
         assert told == said
+
+
+def test_the_statement_around_a_lambda_is_not_its_code() -> None:
+    settings = []
+    settings.append({"metric": lambda example, prediction: example == prediction, "num_rounds": 3})
+    settings.append({"metric": lambda example, prediction: example == prediction, "num_rounds": 5})
+    settings.append({"metric": lambda example, prediction: example != prediction, "num_rounds": 5})
+    one, other, changed = (fingerprint(dspy.Predict("q -> a"), [], [], each["metric"]) for each in settings)
+    assert list(differences(one, other)) == []
+    assert "the code of" in next(differences(other, changed))
+
+
+def test_code_is_the_same_text_in_every_python() -> None:
+    code = "first, *rest = text[0, 1], {}, f\"{a['b']} 'c'\""
+    assert _as_text(ast.parse(code).body[0]) == (
+        "Assign(targets=[Tuple(elts=[Name(id='first', ctx=Store()), "
+        "Starred(value=Name(id='rest', ctx=Store()), ctx=Store())], ctx=Store())], "
+        "value=Tuple(elts=[Subscript(value=Name(id='text', ctx=Load()), "
+        "slice=Tuple(elts=[Constant(value=0), Constant(value=1)], ctx=Load()), ctx=Load()), Dict(), "
+        "JoinedStr(values=[FormattedValue(value=Subscript(value=Name(id='a', ctx=Load()), "
+        "slice=Constant(value='b'), ctx=Load()), conversion=-1), Constant(value=\" 'c'\")])], ctx=Load()))"
+    )
+
+
+def test_an_object_that_has_every_attribute_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys.modules[__name__], "SERVER", xmlrpc.client.ServerProxy("http://127.0.0.1:1"), raising=False
+    )
+
+    def metric(example: Any, prediction: Any) -> Any:
+        return SERVER.score(prediction)  # type: ignore[name-defined]  # noqa: F821
+
+    assert f"{__name__}.{metric.__qualname__}" in fingerprint(dspy.Predict("q -> a"), [], [], metric)["code"]
+
+
+class Searcher:
+    def __call__(self, query: str) -> str:
+        return query
+
+
+class Holder(dspy.Module):
+    def __init__(self, *tools: Any) -> None:
+        super().__init__()
+        self.tools = [dspy.Tool(tool, name="search") for tool in tools]
+
+
+def search(searcher: Searcher, query: str) -> str:
+    return searcher(query)
+
+
+@pytest.mark.parametrize("tool", [Searcher(), Searcher().__call__, functools.partial(search, Searcher())])
+def test_the_code_of_a_tool_that_is_an_object_counts(tool: Any) -> None:
+    assert f"{__name__}.Searcher" in fingerprint(Holder(tool), [], [], print)["code"]
+    judge = types.SimpleNamespace(search=tool)
+    assert f"{__name__}.Searcher" in fingerprint(dspy.Predict("q -> a"), [], [], judge)["code"]
 
 
 def test_only_the_users_own_code_counts(taken: Callable[[], Any]) -> None:
@@ -203,6 +280,19 @@ def test_a_resume_says_what_it_could_not_check(caplog: pytest.LogCaptureFixture,
         open_run(**place, fingerprint=parts)
         assert f"whether this code has changed can't be checked: {unknown}." in caplog.text
         caplog.clear()
+
+
+def test_a_constant_of_a_notebook_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "K = 3\ndef metric(example, prediction):\n    return len(prediction) > K\n"
+    notebook = types.ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    monkeypatch.setitem(
+        linecache.cache, "<cell>", (len(code), None, code.splitlines(keepends=True), "<cell>")
+    )
+    exec(compile(code, "<cell>", "exec"), vars(notebook))
+    parts = fingerprint(dspy.Predict("q -> a"), [], [], notebook.metric)
+    assert list(parts["code"]) == ["notebook.metric"]
+    assert parts["unknown code"] == ["notebook.K"]
 
 
 def test_a_parser_that_stumbles_over_other_threads_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

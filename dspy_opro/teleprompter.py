@@ -68,8 +68,9 @@ class OPROTeleprompter(Teleprompter):
         timeout_seconds: The most wall time. The run does not wait for calls that are still running.
         stoppers: Functions that get a `RunState` and return a reason to stop, or None.
         confirm: Whether the run confirms its result. The search then does not use a part of the data: the valset, or
-            without one at most a third of the trainset. At the end it scores the student and the best candidate there,
-            with at most about 15% of the calls, and returns the student unless the evidence favours the candidate.
+            without one the train examples beyond `max_train_examples`, or up to a third of the trainset if that is
+            more. At the end it scores the student and the best candidate there, with at most about 15% of the calls,
+            and returns the student unless the evidence favours the candidate.
             `docs/decisions/0014-honest-scores.md` has the rule.
         pruner: "auto" (successive halving on paired differences), None (every candidate is scored in full), an Optuna
             pruner or your own `Pruner`.

@@ -73,6 +73,13 @@ class OPROProposer(dspy.Module):
     As long as the student alone is scored, half of the requests have a fourth style, `induce`. It asks for the rule
     behind the right answers (instruction induction, arXiv 2205.10782), in a message without the field markers of DSPy's
     adapters.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> from dspy_opro.proposers import OPROProposer
+        >>> def exact(example, prediction):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, proposer=OPROProposer())  # the default
     """
 
     induces: ClassVar[bool] = True
@@ -208,6 +215,13 @@ class PaperProposer(dspy.Module):
 
     The paper's code leaves out texts below a score threshold. This proposer does not: the paper does not mention the
     threshold, and on a task with only low scores the meta-prompt would show no text.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> from dspy_opro.proposers import PaperProposer
+        >>> def exact(example, prediction):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, proposer=PaperProposer())  # auto="paper" has it, too
     """
 
     writes_one: ClassVar[bool] = True

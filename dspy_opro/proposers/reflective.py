@@ -26,7 +26,16 @@ def adapt(proposer: Any) -> Any:
 
 @dataclass(frozen=True)
 class ReflectiveProposer:
-    """Calls GEPA's `ProposalFn` for a request."""
+    """Calls GEPA's `ProposalFn` for a request. `proposer=` also takes the function itself.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> def propose(candidate, reflective_dataset, components_to_update):
+        ...     return {name: candidate[name] + " Be brief." for name in components_to_update}
+        >>> def exact(example, prediction):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, proposer=propose)
+    """
 
     function: Callable[..., Mapping[str, str]]
     """Takes `candidate` (predictor name -> text), `reflective_dataset` (name -> examples with Inputs, Generated Outputs

@@ -31,7 +31,28 @@ NOT_ENDED = "not ended"
 
 @dataclass(frozen=True, repr=False)
 class OPROResult:
-    """The outcome of one `compile`. The returned program has it as `program.opro_result`."""
+    """The outcome of one `compile`. The returned program has it as `program.opro_result`.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter
+        >>> from dspy_opro.testing import ScriptedLM, VocabularyTask
+        >>> task = VocabularyTask(seed=1)
+        >>> teleprompter = OPROTeleprompter(
+        ...     metric=task.metric,
+        ...     prompt_model=ScriptedLM(task.proposer),
+        ...     task_model=ScriptedLM(task.scorer),
+        ...     max_metric_calls=200,
+        ...     display_progress=False,
+        ... )
+        >>> program = teleprompter.compile(task.student(), trainset=task.trainset(40))
+        >>> result = program.opro_result
+        >>> result.stop_reason
+        'max_metric_calls'
+        >>> result.best_score > result.baseline.score
+        True
+        >>> result.usage.metric_calls <= 200
+        True
+    """
 
     trajectory: Trajectory
     """All decided trials in order; the first is the student itself."""

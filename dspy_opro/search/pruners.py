@@ -89,6 +89,14 @@ class Halving:
 
     Raises:
         ValueError: An argument is out of range.
+
+    Example:
+        >>> from dspy_opro import Halving, OPROTeleprompter
+        >>> Halving(first=5).checkpoints(num_examples=40, num_candidates=8)
+        [5, 10, 20, 40]
+        >>> def exact(example, prediction):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, pruner=Halving(first=5))
     """
 
     first: int = 4

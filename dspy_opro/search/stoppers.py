@@ -11,7 +11,17 @@ from .trajectory import Trajectory, Usage
 
 @dataclass(frozen=True)
 class RunState:
-    """What a stopper sees."""
+    """What a stopper sees.
+
+    Example:
+        >>> from dspy_opro import OPROTeleprompter, RunState
+        >>> def good_and_cheap(state: RunState):
+        ...     if state.best_score >= 0.9 and state.usage.cost < 1.0:
+        ...         return "good enough for less than a dollar"
+        >>> def exact(example, prediction):
+        ...     return example.answer == prediction.answer
+        >>> teleprompter = OPROTeleprompter(metric=exact, stoppers=[good_and_cheap])
+    """
 
     round: int
     """The last round that was decided; 0 is the student's own score."""

@@ -19,7 +19,7 @@ from .metering import Prices, metered
 from .metric import Metric, MetricError, to_score
 from .program import Program, describe, shorten
 from .tracing import FIELD_CHARS, FIELD_CHARS_FOR_METRIC, PROGRAM, Call, plain_fields, read_trace, says_more
-from .values import own_copy, shown
+from .values import own_copies, shown
 
 ONE_EXAMPLE = Usage(metric_calls=1)
 MOST_BUILT = 256
@@ -95,14 +95,14 @@ class Evaluator:
         Raises:
             MetricError: The metric returned something that is not a score.
         """
-        (program, predictors), example = self._program(candidate), own_copy(example)
+        program, predictors = self._program(candidate)
         inputs, trace = dict[str, Any](), list[Any]()
         prediction, calls, error = None, None, None
         settings = {} if self.task_model is None else {"lm": self.task_model}
         meters = metered("scorer", on_usage, ONE_EXAMPLE, self.prices, trace=trace, **settings)
         with meters as meter, called_by(call_id):
             try:
-                inputs = dict(example.inputs().items())
+                inputs = own_copies(example.inputs())
                 run = program.acall if self.is_awaited else program  # whose `forward` may be async, too
                 prediction = self.loop.resolve(run(**inputs), self.timeout_seconds)
                 # Before the metric, which may change the prediction and call predictors of its own.

@@ -20,7 +20,7 @@ from .awaiting import EventLoop
 from .errors import in_brief
 from .metric import Metric, to_score
 from .program import Program, shorten
-from .values import as_json, own_copy, shown, storable
+from .values import as_json, shown, storable
 
 logger = logging.getLogger("dspy_opro")
 
@@ -139,7 +139,7 @@ class PredictorFeedback:
         return said
 
     def _ask(self, example: Any, calls: Mapping[str, Call], name: str) -> str:
-        example, trace = own_copy(example), {}  # predictor name -> (predictor, inputs, prediction)
+        trace = {}  # predictor name -> (predictor, inputs, prediction)
         typed: dict[tuple[str, str], Any] = {}  # (field, its plain value) -> the value
         for own, predictor in zip(self.program.names, self.program.student.predictors(), strict=True):
             if "outputs" in calls.get(own, ()):

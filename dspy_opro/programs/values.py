@@ -24,12 +24,16 @@ def fields(example: Any) -> dict[str, Any]:
     return dict(example.items())
 
 
-def own_copy(example: Any) -> Any:
-    """An example that program and metric may change. One that can't be copied is shared."""
-    try:
-        return copy.deepcopy(example)
-    except Exception:
-        return example
+def own_copies(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs that a program may change. A value that can't be copied is shared."""
+
+    def own_copy(value: Any) -> Any:
+        try:
+            return copy.deepcopy(value)
+        except Exception:
+            return value
+
+    return {name: own_copy(value) for name, value in inputs.items()}
 
 
 def shown(value: Any) -> str:

@@ -21,7 +21,7 @@ from dspy_opro.programs.metering import Prices, metered
 from dspy_opro.programs.metric import Metric, to_score
 from dspy_opro.programs.program import Program, copy_module, is_awaited, uncopyable
 from dspy_opro.programs.provider import judge
-from dspy_opro.programs.values import own_copy, plain
+from dspy_opro.programs.values import own_copies, plain
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, rng
 from dspy_opro.search.trajectory import Usage
 
@@ -176,7 +176,7 @@ class _Bootstrapping(BootstrapFewShot):
         self.num_tries += 1
         self.spend(ONE_EXAMPLE)
         num_errors = len(self.errors)
-        has_passed = bool(self._bootstrap_one_example(own_copy(example), attempt))
+        has_passed = bool(self._bootstrap_one_example(example, attempt))
         for error in self.errors[num_errors:]:
             if judge(error).kind == "transient":
                 raise error
@@ -243,7 +243,7 @@ class _Bootstrappable(dspy.Module):
 
     def _run(self, **inputs: Any) -> Any:
         run = self.program.acall if is_awaited(self.program, dspy.settings.lm) else self.program
-        return self.loop.resolve(run(**inputs))
+        return self.loop.resolve(run(**own_copies(inputs)))
 
     def deepcopy(self) -> _Bootstrappable:
         copied = _Bootstrappable(copy_module(self.program, self.shared), self.shared, self.loop, self.errors)

@@ -103,6 +103,7 @@ class Run:
         number = self.study.user_attrs.get("returned_trial") if has_end else None
         returned = next((t.id for row, t in zip(recorded, trials, strict=True) if row.number == number), "")
         chosen = _chosen(trajectory, outcomes, returned)
+        confirms = not has_end or number == self.study.user_attrs.get("confirmed_trial")
         return OPROResult(
             trajectory=trajectory,
             curve=_curve(trials),
@@ -115,7 +116,7 @@ class Run:
             config={} if self.directory is None else _config(self.directory),
             study_name=self.name,
             returned=returned,
-            gain=None if chosen is None else _gain(trajectory, outcomes, chosen),
+            gain=None if chosen is None else _gain(trajectory, outcomes, chosen, confirms),
             data=_examples(trajectory, outcomes, chosen, returned),
         )
 
@@ -240,14 +241,14 @@ def _chosen(trajectory: Trajectory, outcomes: Outcomes, returned: str) -> Trial 
     return [trajectory.best, *compared, *(t for t in compared or others if t.id == returned)][-1]
 
 
-def _gain(trajectory: Trajectory, outcomes: Outcomes, chosen: Trial) -> Gain | None:
+def _gain(trajectory: Trajectory, outcomes: Outcomes, chosen: Trial, confirms: bool) -> Gain | None:
     """The gain; None where it is not known, and where processes with plans of other sizes scored the two."""
     student = trajectory.trials[0]
     same = len(student.scores) == len(chosen.scores) > 0 and (
         chosen.valset_score is None or len(student.valset_scores) == len(chosen.valset_scores) > 0
     )
     unseen = (outcomes.get((trial.id, "unseen"), ()) for trial in (student, chosen))
-    return measured_gain(trajectory, chosen, *unseen) if same else None
+    return measured_gain(trajectory, chosen, *unseen, confirms=confirms) if same else None
 
 
 def _examples(trajectory: Trajectory, outcomes: Outcomes, chosen: Trial | None, returned: str) -> Examples:

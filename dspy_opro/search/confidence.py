@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -89,6 +89,8 @@ def measured_gain(
     best: Trial,
     student: Sequence[Outcome | None],
     candidate: Sequence[Outcome | None],
+    *,
+    confirms: bool,
 ) -> Gain | None:
     """The gain of a trial over the student; None if the trial is the student's.
 
@@ -97,6 +99,7 @@ def measured_gain(
         best: The trial that `shortest_tied` found.
         student: The student's outcomes on unseen examples, by position.
         candidate: Those of the chosen trial.
+        confirms: Whether the run confirms its result. Otherwise it returns the candidate in any case.
     """
     first, tried = trajectory.trials[0], trajectory.trials[1:]
     if best.id == first.id:
@@ -118,7 +121,8 @@ def measured_gain(
         share=share,
         scale=max(high - low, 1e-9),
     )
-    return Gain(*compared, mean(rows[0]), mean(rows[1]))
+    gain = Gain(*compared, mean(rows[0]), mean(rows[1]))
+    return gain if confirms else replace(gain, value=gain.interval.estimate)
 
 
 def _differences(student: Sequence[float], candidate: Sequence[float]) -> list[float]:

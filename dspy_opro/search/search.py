@@ -393,10 +393,7 @@ class Search:
         if not len(self.trajectory):
             return None
         unseen = (self._worklist.outcomes(c, "unseen") for c in self._compared())
-        gain = measured_gain(self.trajectory, self.chosen, *unseen)
-        if gain is None or self.plan.confirms:
-            return gain
-        return replace(gain, value=gain.interval.estimate)  # the candidate is returned in any case
+        return measured_gain(self.trajectory, self.chosen, *unseen, confirms=self.plan.confirms)
 
 
 @dataclass(frozen=True)

@@ -639,6 +639,7 @@ def test_a_call_that_wants_to_end_the_process_ends_the_run_with_an_error(kind: A
 def test_an_error_while_a_result_is_handed_back_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
     monkeypatch.setattr(case.storage.log, "write", raise_at(20))
+    monkeypatch.setattr(outage, "LAST_PATIENCE_SECONDS", 0.2)
     with pytest.raises(Broken):
         case()
 

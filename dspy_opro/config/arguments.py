@@ -25,10 +25,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "light": {"num_rounds": 8, "num_candidates": 8, "patience": 4, "max_train_examples": 100, **DEMOS},
     "medium": {"num_rounds": 8, "num_candidates": 16, "patience": 3, "max_train_examples": 300, **DEMOS},
     "heavy": {"num_rounds": 10, "num_candidates": 32, "patience": 3, "max_train_examples": 1000, **DEMOS},
-    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars (the defaults), 200 steps: section 5.1 and
+    # 8 proposals at temperature 1.0, 20 scored instructions, 3 exemplars, 200 steps: section 5.1 of the paper and
     # opt/optimize_instructions.py of its code. The steps do not overlap, every candidate is scored in full, and nothing
     # is confirmed.
-    "paper": {"num_rounds": 200, "num_candidates": 8, "lag": 0, "pruner": None, "confirm": False},
+    "paper": {
+        "num_rounds": 200,
+        "num_candidates": PAPER_CANDIDATES,
+        "k_best": 20,
+        "lag": 0,
+        "pruner": None,
+        "confirm": False,
+    },
 }
 """Preset -> its values. Explicit values override the preset."""
 

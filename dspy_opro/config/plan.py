@@ -234,11 +234,10 @@ def plan_on_record(config: OPROConfig, search: Search) -> dict[str, Any]:
     """What the storage keeps of a plan, to know whether the next process has the same one."""
     plan, size = search.plan, search.plan.num_candidates
     first_round = plan.num_trials, plan.num_demo_sets, len(plan.initial)
-    # The user's own pruner, with its numbers. "auto" and None have none of their own.
-    numbers = [
-        value for value in getattr(config.pruner, "__dict__", {}).values() if isinstance(value, (int, float))
-    ]
-    own = [type(config.pruner).__name__, *map(float, numbers)] if hasattr(config.pruner, "__dict__") else []
+    own: list[Any] = []
+    if hasattr(config.pruner, "__dict__"):  # the user's own pruner counts with its numbers
+        numbers = [value for value in vars(config.pruner).values() if isinstance(value, (int, float))]
+        own = [type(config.pruner).__name__, *map(float, numbers)]
     checkpoints = search.checkpoints(size)
     return {
         "data": [plan.num_train, plan.num_val, *([plan.num_spare] if plan.num_spare else [])],

@@ -26,6 +26,7 @@ _BLOCK = re.compile(rf"\A{_LANGUAGE}(.*?)\n?```", re.DOTALL)
 _TAGGED = re.compile(
     r"\A<((?:\w+_)?instructions?|INS|TEXT|prompt|answer)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE
 )
+# Marks of Markdown around the whole instruction. Between two rulers it stands alone, and a comment follows.
 _BOLD = re.compile(r"\A\*\*([^*\n]+)\*\*\Z")
 _QUOTED = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
 _RULER = r"(?:-{3,}|\*{3,}|_{3,})[ \t]*"

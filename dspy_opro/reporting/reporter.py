@@ -91,7 +91,7 @@ class Reporter:
             self._save_best(self.directory)
         if self._page is not None and self._page.is_due(event):
             result = self.result()
-            is_racing = self.search.is_confirmed_later or not self.search.plan.num_held_back
+            is_racing = not self.search.is_confirming
             self._page.write(result, max(result.seconds, self.search.seconds), is_racing)
 
     def fail(self, error: Exception) -> None:

@@ -192,6 +192,11 @@ class Search:
             self._is_cut_short = True
 
     @property
+    def is_confirming(self) -> bool:
+        """Whether the rounds are over, and examples that confirm the result are scored, or were at the end."""
+        return self._ending is not None
+
+    @property
     def is_confirmed_later(self) -> bool:
         """Whether a part of every budget is kept for confirming the result. The first scores may use all of it."""
         return self._ending is None and self.plan.num_held_back > 0 and len(self.trajectory) > 0

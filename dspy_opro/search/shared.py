@@ -73,7 +73,8 @@ class Rules:
     def sure_to_go_on(self, race: Race, num_examples: int) -> Collection[str]:
         """Ids of candidates that the pruner keeps after so many examples, whatever the scores are that are missing."""
         ask = getattr(self.pruner, "sure_to_go_on", None)
-        return frozenset((ask and ask(race, num_examples)) or ())
+        named = None if ask is None else ask(race, num_examples)
+        return frozenset(named or ())
 
     def check_bound(self, num_scored: int, num_candidates: int) -> None:
         """Raise an error rather than exceed the budget because of a pruner that counts wrongly."""

@@ -915,8 +915,10 @@ def test_a_run_that_a_stopper_ends_confirms_with_what_is_held_back(order: int) -
         lag=3,
     )
     stopper = [lambda state: "enough" if state.round == 2 else None]
+    assert not Search(plan, student(), Halving()).is_confirming  # the student's own scores are a race, too
     record = run(plan, stoppers=stopper, order=random.Random(order), capacity=8)
     assert record.search.stop_reason == "enough"
+    assert record.search.is_confirming
     assert sum(task.split == "unseen" for task in record.examples) == 20
 
 

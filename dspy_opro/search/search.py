@@ -193,7 +193,7 @@ class Search:
 
     @property
     def is_confirming(self) -> bool:
-        """Whether the rounds are over, and examples that confirm the result are scored, or were at the end."""
+        """Whether the rounds are over and the confirmation has begun."""
         return self._ending is not None
 
     @property

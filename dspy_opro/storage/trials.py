@@ -137,6 +137,7 @@ class TrialWriter:
                 row.is_finished = True
         if returned is not None:
             self._mark_returned(returned, is_confirmed)
+        self._outage.worked("trials")
 
     def _mark_returned(self, returned: Trial, is_confirmed: bool) -> None:
         """Mark it in the study and in the notes: Optuna lets nobody change the attributes of a finished trial."""

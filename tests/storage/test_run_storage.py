@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,29 @@ def test_a_storage_works_again_only_when_all_can_be_written(
     assert run.outage.is_under_way
     assert not run.outage.is_lost  # all results are kept
     assert [text.partition(";")[0] for text in caplog.messages] == ["The storage fails"]
+
+
+def test_a_storage_that_works_again_at_the_end_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    run = open_run(storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create_new_trial", raise_away)
+        run.trial_writer.show(CandidatesProposed(0, (STUDENT,), ()))
+        record(run, *scoring(1))
+    assert run.outage.is_under_way
+    run.close("num_rounds")
+    assert not run.outage.is_under_way
+    assert [re.split("[;.]", text)[0] for text in caplog.messages] == [
+        "The storage fails",
+        "The storage works again",
+    ]
+    assert [trial.user_attrs["candidate_id"] for trial in run.study.get_trials()] == [STUDENT.id]
+
+
+def raise_away(*_: Any, **__: Any) -> int:
+    raise ConnectionError("the storage is away")
 
 
 # -- ends --------------------------------------------------------------------------------------------

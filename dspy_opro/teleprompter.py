@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from .config.arguments import FIELDS, OPROConfig, make_config, paper
+from .config.arguments import FIELDS, make_config, paper
 from .config.keywords import Keywords, configure, shows_keywords
 from .config.readable import readable
 from .config.serialization import from_json, to_json
@@ -52,8 +52,8 @@ class OPROTeleprompter(Teleprompter):
         initial_instructions: Instructions that race in the first round, e.g. from an earlier result: texts, or for
             several predictors dicts predictor name -> text. At most as many as `num_candidates`.
         max_train_examples: The most train examples for the score of a candidate, a seeded choice. Default of the
-            preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` from 1/32 to
-            1/16 of that number, but at least 16, unless there is a `pruner` or `auto="paper"`.
+            preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` 1/32 to 1/16 of
+            that budget, but at least 16, unless there is a `pruner`, a `minibatch_size` or `auto="paper"`.
         patience: The run ends after so many rounds in a row without a better program. Default of the preset: "light" 4,
             "medium" 3, "heavy" 3, otherwise none. With a budget or `num_trials` the preset sets none.
         min_delta: For `patience`, a better program must be better by more than this, in the metric's own scale.
@@ -211,7 +211,7 @@ class OPROTeleprompter(Teleprompter):
         from .dry_run import dry_run
         from .reporting.autologging import completes_run
 
-        config = self._config_for({**data, **arguments})
+        config = configure({**data, **arguments}, "compile", self.config.given)
         with completes_run(arguments) as complete:  # `complete` returns its argument
             return complete(dry_run(config, student) if config.dry_run else optimize(Job(config, student)))
 
@@ -234,15 +234,12 @@ class OPROTeleprompter(Teleprompter):
         from .dry_run import dry_run
         from .reporting.autologging import completes_run
 
-        config, loop = self._config_for({**data, **arguments}), asyncio.get_running_loop()
+        config = configure({**data, **arguments}, "compile", self.config.given)
+        loop = asyncio.get_running_loop()
         if config.dry_run:
             return await asyncio.to_thread(dry_run, config, student, loop)
         with completes_run({}) as complete:  # MLflow does not know `acompile`
             return complete(await optimize_in_thread(Job(config, student, loop)))
-
-    def _config_for(self, arguments: Mapping[str, Any]) -> OPROConfig:
-        """The config of a `compile` call."""
-        return configure(arguments, "compile", self.config.given)
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the constructor's arguments: name -> value."""

@@ -53,6 +53,7 @@ MEANT: Mapping[str, str] = {
     "optimizer_lm": "prompt_model",
     "scorer_lm": "task_model",
     "max_iterations": "num_rounds",
+    "budget": "max_metric_calls",
     "num_iterations": "num_rounds",
 }
 """Wrong name that is spelt like none of our arguments -> the argument that the user means."""
@@ -315,6 +316,8 @@ _RULES: Mapping[str, str] = {
     "bool": "must be True or False",
     "string": "must be a text",
     "path": "must be a path",
+    "sequence": "must be a list",
+    "tuple": "must hold tuples (input, output)",
 }
 """pydantic's type of an error, or the first word of that type -> the rule in our words."""
 

@@ -7,6 +7,7 @@ The optimizers are MIPROv2, COPRO, GEPA, BootstrapFewShot, BootstrapFewShotWithR
 from __future__ import annotations
 
 import inspect
+import reprlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
@@ -154,7 +155,7 @@ def translate(keywords: Mapping[str, Any], ours: Mapping[str, Any], where: str) 
             if own not in (None, default, meaning) or (argument in found and own != meaning):
                 raise ValueError(
                     f"{name} and {by.get(argument, argument)} both say what {argument} is: "
-                    f"{meaning!r} and {own!r}. Give one of them."
+                    f"{reprlib.repr(meaning)} and {reprlib.repr(own)}. Give one of them."
                 )
             found[argument], by[argument] = meaning, name
     return found

@@ -280,7 +280,7 @@ def _max_metric_calls(config: OPROConfig, sizes: Sizes) -> int | None:
     if budget is not None and budget < least:
         raise ValueError(
             f"max_metric_calls must be at least {least}, to score the student on {num_train} train and {num_val} "
-            f"validation examples, but got {budget}. Give fewer examples or max_train_examples."
+            f"validation examples, but got {budget}. Raise it, or lower max_train_examples."
         )
     return budget and budget - 2 * sizes.num_held_back
 
@@ -337,7 +337,11 @@ def warn_after_student(
     """
     score, is_share = student.score, all(0.0 <= s <= 1.0 for s in student.scores)
     if score > 0.9 and is_share:
-        logger.warning("Your program scores %.3f; at most %.3f can be gained.", score, 1.0 - score)
+        logger.warning(
+            "Your program scores %.3f, so it can gain at most %.3f. Harder examples or a stricter metric leave more to "
+            "gain.",
+            *(score, 1.0 - score),
+        )
     if num_train < FEW_EXAMPLES:
         logger.warning(
             "Train examples: only %d. A score on so few is uncertain by %.2f or more. Give at least %d, and more "

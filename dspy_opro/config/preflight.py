@@ -82,6 +82,7 @@ def check_inputs(config: OPROConfig, student: Any) -> Inputs:
     if most_demos(config) and not _suits_demos(config, student, len(trainset)):
         config = config.model_copy(update={name: 0 for name in DEMOS if getattr(asked, name) is None})
     _warn(config, program)
+    _warn_of_other_inputs(student, trainset[0])
     teacher, prompt_model = _teacher(config, program), _prompt_model(config, student)
     _warn_of_other_prices(config, prompt_model, student, teacher)
     given = list(config.valset or ())
@@ -146,7 +147,9 @@ def _shuffled(seed: int, name: str, examples: Sequence[Any]) -> list[int]:
 def _kind(value: Any) -> str:
     """The type of a value that has the wrong type, in words."""
     if isinstance(value, type):
-        return f"the class {value.__name__}: pass an instance, {value.__name__}(...)"
+        name = value.__name__
+        instance = f"dspy.Predict({name})" if issubclass(value, dspy.Signature) else f"{name}(...)"
+        return f"the class {name}: pass an instance, {instance}"
     return type(value).__name__
 
 
@@ -170,6 +173,18 @@ def program_models(config: OPROConfig, program: dspy.Module) -> set[str]:
     """The names of the LMs that the predictors of a program call."""
     default = config.task_model or dspy.settings.lm
     return {model_name(predictor.lm or default) for predictor in program.predictors()}
+
+
+def _warn_of_other_inputs(student: dspy.Module, example: Any) -> None:
+    """Warn if the inputs have other names than the fields of a student of one predictor. DSPy leaves them out."""
+    predictor = student.predict if isinstance(student, dspy.ChainOfThought) else student
+    if isinstance(predictor, dspy.Predict):
+        needed, given = set(predictor.signature.input_fields), set(example.inputs().keys())
+        if needed - given and given - needed:
+            warn(
+                f"trainset[0] has the inputs {_quoted(sorted(given))}, but the student's input fields are "
+                f"{_quoted(sorted(needed))}. Name them alike in the signature and in .with_inputs(...)."
+            )
 
 
 def _warn_of_other_prices(

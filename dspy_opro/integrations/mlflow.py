@@ -31,24 +31,27 @@ GATHERING_SECONDS = 0.02
 class OPROPromptOptimizer(BasePromptOptimizer):
     """The `optimizer` of `mlflow.genai.optimize_prompts(...)`.
 
-    Every prompt is a predictor of `OPROTeleprompter`, every message of a chat prompt one of its own. A candidate's
-    `{{variables}}` survive word for word. The scores that MLflow shows are those on unseen examples where the run
-    confirmed its result, and those of the search elsewhere. Those of single scorers are always those of the search.
+    Every prompt is a predictor of `OPROTeleprompter`. Every message of a chat prompt is a predictor of its own. The
+    `{{variables}}` of a prompt stay word for word. MLflow shows scores on unseen examples if the run confirmed its
+    result, and otherwise scores of the search. The scores of single scorers are always those of the search.
 
     Args:
         prompt_model: The LM that writes the prompts: a `dspy.LM`, or its name as DSPy ("openai/gpt-4o") or MLflow
             ("openai:/gpt-4o") writes it. None is the LM of `dspy.settings`.
-        settings: Arguments of `OPROTeleprompter`, such as `max_metric_calls=300`. `num_threads` (default 32) is the
-            number of examples that may wait for an evaluation; MLFLOW_GENAI_EVAL_MAX_WORKERS of them run at a time.
+        settings: Arguments of `OPROTeleprompter` except `metric`, `task_model` and `dry_run`. `num_threads` (default
+            32) examples may wait for an evaluation, and MLFLOW_GENAI_EVAL_MAX_WORKERS of them run at a time.
 
     Raises:
         TypeError: A setting is unknown.
-        ValueError: A setting's value is out of range.
+        ValueError: A setting's value is out of range, or the setting does not apply to MLflow.
     """
 
     def __init__(self, prompt_model: Any = None, **settings: Any) -> None:
-        if settings.get("dry_run"):
-            raise ValueError("dry_run gives no prompts, so it can't be an optimizer's setting.")
+        for name in ("metric", "task_model", "dry_run"):
+            if settings.get(name):
+                raise ValueError(
+                    f"{name} is no setting here: MLflow runs predict_fn and the scorers. Leave it out."
+                )
         if isinstance(prompt_model, str):
             prompt_model = dspy.LM(prompt_model.replace(":/", "/", 1))
         # The program calls no LM through DSPy, but `compile` wants to know one for it.

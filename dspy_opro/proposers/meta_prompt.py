@@ -67,13 +67,13 @@ class ProposalRequest:
     fields: Mapping[str, Fields]
     """Predictor name -> its fields."""
     style: Style
-    """How the proposal should differ from the best instructions; see `opro.py`."""
+    """What to write; `docs/meta-prompt.md` says what the styles mean."""
     round: int
     """The round of the proposal, from 1."""
     slot: int
     """Index of this proposal within the round."""
     wave: int
-    """How often the round has asked for more proposals before this one."""
+    """How often the round has asked again, because proposals were rejected. 0 for the first requests."""
     seed: int
     """Different for every request of a run, and the same in a repeated run."""
     guidance: str = ""

@@ -132,7 +132,7 @@ def find_runs(target: str) -> list[Run]:
     if "://" not in target:
         directory = Path(target)
         if not directory.is_dir():
-            raise ValueError(f"{target} is not a directory. Give a log directory or the URL of a storage.")
+            raise ValueError(f"{target} is not a directory. Give a log directory or e.g. sqlite:///qa.db.")
         storage = _storage_of(directory)
     elif not _is_there(target):
         raise ValueError(f"There is no database {target}.")

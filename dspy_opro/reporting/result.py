@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from dspy_opro.search.confidence import PROOF, PROOF_WITHOUT_FRESH, Gain, Interval
 from dspy_opro.search.shared import SPLITS
@@ -268,7 +268,14 @@ class OPROResult:
         Raises:
             ValueError: The file holds no result.
         """
-        return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+        try:
+            return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            what = " ".join(map(str, [*error.errors()[0]["loc"], error.errors()[0]["msg"]]))
+            raise ValueError(
+                f"{path} holds no OPROResult ({what}). Give a file that result.save(...) wrote, or result.json of a "
+                "log_dir. A program is read with program.load(...)."
+            ) from None
 
     def plot_history(self) -> plotly.graph_objects.Figure:
         """The best score after each round, and every candidate. Estimates have open markers.

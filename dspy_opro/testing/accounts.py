@@ -16,17 +16,17 @@ class ModelStats:
     """The figures of one model since the start or the last reset."""
 
     requests: int = 0
-    """Requests received in full, struck by a fault or not."""
+    """Requests received in full, also those that failed."""
     completions: int = 0
-    """Requests answered with a completion, malformed ones included."""
+    """Requests answered with a completion, also a malformed one."""
     faults: dict[str, int] = field(default_factory=dict)
-    """Kind of fault to how often it struck; `error` where the answer function itself raised."""
+    """Kind of fault -> the number of calls that failed. `error` counts those in which the answer function raised."""
     abandoned: int = 0
-    """Requests whose client went away before the answer."""
+    """Requests whose client closed the connection before the answer."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     busy_seconds: float = 0.0
-    """Sum over the requests of the time they were in service, those in service now included."""
+    """The time that all requests together were in service, also those in service now."""
     in_flight: int = 0
     max_in_flight: int = 0
     last_error: str = ""
@@ -38,12 +38,12 @@ class ServerStats:
     """The figures of a server, read at one instant."""
 
     models: dict[str, ModelStats]
-    """Model name, as requests gave it, to its figures."""
+    """Model name, as requests gave it -> its figures."""
     max_in_flight: int
     """The most requests in service at once, over all models."""
 
     def __getitem__(self, name: str) -> ModelStats:
-        """The figures of a model; all zero if nobody has called it."""
+        """The figures of a model. All are 0 if nobody has called it."""
         return self.models.get(name, ModelStats())
 
     @property

@@ -38,17 +38,17 @@ class LMCall:
     """One call as the language model sees it."""
 
     model: str
-    """The model's name; over HTTP without the provider prefix."""
+    """The model's name. Over HTTP it has no provider prefix."""
     messages: tuple[tuple[str, str], ...]
-    """(role, text) in order; parts of a message that are not text are left out."""
+    """(role, text) in order. Parts of a message that are not text are left out."""
     temperature: float | None = None
-    """As the request says; None where it says nothing."""
+    """The temperature of the request. None if it has none."""
     seed: int | None = None
-    """The request's own `seed`, where it has one."""
+    """The `seed` of the request. None if it has none."""
     rollout_id: int | None = None
     """DSPy's rollout id. None over HTTP, where DSPy removes it before it sends the request."""
     sample: int = 0
-    """How many calls equal in all of the above came before this one."""
+    """How many calls with the same values in all fields above came before this one."""
     request: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """All settings of the request as they arrived (`max_tokens`, `response_format`, …)."""
 
@@ -69,7 +69,7 @@ class LMCall:
 
     @cached_property
     def instructions(self) -> str:
-        """The signature's instructions; the whole system text where DSPy's adapters did not write it."""
+        """The signature's instructions. If no adapter of DSPy wrote the system text, it is the whole system text."""
         _, marker, text = self.system.rpartition(_OBJECTIVE)
         return textwrap.dedent(text).strip() if marker else self.system.strip()
 
@@ -87,17 +87,17 @@ class LMCall:
 
     @property
     def format(self) -> Format:
-        """How the prompt wants the answer: `chat`, `json` or `xml` as DSPy's adapters ask, else `text`."""
+        """The form of answer that the prompt asks for: `chat`, `json` or `xml` of DSPy's adapters, otherwise `text`."""
         return self._requested[0]
 
     @property
     def output_fields(self) -> tuple[str, ...]:
-        """The names of the fields the answer must have, in order; empty for free text."""
+        """The names of the fields that the answer must have, in order. Empty for free text."""
         return self._requested[1]
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Input field name to its text in the last user message."""
+        """Input field -> its text in the last user message."""
         text = self.user[: self._requested[2]]
         # XMLAdapter writes inputs as tags since DSPy 3.1 and as sections before.
         found = (self.format == "xml" and _TAG.findall(text)) or _SECTION.findall(text)

@@ -22,7 +22,12 @@ def uniform(*values: object) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Service time, lognormal: the median is what a call usually takes, sigma how heavy the tail is."""
+    """How long a call takes. The time has a lognormal distribution.
+
+    Args:
+        median_seconds: The median. 0 means no latency.
+        sigma: The standard deviation of the logarithm. A larger one gives more calls that are far above the median.
+    """
 
     median_seconds: float = 0.0
     sigma: float = 0.0
@@ -43,18 +48,18 @@ class Latency:
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to fail, and the calls that it strikes.
+    """How calls fail, and which ones.
 
     Args:
-        kind: `status` answers with an HTTP error; `hang` never answers; `malformed_json` answers a body that
-            is cut off; `malformed_answer` answers a completion in which no adapter finds a field; `reset`
-            closes the connection without an answer.
-        status: The HTTP status of `status`.
-        count: How many calls it strikes; None for all.
-        probability: The share of the calls it strikes, drawn per request and sample.
-        contains: Strikes only calls whose prompt contains this text.
-        retry_after_seconds: Sent as `Retry-After` with a status; 0 keeps a test's retries short, None sends
-            none.
+        kind: `status` answers with an HTTP error. `hang` never answers. `malformed_json` answers with a body that is
+            cut off. `malformed_answer` answers with a completion in which no adapter finds a field. `reset` closes the
+            connection without an answer.
+        status: The HTTP status, for the kind `status`.
+        count: The number of calls that fail. None means all.
+        probability: The share of the calls that fail, drawn for each request and sample.
+        contains: Only calls whose prompt contains this text fail.
+        retry_after_seconds: The header `Retry-After`, for the kind `status`. 0 keeps the retries of a test short. None
+            sends no header.
     """
 
     kind: FaultKind = "status"
@@ -65,7 +70,7 @@ class Fault:
     retry_after_seconds: float | None = 0.0
 
     def strikes(self, call: LMCall, seed: int) -> bool:
-        """Whether this call is hit, the count apart."""
+        """Whether this call fails, if `count` allows it."""
         if self.contains is not None and self.contains not in call.prompt:
             return False
         return self.probability >= 1 or uniform("fault", self, seed, *call_identity(call)) < self.probability
@@ -73,7 +78,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class RateLimit:
-    """So many requests in any time of so many seconds; all others get status 429 and `Retry-After`."""
+    """The server answers `num_requests` requests in any `seconds` seconds. Others get status 429 and `Retry-After`."""
 
     num_requests: int
     seconds: float
@@ -84,13 +89,13 @@ class SimulatedModel:
     """One model of a simulated server."""
 
     answer: Answer
-    """A function of the call, or an object with `__call__`; picklable if the server has its own process."""
+    """A function of the call, or an object with `__call__`. It must be picklable if the server has its own process."""
     latency: Latency = field(default_factory=Latency)
     faults: tuple[Fault, ...] = ()
-    """The first one that strikes decides."""
+    """The first one that fits a call decides how it fails."""
     rate_limit: RateLimit | None = None
     sends_usage: bool = True
-    """Whether an answer says how many tokens it took. Many servers leave that out."""
+    """Whether an answer says how many tokens it took. Many servers do not say it."""
 
 
 def call_identity(call: LMCall) -> tuple[object, ...]:

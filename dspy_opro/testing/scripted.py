@@ -149,18 +149,18 @@ def _response(call: LMCall, text: str) -> Any:
 class ScriptedLM(dspy.LM):
     """A `dspy.LM` that answers by a function of the call.
 
-    Calls are counted and recorded across the LM and all its copies, from any number of threads. Nothing is
-    cached or retried unless asked for, so one call of the program is one call of `answer`. (Up to DSPy 3.2
-    ChatAdapter repeats a failed call through JSONAdapter; both are counted.)
+    The LM and all its copies count and record their calls together, from any number of threads. By default nothing is
+    cached or retried, so one call of the program is one call of `answer`. Up to DSPy 3.2 ChatAdapter repeats a failed
+    call through JSONAdapter. Both calls are counted.
 
     Args:
-        answer: Gets an `LMCall`; returns the completion as text, or a mapping of output field to value that
-            is rendered as the prompt asks. May be a coroutine function if all calls are asynchronous. What
-            it raises fails the call.
-        model: The name under which usage and history are kept.
-        keep_calls: Whether `calls` keeps every call; off for runs whose memory matters.
-        cache: DSPy's cache. It answers by the prompt alone, whatever `answer` is, hence off by default.
-            No effect before DSPy 3.4.
+        answer: A function that gets an `LMCall`. It returns the completion as text, or a dict output field -> value,
+            which is written in the form that the prompt asks for. It may be a coroutine function if all calls are
+            asynchronous. If it raises an error, the call fails.
+        model: The LM's name in usage and history.
+        keep_calls: Whether `calls` keeps every call. False saves memory in long runs.
+        cache: Whether to use DSPy's cache. By default it is off, because it knows only the prompt and not `answer`. It
+            has no effect before DSPy 3.4.
         **kwargs: As for `dspy.LM`.
 
     Example:

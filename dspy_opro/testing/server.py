@@ -33,12 +33,11 @@ class SimulatedServer:
     """Serves simulated models until the `with` block ends.
 
     Args:
-        models: Model name to `SimulatedModel` or to an answer function (a model without latency and faults);
-            or one of the two alone, which then answers under every name.
-        seed: Seeds latencies and the draws of faults.
-        own_process: Whether the server runs in a process of its own, so that its work does not compete with
-            the client's interpreter. The models are pickled then; `False` runs it in a thread and takes
-            lambdas.
+        models: Model name -> `SimulatedModel`, or an answer function for a model without latency and faults. One of
+            these two alone answers under every name.
+        seed: Decides latencies and faults.
+        own_process: Whether the server runs in a process of its own, so that it does not slow down the client. The
+            models must then be picklable. With False it runs in a thread and takes lambdas.
 
     Example:
         ```python
@@ -64,7 +63,7 @@ class SimulatedServer:
         self.seed = seed
         self.own_process = own_process
         self.port = 0
-        """The TCP port; 0 while the server is not running."""
+        """The TCP port. It is 0 while the server is not running."""
 
     @property
     def url(self) -> str:
@@ -81,8 +80,8 @@ class SimulatedServer:
 
         Args:
             name: The model's name on the server.
-            **kwargs: As for `dspy.LM`. `cache` is off by default: the key of DSPy's cache leaves the server's
-                address out, so it would answer one test with the completions of another.
+            **kwargs: As for `dspy.LM`. `cache` is off by default: DSPy's cache does not tell servers apart, so one
+                test would get the answers of another.
         """
         kwargs = {"api_base": self.api_base, "api_key": "unused", "cache": False, **kwargs}
         return dspy.LM(f"openai/{name}", **kwargs)
@@ -92,15 +91,15 @@ class SimulatedServer:
         return read(self._control("GET", "/stats"))
 
     def reset(self) -> None:
-        """Zero all counters and sample numbers and restore the models' own faults."""
+        """Set all counters and sample numbers to 0, and give each model its own faults again."""
         self._control("POST", "/reset", {})
 
     def inject(self, *faults: Fault, model: str | None = None) -> None:
-        """From now on these faults strike, instead of those before; none given: no more faults.
+        """From now on calls fail with these faults, which replace the earlier ones. Without faults no call fails.
 
         Args:
-            *faults: The first that strikes a call decides.
-            model: The model's name; None for all.
+            *faults: The first one that fits a call decides how it fails.
+            model: The model's name. None means all models.
 
         Raises:
             ValueError: The server has no such model.
@@ -119,14 +118,14 @@ class SimulatedServer:
             return json.loads(response.read())
 
     def start(self) -> SimulatedServer:
-        """Start and wait until the port is open; `with` does this."""
+        """Start the server and wait until its port is open. `with` does this."""
         if self.port:
             raise RuntimeError("the server is running already.")
         self.port = self._start_process() if self.own_process else self._start_thread()
         return self
 
     def stop(self) -> None:
-        """Close all connections and end the process or thread; `with` does this."""
+        """Close all connections and end the process or thread. `with` does this."""
         if not self.port:
             return
         self.port = 0

@@ -26,7 +26,7 @@ BASE_CHANCE = 0.30
 NUM_COUNTED = 12
 """Only so many vocabulary words of an instruction count, the first ones."""
 NOISE = 0.3
-"""How much of an item's fate is drawn per pair of instruction and item; the rest is the item's own difficulty."""
+"""The share of the difficulty that is drawn for each pair of instruction and item. The rest belongs to the item."""
 NUM_KEPT, NUM_NEW = 5, 3
 
 _ITEM = re.compile(r"\bitem ([a-z]+-\d+)\b")
@@ -51,21 +51,21 @@ _WORD = re.compile("|".join(WORDS), re.IGNORECASE)
 class VocabularyTask:
     """Questions that a simulated scorer gets right with a chance that the words of its instructions decide.
 
-    An instruction has a quality of 0.30, plus 0.06 for each good word, minus 0.05 for each bad one among the
-    first twelve vocabulary words found in it; ten of the 48 words are good and twelve bad. An item is
-    answered right when `0.7 * (the item's difficulty) + 0.3 * (a draw fixed by the words and the item)` is
-    below that quality. What share of all items that is, `true_quality` says: 0.214 for a quality of 0.30, and 0.976
-    for the best one, 0.90.
+    An instruction has a quality of 0.30, plus 0.06 for each good word and minus 0.05 for each bad one. Only the first
+    twelve vocabulary words in it count. Ten of the 48 words are good and twelve are bad. The scorer answers an item
+    right if `0.7 * (the item's difficulty) + 0.3 * (a draw fixed by the words and the item)` is below that quality.
+    `true_quality` gives the share of all items that are answered right: 0.214 for a quality of 0.30, and 0.976 for the
+    best one, 0.90.
 
-    The defaults are a task with a strong signal. `signal=0.3, noise=0.15` is nearer to what a language model
-    shows: proposals differ by 0.03 in their chances, and the difference of two on one item has a deviation of
-    about 0.24. `base=0.5, signal=0, noise=1` is a coin flip for each pair of instruction and item.
+    With the defaults good and bad instructions differ clearly. `signal=0.3, noise=0.15` is nearer to a real language
+    model: proposals differ by 0.03 in their chances, and the difference of two on one item has a standard deviation of
+    about 0.24. With `base=0.5, signal=0, noise=1` every instruction answers every item right with a chance of one half.
 
     Args:
         seed: Decides which words are good, how hard the items are, and all draws.
         signal: Multiplies `gain` and `loss`, at least 0.
-        noise: How much of an item's fate is drawn per pair of instruction and item, in [0, 1]; the rest is
-            the item's own difficulty, which all instructions share.
+        noise: The share of the difficulty that is drawn for each pair of instruction and item, in [0, 1]. The rest
+            belongs to the item, and all instructions share it.
         base: The quality without vocabulary words, in [0, 1].
         gain: What a good word adds to the quality, at least 0.
         loss: What a bad word takes from it, at least 0.

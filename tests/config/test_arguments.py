@@ -156,6 +156,7 @@ def test_values_that_contradict_each_other(values: dict[str, Any], message: str)
         ("lm", "prompt_model"),
         ("optimizer_lm", "prompt_model"),
         ("max_iterations", "num_rounds"),
+        ("budget", "max_metric_calls"),
         ("max_candidates", "num_candidates"),
         ("train_examples", "max_train_examples"),
         ("minibatchsize", "minibatch_size"),

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "trainset of dicts": (
         {"trainset": [{"question": "q"}]},
         TypeError,
-        "trainset[0] must be a dspy.Example, but is dict.",
+        "trainset[0] must be a dspy.Example, but is dict. Write dspy.Example(...).with_inputs(...).",
     ),
     "without inputs": (
         {"trainset": BARE},
@@ -79,6 +79,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"student": dspy.Predict},
         TypeError,
         "student must be a dspy.Module, but is the class Predict: pass an instance, Predict(...).",
+    ),
+    "a signature": (
+        {"student": dspy.Signature("question -> answer", "Add.")},
+        TypeError,
+        "but is the class StringSignature: pass an instance, dspy.Predict(StringSignature).",
     ),
     "no predictors": (
         {"student": Empty()},
@@ -119,6 +124,12 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "nothing ends it": ({"auto": None}, ValueError, "auto=None needs at least one bound"),
     "value out of range": ({"k_best": 0}, ValueError, "k_best must be at least 1, but got 0."),
+    "a text for a list": ({"must_keep": "JSON"}, ValueError, "must_keep must be a list, but got 'JSON'."),
+    "one price": (
+        {"prices": {"lm": 1.5}},
+        ValueError,
+        "prices must hold tuples (input, output), but got 1.5.",
+    ),
     "misspelt": (
         {"num_thread": 4},
         TypeError,
@@ -157,6 +168,26 @@ def test_bad_input_costs_nothing_and_leaves_nothing(case: str, tmp_path: Path) -
     assert message in str(caught.value)
     assert lm.num_calls == 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", [dspy.Predict, dspy.ChainOfThought])
+@pytest.mark.parametrize(("inputs", "is_other"), [(["text"], True), (["question", "text"], False)])
+def test_inputs_with_other_names_than_the_fields_are_warned_of(
+    module: Any, inputs: list[str], is_other: bool
+) -> None:
+    """DSPy itself only logs a line for every call, and the LM sees no input."""
+    data = [dspy.Example(**dict.fromkeys(inputs, f"q{i}"), answer="a").with_inputs(*inputs) for i in range(4)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        attempt(
+            {"student": module("question -> answer"), "trainset": data, "metric": metric}, ScriptedLM(answer)
+        )
+    told = [str(warning.message) for warning in caught if "input fields" in str(warning.message)]
+    message = (
+        "trainset[0] has the inputs 'text', but the student's input fields are 'question'. Name them alike in the "
+        "signature and in .with_inputs(...)."
+    )
+    assert told == [message] * is_other
 
 
 def test_no_language_model_at_all() -> None:

@@ -149,6 +149,11 @@ def test_minibatch_true_takes_back_a_minibatch_false(
         ({"breadht": 5}, TypeError, "'breadht'. Did you mean 'breadth'?"),
         ({"max_bootstraped_demos": 5}, TypeError, "Did you mean 'max_bootstrapped_demos'?"),
         ({"breadth": 5, "num_candidates": 4}, ValueError, "both say what num_candidates is: 5 and 4"),
+        (
+            {"trainset": [1], "devset": [2] * 99},
+            ValueError,
+            "devset and trainset both say what trainset is: [2, 2, 2, 2, 2, 2, ...] and [1]. Give one of them.",
+        ),
         ({"max_metric_calls": 100, "max_full_evals": 5}, ValueError, "give one of them"),
         ({"breadth": 0}, ValueError, "num_candidates must be at least 1"),
         ({"bsize": 0}, ValueError, "minibatch_size must be at least 1, but got 0"),

@@ -154,6 +154,12 @@ def test_unknown_settings_raise_at_once() -> None:
         OPROPromptOptimizer(max_metric_call=3)
 
 
+@pytest.mark.parametrize("settings", [{"metric": len}, {"task_model": proposals("x")}, {"dry_run": True}])
+def test_settings_that_mlflow_has_in_its_own_hands_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is no setting here"):
+        OPROPromptOptimizer(**settings)
+
+
 def test_calls_of_eval_fn_never_overlap_and_hold_many_records() -> None:
     sizes: list[int] = []
     running = threading.Lock()

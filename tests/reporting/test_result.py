@@ -295,6 +295,17 @@ def test_program_and_results_survive_saving(through: str, tmp_path: Path) -> Non
     assert copy.deepcopy(again.candidate_programs)[0] is again.candidate_programs[0]
 
 
+@pytest.mark.parametrize(("text", "what"), [("{}", "trajectory Field required"), ("no", "Invalid JSON")])
+def test_a_file_without_a_result_is_an_error_of_one_line(text: str, what: str, tmp_path: Path) -> None:
+    """A saved program is the likeliest one."""
+    path = tmp_path / "program.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"A program is read with program\.load") as caught:
+        OPROResult.load(path)
+    assert str(caught.value).startswith(f"{path} holds no OPROResult ({what}")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_state_alone_goes_to_json_and_into_a_fresh_program(tmp_path: Path) -> None:
     program = attached()
     program.save(tmp_path / "program.json")

@@ -197,7 +197,9 @@ class InstructionWriter:
             )
         texts, problems = {}, []
         for name in task.predictors:
-            text = canonical(clean(str(instruction.get(name) or "")))
+            given, current = str(instruction.get(name) or ""), task.view.base.instructions[name].rstrip()
+            is_extension = current and given.startswith(current)  # which is clean, and not to be changed
+            text = canonical(storable(given).strip() if is_extension else clean(given))
             problem = self.rules.problem(text, self.program.texts[name].text)
             if problem is None:
                 texts[name] = text

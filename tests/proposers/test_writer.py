@@ -45,10 +45,11 @@ class Case:
         temperature: float = 1.0,
         seed: int = 0,
         loop: asyncio.AbstractEventLoop | None = None,
+        student: Any = STUDENT,
     ) -> None:
         self.lm = ScriptedLM(answer)
         self.ledger = Ledger()
-        self.program = Program(STUDENT)
+        self.program = Program(student)
         self.loop = EventLoop(loop)
         meta_prompt = MetaPrompt(self.program, TRAINSET, 20, 2, seed, is_paper=False)
         self.writer = InstructionWriter(
@@ -66,6 +67,24 @@ class Case:
         assert isinstance(content, Proposal)
         self.loop.close()
         return content
+
+
+@pytest.mark.parametrize(
+    "current",
+    [
+        "Instruction: repeat it.\n\nThis prompt is from a user.",
+        "> Quoted.",
+        "*Repeat it.*",
+        "# Instructions\nRepeat.",
+    ],
+)
+def test_an_extension_leaves_the_instruction_as_it_is(current: str) -> None:
+    case = Case(
+        lambda call: {"instruction": "Mind {it}.\n\nThis instruction is short."},
+        student=dspy.Predict(dspy.Signature("question -> answer", current)),
+    )
+    texts = {case.propose(slot=slot).texts["self"] for slot in range(9)}
+    assert texts in ({"Mind {it}.", f"{current}{gap}Mind {{it}}."} for gap in (" ", "\n"))
 
 
 def test_a_proposal_is_cleaned_and_checked() -> None:

@@ -111,6 +111,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 """A word, or a single character of such a script."""
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
 
+_SENTENCE_END = re.compile(r"(?:(?<!\d)\.|[!?])[\"'”’)*]*(?=\s|\Z)|[。！？]|\n")
+
 _WRAPPINGS = (
     (_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2), (_LAST_TAG, 2), (_BOLD, 2), (_TRIPLE, 2),
 )  # fmt: skip
@@ -154,6 +156,12 @@ def clean(text: str) -> str:
                 text = inner.strip()
         if text == before:
             return text
+
+
+def whole_sentences(text: str) -> str:
+    """A text that was cut off, without its last sentence or line."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 def first_text(answers: Sequence[Any]) -> str:

@@ -26,7 +26,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.failures import ProposerFailed, check_budget
 from dspy_opro.programs.metering import Budget, Meter, Prices, metered
 from dspy_opro.programs.program import Program, is_async_only
-from dspy_opro.programs.provider import is_unusable
+from dspy_opro.programs.provider import is_too_long, is_unusable
 from dspy_opro.programs.values import storable
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
@@ -154,7 +154,10 @@ class InstructionWriter:
             self._is_measured = True
 
     def _answer(self, request: ProposalRequest, lm: Any) -> Any:
-        """Ask the proposer. If the LM refuses the temperature, all further requests go without one."""
+        """Ask the proposer. If the LM refuses the temperature, all further requests go without one.
+
+        A request that does not fit into the LM's context is repeated with half of its instructions and examples.
+        """
         if self._takes_no_temperature:
             lm = without_temperature(lm)
         with dspy.context(lm=lm):
@@ -163,13 +166,16 @@ class InstructionWriter:
                 return self.loop.resolve(call(request=request))
             except Exception as caught:
                 has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
-                if not (has_one and refuses_temperature(caught)):
+                half = request.halved() if is_too_long(caught) else None
+                if half is None and not (has_one and refuses_temperature(caught)):
                     raise
-                logger.warning(
-                    "%s refuses the temperature. Later requests leave it out: %s", lm.model, in_brief(caught)
-                )
-        self._takes_no_temperature = True
-        return self._answer(request, lm)
+                if half is None:
+                    self._takes_no_temperature = True
+                    logger.warning(
+                        "%s refuses the temperature. Later requests leave it out: %s",
+                        *(lm.model, in_brief(caught)),
+                    )
+        return self._answer(half or request, lm)
 
     def _is_awaited(self, lm: Any) -> bool:
         """Whether the proposer's `aforward` is used: under `acompile` and with an async LM, as far as there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -19,7 +20,7 @@ from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import OPROProposer
 from dspy_opro.proposers.writer import InstructionWriter
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, View
-from dspy_opro.search.trajectory import Trajectory
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial
 from dspy_opro.testing import LMCall, ScriptedLM
 
 TRAINSET = [dspy.Example(question=f"{n}", answer=f"{n}").with_inputs("question") for n in range(8)]
@@ -59,8 +60,13 @@ class Case:
     def write(self, **changes: Any) -> TaskResult:
         candidate = self.program.candidate
         view = View(Trajectory(), candidate, [None] * len(TRAINSET))
-        values = {"round": 1, "slot": 0, "wave": 0, "predictors": tuple(candidate.instructions)}
-        return self.writer.write(ProposalTask(**{**values, **changes}, view=view), self.ledger.add)
+        values: dict[str, Any] = {
+            "round": 1,
+            "slot": 0,
+            "wave": 0,
+            "predictors": tuple(candidate.instructions),
+        }
+        return self.writer.write(ProposalTask(**{**values, "view": view, **changes}), self.ledger.add)
 
     def propose(self, **changes: Any) -> Proposal:
         content = self.write(**changes).content
@@ -93,6 +99,38 @@ def test_a_proposal_is_cleaned_and_checked() -> None:
     case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
     proposal = case.propose()
     assert (proposal.texts, proposal.problems) == ({}, ("overlong: 30 characters, max_instruction_chars=20",))
+
+
+class ContextWindowExceededError(ValueError):
+    """DSPy 3.0 has LiteLLM's, later versions have one of their own."""
+
+
+@pytest.mark.parametrize(
+    ("room", "sizes", "error"),
+    [
+        (9, [(4, 3), (2, 2)], None),
+        (0, [(4, 3), (2, 2), (1, 1)], "ContextWindowExceededError: too long"),
+    ],
+)
+def test_a_request_that_exceeds_the_context_is_repeated_with_less(
+    room: int, sizes: list[tuple[int, int]], error: str | None
+) -> None:
+    seen = []
+
+    def propose(request: ProposalRequest) -> str:
+        seen.append((len(request.scored_instructions["self"]), len(request.exemplars)))
+        if seen[-1][0] * seen[-1][1] > room:
+            raise ContextWindowExceededError("too long")
+        assert request.scored_instructions["self"][-1][0] == "Repeat it."
+        return "Say it."
+
+    case = Case(proposer=propose)
+    case.writer.meta_prompt = replace(case.writer.meta_prompt, num_exemplars=3)
+    texts = [Trial(Candidate({"self": f"V{n}."}), n / 10, 8) for n in range(3)]
+    student = Trial(case.program.candidate, 0.9, 8)
+    proposal = case.propose(view=View(Trajectory().add(*texts, student), student.candidate, [None] * 8))
+    assert (seen, proposal.error) == (sizes, error)
+    assert proposal.texts == ({} if error else {"self": "Say it."})
 
 
 class Given(dspy.Module):  # type: ignore[misc]

@@ -205,8 +205,9 @@ class InstructionWriter:
         for name in task.predictors:
             given, current = str(instruction.get(name) or ""), task.view.base.instructions[name].rstrip()
             is_extension = current and given.startswith(current)  # which is clean, and not to be changed
-            text = canonical(storable(given).strip() if is_extension else clean(given))
-            problem = self.rules.problem(text, self.program.texts[name].text)
+            own = self.program.texts[name]
+            text = canonical(own.task(storable(given) if is_extension else clean(given)))
+            problem = self.rules.problem(text, own.text)
             if problem is None:
                 texts[name] = text
             else:
@@ -230,15 +231,17 @@ def initial_texts(
                 f"{', '.join(program.names)}."
             )
         named = {program.names[0]: item} if isinstance(item, str) else item
-        texts = {name: canonical(storable(text)) for name, text in named.items()}
-        for name, text in texts.items():
+        texts = {}
+        for name, text in named.items():
             if name not in program.texts:
                 known = ", ".join(program.names)
                 raise ValueError(
                     f"initial_instructions[{number}] has {name!r}, but the predictors are {known}."
                 )
-            problem = rules.problem(text, program.texts[name].text)
-            if problem is not None:
+            own = program.texts[name]
+            texts[name] = canonical(own.task(storable(text)))
+            problem = rules.problem(texts[name], own.text)
+            if problem is not None and texts[name] != own.text:
                 raise ValueError(f"initial_instructions[{number}] is not usable: {problem}.")
         found.append(texts)
     return found

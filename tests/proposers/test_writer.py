@@ -18,7 +18,7 @@ from dspy_opro.programs.program import Program
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import OPROProposer
-from dspy_opro.proposers.writer import InstructionWriter
+from dspy_opro.proposers.writer import InstructionWriter, initial_texts
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, View
 from dspy_opro.search.trajectory import Candidate, Trajectory, Trial
 from dspy_opro.testing import LMCall, ScriptedLM
@@ -99,6 +99,33 @@ def test_a_proposal_is_cleaned_and_checked() -> None:
     case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
     proposal = case.propose()
     assert (proposal.texts, proposal.problems) == ({}, ("overlong: 30 characters, max_instruction_chars=20",))
+
+
+def look_up(title: str) -> str:
+    """Look a title up."""
+    return title
+
+
+@pytest.mark.parametrize("end", ["", "\nBe kind."])
+def test_what_a_module_adds_is_no_part_of_a_proposal(end: str) -> None:
+    student = dspy.ReAct(dspy.Signature("question -> answer", "Repeat it."), tools=[look_up])
+    own = Program(student).texts["react"]
+    answer = {"instruction": f"Say it.{own.suffix[:400]}{end}"}
+    proposal = Case(lambda call: answer, student=student).propose(predictors=("react",))
+    assert proposal.texts == {"react": "Say it."}
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, dspy.ProgramOfThought, dspy.CodeAct, dspy.ReAct])
+def test_initial_instructions_may_be_those_of_a_whole_program(kind: Any) -> None:
+    tools = {"tools": [look_up]} if kind in (dspy.CodeAct, dspy.ReAct) else {}
+    student = kind(dspy.Signature("question -> answer", "Repeat it."), **tools)
+    program = Program(student)
+    better = program.build(Candidate(dict.fromkeys(program.names, "Say it.")))
+    for source in (student, better):
+        given = {name: predictor.signature.instructions for name, predictor in source.named_predictors()}
+        (texts,) = initial_texts([given], program, InstructionRules())
+        built = dict(program.build(Candidate(texts)).named_predictors())
+        assert {name: predictor.signature.instructions for name, predictor in built.items()} == given
 
 
 class ContextWindowExceededError(ValueError):

@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 14_700
+MOST_LINES = 14_710
 MOST_RUNNER_LINES = 650
 
 

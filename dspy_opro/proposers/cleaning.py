@@ -252,7 +252,10 @@ class InstructionRules:
 
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
-        if not text:
+        # Small models repeat the `{instruction}` that an adapter shows in place of the field.
+        if not re.search(
+            r"[^\W\d_]", _PLACEHOLDER.sub("", text) if placeholders(text) - placeholders(original) else text
+        ):
             return "empty"
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"

@@ -233,6 +233,11 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
     [
         (TEXT, "Old.", None),
         ("", "Old.", "empty"),
+        ("{instruction}", "Old.", "empty"),
+        ("{", "Old.", "empty"),
+        ("{question}", "{question}?", None),
+        ("{question} = ?", "Old: {question}", None),
+        ("答", "Old.", None),
         ("<think>I wonder", "Old.", "truncated"),
         ("the rest of a thought</think> Do it.", "Old.", "truncated"),
         ("Open with a <think> block.", "First a <think> block, then the answer.", None),

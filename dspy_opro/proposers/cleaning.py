@@ -253,9 +253,7 @@ class InstructionRules:
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
         # Small models repeat the `{instruction}` that an adapter shows in place of the field.
-        if not re.search(
-            r"[^\W\d_]", _PLACEHOLDER.sub("", text) if placeholders(text) - placeholders(original) else text
-        ):
+        if not text or (_PLACEHOLDER.fullmatch(text) and text not in original):
             return "empty"
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"

@@ -234,7 +234,6 @@ def test_cleaning_once_is_enough_for_any_wrapping(parts: list[str]) -> None:
         (TEXT, "Old.", None),
         ("", "Old.", "empty"),
         ("{instruction}", "Old.", "empty"),
-        ("{", "Old.", "empty"),
         ("{question}", "{question}?", None),
         ("{question} = ?", "Old: {question}", None),
         ("答", "Old.", None),

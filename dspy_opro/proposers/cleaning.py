@@ -104,6 +104,7 @@ _PAIRS = re.compile(r'"(?:[^"]*[\s(]"[^"\s](?:[^"]*[^"\s])?")*[^"]*"')
 _PLACEHOLDER = re.compile(
     r"(?<!\{)(?:\{[A-Za-z_]\w*(?:\.\w+|\[\w+\])*(?:![rsa])?(?::[^\s{}]*)?\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\})(?!\})"
 )
+_LATEX = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\^\{[^{}]*\}")
 # Thai to Khmer, Japanese, Chinese and Korean: there are no spaces between words, or they may be left out.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
 _UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
@@ -171,8 +172,8 @@ def first_text(answers: Sequence[Any]) -> str:
 
 
 def placeholders(text: str) -> frozenset[str]:
-    """The `{names}` and `{{names}}` in a text."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    """The `{names}` and `{{names}}` in a text, without those in formulas of LaTeX."""
+    return frozenset(_PLACEHOLDER.findall(_LATEX.sub("", text)))
 
 
 @dataclass(frozen=True)

@@ -316,6 +316,7 @@ def test_words_of_two_characters_are_no_list_of_inputs() -> None:
         ("{a}{a}", {"{a}"}),
         ("{a.b} {c[0]} {d!r} {e:.2f} {{ f.g }}", {"{a.b}", "{c[0]}", "{d!r}", "{e:.2f}", "{{ f.g }}"}),
         ("{note: see}", set()),
+        (r"\frac{a}{b} + x^{n} in \boxed{answer}, for user_{id} and {name}", {"{id}", "{name}"}),
     ],
 )
 def test_placeholders(text: str, expected: set[str]) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_opro import TooManyErrors
+from dspy_opro import OPROTeleprompter, TooManyErrors
 from dspy_opro.config.estimate import NUM_EXAMPLES, Estimate
 from dspy_opro.search.pruners import Halving, Race
-from dspy_opro.testing import Fault, SimulatedModel, SimulatedServer
+from dspy_opro.testing import Fault, LMCall, ScriptedLM, SimulatedModel, SimulatedServer
+from dspy_opro.testing.models import uniform
 from tests.conformance.world import VERSION
-from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, optimize, serve, teleprompter
+from tests.runs import TASK, TRAINSET, VALSET, TwoSteps, is_proposal, optimize, serve, teleprompter
 
 PRICES = {"openai/scorer": (2.0, 8.0), "openai/proposer": (10.0, 40.0)}
 MANY = {"trainset": TASK.trainset(120), "valset": None}
@@ -89,6 +90,48 @@ def test_demo_sets_are_estimated_too(server: SimulatedServer) -> None:
     without = estimated(server, **MANY, num_rounds=1, max_bootstrapped_demos=0)
     assert with_demos.expected is not None and without.expected is not None
     assert 0 < with_demos.expected.calls < 2 * without.expected.calls
+
+
+def test_candidates_with_demos_need_more_tokens(server: SimulatedServer) -> None:
+    def per_example(number: int) -> tuple[float, float]:
+        demos = {"max_bootstrapped_demos": 0, "max_labeled_demos": number}
+        estimate = estimated(server, **MANY, num_rounds=8, **demos)
+        expected, most = estimate.expected, estimate.most
+        assert expected is not None and most is not None
+        return expected.tokens / expected.calls, most.tokens / most.calls
+
+    without, few, many = map(per_example, (0, 4, 40))
+    assert without[0] < 1.1 * few[0] < many[0]
+    assert without[1] < 1.1 * few[1] < many[1]
+
+
+@pytest.mark.parametrize("has_demos", [False, True])
+def test_the_length_of_prompts_is_about_what_was_expected(has_demos: bool) -> None:
+    """Either the instructions are long, or candidates with demos win."""
+    rule = " Mind the rules of the house." * (1 if has_demos else 100)
+
+    def answer(call: LMCall) -> Any:
+        if is_proposal(call):
+            return {"instruction": f"{call.rollout_id}{rule}"}
+        good = 0.9 if call.prompt.count("reasoning ##") > 5 else 0.3
+        return {"reasoning": "so " * 30, "answer": "a" if uniform(call.prompt) < good else "b"}
+
+    examples = [
+        dspy.Example(question=f"{n}{' word' * 50}", answer="a").with_inputs("question") for n in range(80)
+    ]
+    teleprompter = OPROTeleprompter(
+        metric=lambda example, prediction, trace=None: prediction.answer == example.answer,
+        prompt_model=ScriptedLM(answer),
+        task_model=ScriptedLM(answer),
+        num_rounds=6,
+        max_bootstrapped_demos=4 * has_demos,
+        display_progress=False,
+    )
+    student = dspy.ChainOfThought(dspy.Signature("question -> answer", f"Answer.{rule}"))
+    expected = teleprompter.compile(student, trainset=examples, dry_run=True).opro_estimate.expected
+    result = teleprompter.compile(student, trainset=examples).opro_result
+    calls = result.usage.scorer_calls + result.usage.proposer_calls
+    assert expected.tokens / expected.calls == pytest.approx(result.usage.tokens / calls, rel=0.25)
 
 
 @pytest.mark.parametrize("bootstrapped", [0, 2])

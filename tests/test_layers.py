@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 14_610
+MOST_LINES = 14_740
 MOST_RUNNER_LINES = 650
 
 

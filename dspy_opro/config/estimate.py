@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, field, replace
 
 from dspy_opro.programs.metering import Budget, Prices, dollars
 from dspy_opro.programs.pace import WaitingTasks
+from dspy_opro.programs.values import fields, shown
 from dspy_opro.proposers.demos import is_labeled
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import prompt_fields
@@ -34,6 +35,7 @@ SPREAD = 0.1
 # What is assumed of a proposal. Nothing is known of the optimizer LM before it is asked.
 CHARS_PER_TOKEN = 4
 INSTRUCTION_CHARS = 400
+"""Of a proposed instruction, or as many as the student's has, if these are more."""
 FRAME_CHARS = 2000
 """The meta-prompt without the texts of this run: the signature of the proposer, and what the adapter adds."""
 
@@ -124,17 +126,19 @@ def estimate(
     budget = Budget(config.max_tokens, config.max_cost, config.timeout_seconds)
     # The most that the search can do is known only before it begins.
     work, max_waves, most = most_work(search), search.plan.max_waves, None
-    run = _Run(search, meta_prompt, prompt_model, prices, paid, seconds)
+    bootstrapped, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
+    num_demos = max(bootstrapped, labeled) if search.plan.num_demo_sets else 0  # of a set
+    run = _Run(search, meta_prompt, prompt_model, prices, paid, seconds, num_demos)
     is_bounded = work is not None or config.patience is not None or budget != Budget()
     limit = min(most_examples, MOST_EXAMPLES if work is None else math.inf)
-    bootstrapped, labeled = config.max_bootstrapped_demos or 0, config.max_labeled_demos or 0
     tries = {
         len(search.plan.initial) + number: 0 if is_labeled(number, bootstrapped, labeled) else bootstrapped
         for number in range(search.plan.num_demo_sets)
     }
     ends = is_bounded and run.play(budget, tries, limit)
     if work is not None:
-        largest = max((result.usage for result in paid), key=lambda usage: (usage.cost, usage.tokens))
+        usages = [run.with_demos(result.usage) for result in paid]
+        largest = max(usages, key=lambda usage: (usage.cost, usage.tokens))
         num_slots = run.num_proposals if work.num_proposals is None else work.num_proposals
         usage = _times(largest, work.num_examples) + _times(run.largest_proposal, max_waves * num_slots)
         most = _limited(_spending(usage, is_priced), config)
@@ -172,10 +176,15 @@ class _Run:
     """Results whose usage and output the simulated examples have."""
     seconds: float
     """Wall time that an example adds to the run."""
+    num_demos: int
+    """Demos of a set, for each predictor."""
     usage: Usage = field(default=Usage())
     num_proposals: int = 0
 
     def __post_init__(self) -> None:
+        examples = self.meta_prompt.trainset[:MOST_MEASURED]
+        chars = [len(shown(value)) for example in examples for value in fields(example).values()]
+        self._demo_tokens = sum(chars) / len(examples) / CHARS_PER_TOKEN
         self._proposals = deque([Usage()], MOST_MEASURED)  # the last ones that were measured
         self._random = rng(self.search.plan.seed, "estimate")
         passed = [sample.content.score for sample in self.samples if isinstance(sample.content, Outcome)]
@@ -217,14 +226,16 @@ class _Run:
                 quality = self._qualities[task.candidate.id] = self._random.gauss(self._quality, SPREAD)
             score = float(self._random.random() < quality)
             output, calls = (getattr(sample.content, name, None) for name in ("output", "calls"))
-            result = TaskResult(Outcome(score, output or "", calls=calls), sample.usage)
+            usage = sample.usage if task.candidate.demos is None else self.with_demos(sample.usage)
+            result = TaskResult(Outcome(score, output or "", calls=calls), usage)
         elif task.is_for_demos:
             tried = [self._random.choice(self.samples).usage for _ in range(tries[task.slot])]
             demos = Proposal(dict.fromkeys(self.search.student.instructions, f"[{task.slot}]"))
             result = TaskResult(demos, sum(tried, Usage()))
         else:
-            text = f"{task.round}/{task.slot}/{task.wave}".ljust(INSTRUCTION_CHARS, "x")
-            result = TaskResult(Proposal(dict.fromkeys(task.predictors, text)), self._proposal_usage(task))
+            place = f"{task.round}/{task.slot}/{task.wave}"
+            texts = {name: place.ljust(self._chars(name), "x") for name in task.predictors}
+            result = TaskResult(Proposal(texts), self._proposal_usage(task))
         self.usage += result.usage
         self.search.tell(task, result)
 
@@ -236,11 +247,20 @@ class _Run:
             return self._random.choice(self._proposals)
         request = self.meta_prompt.request(task)
         asked = (FRAME_CHARS + sum(map(len, prompt_fields(request).values()))) // CHARS_PER_TOKEN
-        told = INSTRUCTION_CHARS * len(task.predictors) // CHARS_PER_TOKEN
+        told = sum(map(self._chars, task.predictors)) // CHARS_PER_TOKEN
         cost = dollars(self.prices.get(self.prompt_model, (0.0, 0.0)), asked, told)
         usage = Usage(proposer_calls=1, prompt_tokens=asked, completion_tokens=told, cost=cost)
         self._proposals.append(usage)
         return usage
+
+    def _chars(self, name: str) -> int:
+        return max(INSTRUCTION_CHARS, len(self.search.student.instructions[name]))
+
+    def with_demos(self, usage: Usage) -> Usage:
+        """The usage of an example if every call shows a set of demos: each has an example and an answer."""
+        more = self.num_demos * (usage.scorer_calls * self._demo_tokens + usage.completion_tokens)
+        cost = usage.cost * (1 + more / max(1, usage.tokens))
+        return replace(usage, prompt_tokens=usage.prompt_tokens + round(more), cost=cost)
 
     @property
     def largest_proposal(self) -> Usage:

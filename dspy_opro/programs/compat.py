@@ -174,6 +174,16 @@ def without_temperature(lm: Any) -> Any:
     return new
 
 
+def is_cut(lm: Any) -> bool:
+    """Whether the last answer of a `sampling_lm` ended at `max_tokens`. Without a history nobody knows.
+
+    Other threads may add to the history of an LM that is no `dspy.LM`.
+    """
+    response = lm.history[-1]["response"] if isinstance(lm, dspy.LM) and lm.history else None
+    answers = getattr(response, "choices", None) or [response]  # DSPy 3.4's own engine gives one response
+    return any(getattr(answer, "finish_reason", None) == "length" for answer in answers)
+
+
 def refuses_temperature(error: BaseException) -> bool:
     """Whether a provider's error is about the temperature.
 

@@ -19,6 +19,9 @@ from dspy_opro.search.trajectory import Candidate
 from .compat import can_be_awaited, copy_lm, defines, is_async_only_lm, task_text
 from .values import as_key, fields, shown, storable
 
+SHORTEST_LINE = 40
+"""A first line of a module's words with fewer characters may also be a task's own."""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -44,6 +47,13 @@ class PredictorText:
     def instructions(self, text: str) -> str:
         gap = "\n\n" if self.suffix and not self.text else ""  # the module had no task text so far
         return f"{self.prefix}{text}{gap}{self.suffix}"
+
+    def task(self, text: str) -> str:
+        """A text without the module's words, which whole instructions have and some LMs repeat in part."""
+        suffix = self.suffix.strip()
+        first_line = suffix.partition("\n")[0]
+        words = first_line if len(first_line) >= SHORTEST_LINE else suffix
+        return (text.partition(words)[0] if words else text).removeprefix(self.prefix).strip()
 
 
 class Program:

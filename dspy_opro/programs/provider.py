@@ -83,6 +83,12 @@ def judge(error: BaseException | None) -> Verdict:
     return Verdict("other")
 
 
+def is_too_long(error: BaseException) -> bool:
+    """Whether a prompt does not fit into the context of an LM."""
+    names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+    return not names.isdisjoint({"ContextWindowExceededError", "ContextLengthError"})
+
+
 def is_unusable(error: BaseException) -> bool:
     """Whether an LM that has not answered yet never will: its account is wrong, or it refuses the first request.
 

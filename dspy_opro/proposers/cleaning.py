@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -24,55 +25,99 @@ _FENCE = re.compile(rf"\A{_LANGUAGE}((?:(?!```).)*?)\n?```\Z", re.DOTALL)
 _OUTER_FENCE = re.compile(r"\A```(?:markdown|md|text|txt)[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
 _BLOCK = re.compile(rf"\A{_LANGUAGE}(.*?)\n?```", re.DOTALL)
 _TAGGED = re.compile(
-    r"\A<((?:\w+_)?instructions?|INS|TEXT|prompt|answer)>\s*(.*?)\s*</\1>\Z", re.DOTALL | re.IGNORECASE
+    r"\A<((?:\w+_)?(?:instructions?|prompt)|INS|TEXT|answer|output)>\s*(.*?)\s*</\1>\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+_JSON = re.compile(
+    r'\A\{\s*"(?:\w+_)?(?:instructions?|prompt)"\s*:\s*("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*")\s*[,}].*\Z',
+    re.DOTALL | re.IGNORECASE,
 )
 # Marks of Markdown around the whole instruction. Between two rulers it stands alone, and a comment follows.
-_BOLD = re.compile(r"\A\*\*([^*\n]+)\*\*\Z")
+_BOLD = re.compile(r"\A(\*{1,3})([^*\n]+)\1\Z")
+_TRIPLE = re.compile(r"\A(\"{3}|'{3})((?:(?!\1).)+)\1\Z", re.DOTALL)
 _QUOTED = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
 _RULER = r"(?:-{3,}|\*{3,}|_{3,})[ \t]*"
 _OUTER_RULER = re.compile(rf"\A(?:{_RULER}\n+)+|(?<![-*_ \t\n])(?:\n+{_RULER})+\Z")
 _RULED = re.compile(
     rf"\A{_RULER}\n((?:(?!\n{_RULER}(?:\n|\Z)).)+)\n{_RULER}\n(?!.*^{_RULER}$)", re.DOTALL | re.MULTILINE
 )
-_KIND = r"(?:(?:new|improved?|proposed|suggested|better|revised|rewritten|updated|refined|final|best) )*"
+_NEW = "new|improved?|proposed|suggested|revised|rewritten|updated|refined|optimi[sz]ed|enhanced|extended"
+_KIND = rf"(?:(?:{_NEW}|better|best|final|possible|following|task|system) )*"
 _OF = rf"(?:version of (?:my |the |this |your )?{_KIND})?"
 _NAME = rf"(?:my |the |an? )?{_KIND}{_OF}(?:instructions?|prompt|text)(?: text)?"
-_HERE_IS = rf"here(?:['’]s| is) {_NAME}"
+_HERE = r"(?:here(?:['’]s| is| are)|below is|i (?:propose|suggest|recommend))"
+_HERE_IS = rf"{_HERE} {_NAME}"
 _LABEL = re.compile(
-    r"\A(?:(?:sure|certainly|of course|okay|ok)[,.!:]*\s+)?"
-    rf"(?:\*\*|#+\s*)?(?:{_NAME}|{_HERE_IS}(?: for [^\n:]*)?)"
-    r"\s*(?:\*\*)?:(?:\*\*)?\s*(?=[^\s{])"
-    rf"|\A(?:#+\s*{_NAME}|\*\*{_NAME}\*\*)\s*\n\s*(?=\S)"
-    # It is announced at the end of the first line, perhaps after a comment on the old one.
-    rf"|\A(?:[^\n]{{0,300}}[.!] )?{_HERE_IS}[^\n:]{{0,100}}:\s*\n\s*(?=\S)",
+    r"\A(?:(?:sure|certainly|of course|okay|ok|got it)[,.!:]*\s+)?"
+    rf"(?:#+\s*)?(?:\*\*)?(?:{_NAME}(?: (?:is|could be|would be))?|{_HERE_IS}(?: for [^\n:]*)?)"
+    r"\s*(?:\*\*)?[:：](?:\*\*)?\s*(?=[^\s{])"
+    rf"|\A(?=[#*])#*\s*(?:\*\*)?{_NAME}(?:\*\*)?\s*\n\s*(?=\S)"
+    # It is announced at the end of a line, perhaps after a comment on the old one.
+    rf"|\A{_HERE_IS}[^\n:]{{0,100}}:\s*\n\s*(?=[^\s{{])"
+    rf"|\A(?:(?s:.{{0,1000}}?)(?:\n|[.,!;] ))?\**{_HERE} (?:my |the |an? )?{_KIND}(?:instructions?|prompt|version)\b"
+    r"[^\n:]{0,100}:(?:\*\*)?\s*\n\s*(?=[^\s{])"
+    # In other languages.
+    r"|\A(?:hier ist|voici|aqu[ií]|ecco|вот)\b[^\n:]{0,60}(?:anweisung|instru|istruz|инструкц|prompt)[^\n:]{0,60}:"
+    r"\s*\n\s*(?=\S)"
+    r"|\A[^\n:：。，]{0,6}(?:新|改|优化|修|更好|最终|最佳)[^\n:：。，]{0,8}(?:指令|指示|提示词?)[:：]\s*(?=\S)",
     re.IGNORECASE,
+)
+# A comment on the instruction, in the last paragraphs.
+_THIS = rf"(?:this {_KIND}|the (?:(?:{_NEW}) )+)(?:instruction|prompt)\b"
+_COMMENT = re.compile(
+    rf"\n[ \t]*\n(?:{_RULER}\n\s*)?[*#_ ]*(?:{_THIS}"
+    rf"|(?:explanation|rationale|reasoning|notes?)\b\W{{1,5}}(?=[^\n]*\b{_THIS})"
+    r"|why (?:this|it) works\b|let me know (?:if|whether)\b).*\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+# A tag around the instruction, after a comment on the old one.
+_LAST_TAG = re.compile(
+    rf"\A.*\n[ \t]*<((?:(?:{_NEW})_)+(?:instructions?|prompt)|instruction)>\s*(.*?)\s*</\1>\Z",
+    re.DOTALL | re.IGNORECASE,
 )
 _ON_WRITING = re.compile(
     r"\b(?:re)?writ(?:e|es|ing|ten) (?:[\w'-]+ ){0,4}instructions?\b"
     r"|\b(?:generate|compose|create|improve|provide) (?:(?:an?|one|the|this|your|new|better|clear) )*instructions?\b"
-    r"|\b(?:best|better|new|current|revised|improved) instruction\b",
+    r"|\b(?:best|better|new|current|revised|improved|your|original) instruction\b"
+    r"|\b(?:the|this|each) instruction (?:must|should|is|seems|provided|text)\b"
+    r"|\bscores? (?:\w+ ){0,3}as high as possible\b|\b(?:wrong in|quote or list) the examples\b",
     re.IGNORECASE,
 )
 """Small models often repeat the request in their own words: "Rewrite the best instruction with fewer errors."."""
+_REFUSAL = re.compile(
+    r"\A(?:(?:i['’]m|i am) sorry|sorry,|i (?:cannot|can['’]t)|i(?: am|['’]m) unable|as an ai\b[^.]*, i )",
+    re.IGNORECASE,
+)
 # What surrounds texts in the prompt: field markers of DSPy's `ChatAdapter`, and the score below a text.
 # A marker within a line belongs to the instruction, except for those around the proposer's own answer.
 _MARKER = re.compile(
     r"^[ \t]*\[\[ ## \w+ ## \]\][ \t]*$"
-    r"|\A\s*\[\[ ## instruction ## \]\]|\[\[ ## completed ## \]\]\s*\Z",
+    r"|\A\s*\[\[ ## instruction ## \]\]|\[\[ ## completed ## \]\]\s*\Z"
+    r"|<\|(?:im_end|eot_id|endoftext|end|return)\|>|</s>\s*\Z",  # a server that does not stop at the end
     re.MULTILINE,
 )
 _SCORE = re.compile(r"\nscore:\n\d{1,3}(?:\n.*)?\Z", re.DOTALL)
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`", "[": "]"}
+_PAIRS = re.compile(r'"(?:[^"]*[\s(]"[^"\s](?:[^"]*[^"\s])?")*[^"]*"')
+"""Quotation marks around the whole, and pairs of them within."""
 # `{name}` of Python's format, and `{{name}}` of templates such as MLflow's.
 _PLACEHOLDER = re.compile(
     r"(?<!\{)(?:\{[A-Za-z_]\w*(?:\.\w+|\[\w+\])*(?:![rsa])?(?::[^\s{}]*)?\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\})(?!\})"
 )
+_LATEX = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\^\{[^{}]*\}")
 # Thai to Khmer, Japanese, Chinese and Korean: there are no spaces between words, or they may be left out.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
 _UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 """A word, or a single character of such a script."""
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
+
+_SENTENCE_END = re.compile(r"(?:(?<!\d)\.|[!?])[\"'”’)*]*(?=\s|\Z)|[。！？]|\n")
+
+_WRAPPINGS = (
+    (_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2), (_LAST_TAG, 2), (_BOLD, 2), (_TRIPLE, 2),
+)  # fmt: skip
+"""Patterns of what is around the whole instruction, each with the group that is within."""
 
 FEW_EXAMPLES = 20
 """From so many examples on, two may have the same output only because the data has one of them twice."""
@@ -93,7 +138,10 @@ def clean(text: str) -> str:
         text = _SCORE.sub("", text).strip()
         if _QUOTED.fullmatch(text):
             text = re.sub(r"(?m)^> ?", "", text).strip()
-        for pattern, group in ((_FENCE, 1), (_OUTER_FENCE, 1), (_TAGGED, 2), (_BOLD, 1)):
+        text = _COMMENT.sub("", text).strip()
+        if match := _JSON.match(text):
+            text = storable(json.loads(match.group(1), strict=False)).strip()
+        for pattern, group in _WRAPPINGS:
             match = pattern.match(text)
             if match:
                 text = match.group(group).strip()
@@ -105,10 +153,16 @@ def clean(text: str) -> str:
         text = _OUTER_RULER.sub("", text).strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
             inner = text[1:-1]
-            if text[0] not in inner and text[-1] not in inner:  # one pair around the whole
+            if _PAIRS.fullmatch(text) or (text[0] not in inner and text[-1] not in inner):  # around the whole
                 text = inner.strip()
         if text == before:
             return text
+
+
+def whole_sentences(text: str) -> str:
+    """A text that was cut off, without its last sentence or line."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 def first_text(answers: Sequence[Any]) -> str:
@@ -118,8 +172,8 @@ def first_text(answers: Sequence[Any]) -> str:
 
 
 def placeholders(text: str) -> frozenset[str]:
-    """The `{names}` and `{{names}}` in a text."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    """The `{names}` and `{{names}}` in a text, without those in formulas of LaTeX."""
+    return frozenset(_PLACEHOLDER.findall(_LATEX.sub("", text)))
 
 
 @dataclass(frozen=True)
@@ -199,10 +253,13 @@ class InstructionRules:
 
     def problem(self, text: str, original: str) -> str | None:
         """The reason why `text` can't replace `original`, or None."""
-        if not text:
+        # Small models repeat the `{instruction}` that an adapter shows in place of the field.
+        if not text or (_PLACEHOLDER.fullmatch(text) and text not in original):
             return "empty"
         if (_OPEN_THINK.search(text) and not _OPEN_THINK.search(original)) or text.count("```") % 2:
             return "truncated"
+        if _REFUSAL.search(text) and not _REFUSAL.search(original):
+            return "refuses"
         if len(text) > self.max_length:
             return f"{OVERLONG}: {len(text):,} characters, max_instruction_chars={self.max_length}"
         lost = placeholders(original) - placeholders(text)

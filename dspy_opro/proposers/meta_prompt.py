@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dspy_opro.programs.program import Fields, Program, describe
@@ -78,6 +78,13 @@ class ProposalRequest:
     """Different for every request of a run, and the same in a repeated run."""
     guidance: str = ""
     """The user's constraints in words."""
+
+    def halved(self) -> ProposalRequest | None:
+        """The request with the better half of the instructions and half of the examples; None if it has one of each."""
+        scored = {name: texts[len(texts) // 2 :] for name, texts in self.scored_instructions.items()}
+        exemplars = self.exemplars[: (len(self.exemplars) + 1) // 2]
+        half = replace(self, scored_instructions=scored, exemplars=exemplars)
+        return None if half == self else half
 
 
 @dataclass(frozen=True, repr=False)  # a repr would have the whole data

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import dspy
 
+from dspy_opro.programs.compat import is_cut
 from dspy_opro.programs.program import describe
 
-from .cleaning import clean, first_text, placeholders
+from .cleaning import clean, first_text, placeholders, whole_sentences
 from .meta_prompt import Exemplar, ProposalRequest, verdict
 
 
@@ -155,13 +156,18 @@ def _guided(text: str, request: ProposalRequest) -> str:
 def _answered(request: ProposalRequest, prediction: Any) -> Any:
     """The prediction without what small models repeat: sentences of the request, and descriptions of the fields.
 
-    In the style `extend` its instruction is the best one followed by the answer.
+    An answer that ended at `max_tokens` loses its last, unfinished sentence. In the style `extend` the instruction is
+    the best one followed by the answer.
     """
     answer = prediction.instruction
     if isinstance(answer, Mapping):
         answer = {name: _own_words(text, request) for name, text in answer.items()}
-    elif isinstance(answer, str) and (answer := _own_words(answer, request)) and request.style == "extend":
-        answer = _extended(request.current[request.predictors[0]].rstrip(), answer)
+    elif isinstance(answer, str):
+        answer = _own_words(answer, request)
+        if is_cut(dspy.settings.lm):
+            answer = whole_sentences(answer)
+        if answer and request.style == "extend":
+            answer = _extended(request.current[request.predictors[0]].rstrip(), answer)
     prediction.instruction = answer
     return prediction
 

@@ -26,7 +26,7 @@ from dspy_opro.programs.errors import in_brief
 from dspy_opro.programs.failures import ProposerFailed, check_budget
 from dspy_opro.programs.metering import Budget, Meter, Prices, metered
 from dspy_opro.programs.program import Program, is_async_only
-from dspy_opro.programs.provider import is_unusable
+from dspy_opro.programs.provider import is_too_long, is_unusable
 from dspy_opro.programs.values import storable
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult
 from dspy_opro.search.trajectory import Usage
@@ -154,7 +154,10 @@ class InstructionWriter:
             self._is_measured = True
 
     def _answer(self, request: ProposalRequest, lm: Any) -> Any:
-        """Ask the proposer. If the LM refuses the temperature, all further requests go without one."""
+        """Ask the proposer. If the LM refuses the temperature, all further requests go without one.
+
+        A request that does not fit into the LM's context is repeated with half of its instructions and examples.
+        """
         if self._takes_no_temperature:
             lm = without_temperature(lm)
         with dspy.context(lm=lm):
@@ -163,13 +166,16 @@ class InstructionWriter:
                 return self.loop.resolve(call(request=request))
             except Exception as caught:
                 has_one = isinstance(lm, dspy.LM) and lm.kwargs.get("temperature") is not None
-                if not (has_one and refuses_temperature(caught)):
+                half = request.halved() if is_too_long(caught) else None
+                if half is None and not (has_one and refuses_temperature(caught)):
                     raise
-                logger.warning(
-                    "%s refuses the temperature. Later requests leave it out: %s", lm.model, in_brief(caught)
-                )
-        self._takes_no_temperature = True
-        return self._answer(request, lm)
+                if half is None:
+                    self._takes_no_temperature = True
+                    logger.warning(
+                        "%s refuses the temperature. Later requests leave it out: %s",
+                        *(lm.model, in_brief(caught)),
+                    )
+        return self._answer(half or request, lm)
 
     def _is_awaited(self, lm: Any) -> bool:
         """Whether the proposer's `aforward` is used: under `acompile` and with an async LM, as far as there is one."""
@@ -197,8 +203,11 @@ class InstructionWriter:
             )
         texts, problems = {}, []
         for name in task.predictors:
-            text = canonical(clean(str(instruction.get(name) or "")))
-            problem = self.rules.problem(text, self.program.texts[name].text)
+            given, current = str(instruction.get(name) or ""), task.view.base.instructions[name].rstrip()
+            is_extension = current and given.startswith(current)  # which is clean, and not to be changed
+            own = self.program.texts[name]
+            text = canonical(own.task(storable(given) if is_extension else clean(given)))
+            problem = self.rules.problem(text, own.text)
             if problem is None:
                 texts[name] = text
             else:
@@ -222,15 +231,17 @@ def initial_texts(
                 f"{', '.join(program.names)}."
             )
         named = {program.names[0]: item} if isinstance(item, str) else item
-        texts = {name: canonical(storable(text)) for name, text in named.items()}
-        for name, text in texts.items():
+        texts = {}
+        for name, text in named.items():
             if name not in program.texts:
                 known = ", ".join(program.names)
                 raise ValueError(
                     f"initial_instructions[{number}] has {name!r}, but the predictors are {known}."
                 )
-            problem = rules.problem(text, program.texts[name].text)
-            if problem is not None:
+            own = program.texts[name]
+            texts[name] = canonical(own.task(storable(text)))
+            problem = rules.problem(texts[name], own.text)
+            if problem is not None and texts[name] != own.text:
                 raise ValueError(f"initial_instructions[{number}] is not usable: {problem}.")
         found.append(texts)
     return found

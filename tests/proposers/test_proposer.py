@@ -12,7 +12,8 @@ from dspy_opro import Exemplar, ProposalRequest
 from dspy_opro.programs.program import Fields, describe
 from dspy_opro.proposers.opro import REQUESTS, OPROProposer, PaperProposer, exemplar_text, scored_text
 from dspy_opro.search.trajectory import Outcome
-from dspy_opro.testing import ScriptedLM
+from dspy_opro.testing import ScriptedLM, SimulatedModel, SimulatedServer
+from dspy_opro.testing.http_server import Service
 
 
 def exemplar(score: float | None = 0.0, **changes: Any) -> Exemplar:
@@ -128,6 +129,40 @@ def test_lines_that_describe_the_fields_are_left_out(answer: str, expected: str)
 
 
 INDUCE = replace(REQUEST, style="induce")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Add them. Mind the 3.5 and", "Add them."),
+        ("1. Add them\n2. Mind the", "1. Add them"),
+        ('Say "yes." Then say', 'Say "yes."'),
+        ("把它们加起来。注意", "把它们加起来。"),
+        ("Add them.", "Add them."),
+        ("Add them and", ""),
+    ],
+)
+@pytest.mark.parametrize("style", ["refine", "induce"])
+def test_an_answer_that_was_cut_off_loses_its_last_sentence(
+    monkeypatch: pytest.MonkeyPatch, style: Any, answer: str, expected: str
+) -> None:
+    reply = Service.completion
+
+    def cut(self: Any, call: Any, texts: Any) -> Any:
+        body = reply(self, call, texts)
+        body["choices"][0]["finish_reason"] = "length"
+        return body
+
+    monkeypatch.setattr(Service, "completion", cut)
+    model = SimulatedModel(lambda call: answer if style == "induce" else f"[[ ## instruction ## ]]\n{answer}")
+    with (
+        SimulatedServer({"proposer": model}, own_process=False) as server,
+        dspy.context(lm=server.lm("proposer")),
+    ):
+        found = OPROProposer()(request=replace(REQUEST, style=style)).instruction
+        assert found == expected
+        with dspy.context(disable_history=True):
+            assert OPROProposer()(request=replace(REQUEST, style=style)).instruction in (answer, expected)
 
 
 def test_an_induction_shows_inputs_and_right_answers_and_nothing_that_the_program_did() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -17,9 +18,9 @@ from dspy_opro.programs.program import Program
 from dspy_opro.proposers.cleaning import InstructionRules
 from dspy_opro.proposers.meta_prompt import MetaPrompt
 from dspy_opro.proposers.opro import OPROProposer
-from dspy_opro.proposers.writer import InstructionWriter
+from dspy_opro.proposers.writer import InstructionWriter, initial_texts
 from dspy_opro.search.tasks import Proposal, ProposalTask, TaskResult, View
-from dspy_opro.search.trajectory import Trajectory
+from dspy_opro.search.trajectory import Candidate, Trajectory, Trial
 from dspy_opro.testing import LMCall, ScriptedLM
 
 TRAINSET = [dspy.Example(question=f"{n}", answer=f"{n}").with_inputs("question") for n in range(8)]
@@ -45,10 +46,11 @@ class Case:
         temperature: float = 1.0,
         seed: int = 0,
         loop: asyncio.AbstractEventLoop | None = None,
+        student: Any = STUDENT,
     ) -> None:
         self.lm = ScriptedLM(answer)
         self.ledger = Ledger()
-        self.program = Program(STUDENT)
+        self.program = Program(student)
         self.loop = EventLoop(loop)
         meta_prompt = MetaPrompt(self.program, TRAINSET, 20, 2, seed, is_paper=False)
         self.writer = InstructionWriter(
@@ -58,8 +60,13 @@ class Case:
     def write(self, **changes: Any) -> TaskResult:
         candidate = self.program.candidate
         view = View(Trajectory(), candidate, [None] * len(TRAINSET))
-        values = {"round": 1, "slot": 0, "wave": 0, "predictors": tuple(candidate.instructions)}
-        return self.writer.write(ProposalTask(**{**values, **changes}, view=view), self.ledger.add)
+        values: dict[str, Any] = {
+            "round": 1,
+            "slot": 0,
+            "wave": 0,
+            "predictors": tuple(candidate.instructions),
+        }
+        return self.writer.write(ProposalTask(**{**values, "view": view, **changes}), self.ledger.add)
 
     def propose(self, **changes: Any) -> Proposal:
         content = self.write(**changes).content
@@ -68,12 +75,89 @@ class Case:
         return content
 
 
+@pytest.mark.parametrize(
+    "current",
+    [
+        "Instruction: repeat it.\n\nThis prompt is from a user.",
+        "> Quoted.",
+        "*Repeat it.*",
+        "# Instructions\nRepeat.",
+    ],
+)
+def test_an_extension_leaves_the_instruction_as_it_is(current: str) -> None:
+    case = Case(
+        lambda call: {"instruction": "Mind {it}.\n\nThis instruction is short."},
+        student=dspy.Predict(dspy.Signature("question -> answer", current)),
+    )
+    texts = {case.propose(slot=slot).texts["self"] for slot in range(9)}
+    assert texts in ({"Mind {it}.", f"{current}{gap}Mind {{it}}."} for gap in (" ", "\n"))
+
+
 def test_a_proposal_is_cleaned_and_checked() -> None:
     case = Case(answer=lambda call: {"instruction": '```\nInstruction: "Say it."\n```'})
     assert case.propose().texts == {"self": "Say it."}
     case = Case(answer=lambda call: {"instruction": "x" * 30}, rules=InstructionRules(max_length=20))
     proposal = case.propose()
     assert (proposal.texts, proposal.problems) == ({}, ("overlong: 30 characters, max_instruction_chars=20",))
+
+
+def look_up(title: str) -> str:
+    """Look a title up."""
+    return title
+
+
+@pytest.mark.parametrize("end", ["", "\nBe kind."])
+def test_what_a_module_adds_is_no_part_of_a_proposal(end: str) -> None:
+    student = dspy.ReAct(dspy.Signature("question -> answer", "Repeat it."), tools=[look_up])
+    own = Program(student).texts["react"]
+    answer = {"instruction": f"Say it.{own.suffix[:400]}{end}"}
+    proposal = Case(lambda call: answer, student=student).propose(predictors=("react",))
+    assert proposal.texts == {"react": "Say it."}
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, dspy.ProgramOfThought, dspy.CodeAct, dspy.ReAct])
+def test_initial_instructions_may_be_those_of_a_whole_program(kind: Any) -> None:
+    tools = {"tools": [look_up]} if kind in (dspy.CodeAct, dspy.ReAct) else {}
+    student = kind(dspy.Signature("question -> answer", "Repeat it."), **tools)
+    program = Program(student)
+    better = program.build(Candidate(dict.fromkeys(program.names, "Say it.")))
+    for source in (student, better):
+        given = {name: predictor.signature.instructions for name, predictor in source.named_predictors()}
+        (texts,) = initial_texts([given], program, InstructionRules())
+        built = dict(program.build(Candidate(texts)).named_predictors())
+        assert {name: predictor.signature.instructions for name, predictor in built.items()} == given
+
+
+class ContextWindowExceededError(ValueError):
+    """DSPy 3.0 has LiteLLM's, later versions have one of their own."""
+
+
+@pytest.mark.parametrize(
+    ("room", "sizes", "error"),
+    [
+        (9, [(4, 3), (2, 2)], None),
+        (0, [(4, 3), (2, 2), (1, 1)], "ContextWindowExceededError: too long"),
+    ],
+)
+def test_a_request_that_exceeds_the_context_is_repeated_with_less(
+    room: int, sizes: list[tuple[int, int]], error: str | None
+) -> None:
+    seen = []
+
+    def propose(request: ProposalRequest) -> str:
+        seen.append((len(request.scored_instructions["self"]), len(request.exemplars)))
+        if seen[-1][0] * seen[-1][1] > room:
+            raise ContextWindowExceededError("too long")
+        assert request.scored_instructions["self"][-1][0] == "Repeat it."
+        return "Say it."
+
+    case = Case(proposer=propose)
+    case.writer.meta_prompt = replace(case.writer.meta_prompt, num_exemplars=3)
+    texts = [Trial(Candidate({"self": f"V{n}."}), n / 10, 8) for n in range(3)]
+    student = Trial(case.program.candidate, 0.9, 8)
+    proposal = case.propose(view=View(Trajectory().add(*texts, student), student.candidate, [None] * 8))
+    assert (seen, proposal.error) == (sizes, error)
+    assert proposal.texts == ({} if error else {"self": "Say it."})
 
 
 class Given(dspy.Module):  # type: ignore[misc]

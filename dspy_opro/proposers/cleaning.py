@@ -54,8 +54,9 @@ _LABEL = re.compile(
     rf"|\A(?=[#*])#*\s*(?:\*\*)?{_NAME}(?:\*\*)?\s*\n\s*(?=\S)"
     # It is announced at the end of a line, perhaps after a comment on the old one.
     rf"|\A{_HERE_IS}[^\n:]{{0,100}}:\s*\n\s*(?=[^\s{{])"
-    rf"|\A(?:(?s:.{{0,1000}}?)(?:\n|[.,!;] ))?\**{_HERE} (?:my |the |an? )?{_KIND}(?:instructions?|prompt|version)\b"
-    r"[^\n:]{0,100}:(?:\*\*)?\s*\n\s*(?=[^\s{])"
+    rf"|\A(?:(?s:.{{0,1000}}?)(?:\n|[.,!;] ))?\**{_HERE} "
+    rf"(?=(?:the )?(?:my|an?|{_NEW}|better|best|final|following instruction)\b)"
+    rf"(?:my |the |an? )?{_KIND}(?:instructions?|prompt|version)\b[^\n:]{{0,100}}:(?:\*\*)?\s*\n\s*(?=[^\s{{])"
     # In other languages.
     r"|\A(?:hier ist|voici|aqu[ií]|ecco|вот)\b[^\n:]{0,60}(?:anweisung|instru|istruz|инструкц|prompt)[^\n:]{0,60}:"
     r"\s*\n\s*(?=\S)"

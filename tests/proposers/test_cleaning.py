@@ -165,6 +165,8 @@ def test_what_is_around_an_instruction_goes(answer: str) -> None:
         'Answer in JSON: {"instruction": "what to do"}',
         '{"label": "yes"} is the form of the answer.',
         "You are a judge.\n<instructions>\nRead.\n</instructions>",
+        "Extract the intent.\n\nHere is the following prompt format you will see:\n<mail>…</mail>\n\nReturn one word.",
+        "Answer as a shop assistant.\n\nHere is the prompt of the customer:\n{mail}",
     ],
 )
 def test_what_is_in_an_instruction_stays(text: str) -> None:

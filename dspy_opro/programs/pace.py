@@ -40,7 +40,7 @@ class Pace:
         self._resume = -math.inf
         self._last_cut = -math.inf
         self._num_cuts = 0  # since the last answer
-        self._is_down = False  # whether the last cut was no rate limit
+        self._is_down = False  # whether the last cut or pause was for no rate limit
         self.down_since: float | None = None
         """The time of the first failure since the last answer."""
         self.last_answer = -math.inf
@@ -78,16 +78,18 @@ class Pace:
         is_first = self.down_since is None
         self.down_since = now if self.down_since is None else self.down_since
         pause = verdict.retry_after or 0.0
-        if started >= self._last_cut and (verdict.is_rate_limit or not is_first):
+        is_cut = started >= self._last_cut and (verdict.is_rate_limit or not is_first)
+        if is_cut:
             if verdict.retry_after is None:
                 pause = pause_after(self._num_cuts)
             elif self._num_cuts > 0:  # the advice did not help
                 pause = max(pause, pause_after(1))
             self._last_cut = now
             self._num_cuts += 1
-            self._is_down = not verdict.is_rate_limit
             if verdict.is_rate_limit:
                 self._limit = max(1.0, self._limit / 2)
+        if is_cut or pause:
+            self._is_down = not verdict.is_rate_limit
         self._resume = max(self._resume, now + pause)
 
 
@@ -179,9 +181,13 @@ class Lane:
         """Whether all tasks but one were answered. If the provider is down, the next task fails, too."""
         return len(self._retries) == 1 and self.pace.last_answer > -math.inf
 
-    def is_down_for_too_long(self, now: float) -> bool:
-        """Whether the next call would come more than `max_outage_seconds` after the provider's last answer."""
-        since = None if self._only_one_fails else self.pace.down_since
+    def is_down_for_too_long(self, verdict: Verdict, now: float) -> bool:
+        """Whether the next call would come more than `max_outage_seconds` after the provider's last answer.
+
+        If only one task fails, `put_off` ends it in time, unless it meets a rate limit.
+        """
+        fails_alone = self._only_one_fails and not verdict.is_rate_limit
+        since = now if fails_alone else self.pace.down_since
         return since is not None and now + self.pace.pause(now) - since > self._max_outage_seconds
 
 

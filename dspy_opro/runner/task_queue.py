@@ -274,7 +274,7 @@ class TaskQueue:
             if lane.put_off(task, rest, verdict, call.started, now):
                 self._ledger.add(uncounted)
                 if not self.search.done:
-                    self._check_outage(lane, result.error, now)
+                    self._check_outage(lane, result.error, verdict, now)
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
@@ -293,9 +293,9 @@ class TaskQueue:
         usage = self.waiting.lane(call.task).settled(call.task, spent)
         self._accept(call.task, replace(self._time_limit.failed, usage=usage, seconds=self._seconds()))
 
-    def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
+    def _check_outage(self, lane: Lane, error: Exception | None, verdict: Verdict, now: float) -> None:
         """End the run if a provider is down for too long."""
-        if lane.is_down_for_too_long(now):
+        if lane.is_down_for_too_long(verdict, now):
             rule = f"The provider gives no answer for max_outage_seconds={self._max_outage_seconds:g}"
             if self._first is not None:  # nothing is known of the student
                 raise TooManyErrors(f"{rule}. Last cause: {in_brief(error)}") from error

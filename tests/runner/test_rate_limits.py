@@ -219,6 +219,26 @@ def test_the_last_example_that_the_provider_never_answers_is_a_failed_one_too() 
     assert result.num_failures == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "num_threads"),
+    [
+        (Fault("status", status=429), 4),
+        (Fault("status", status=429, retry_after_seconds=3600), 1),
+        (Fault("status", status=503, retry_after_seconds=3600), 1),
+    ],
+)
+def test_a_single_example_that_can_not_be_scored_in_time_ends_the_run(
+    fault: Fault, num_threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows whether the others would be answered, and a rate limit is no failed example."""
+    with serve() as server:
+        server.inject(replace(fault, contains="item train-7?"), model="scorer")
+        values = {**RUN, "trainset": TRAINSET[:8], "num_threads": num_threads, "timeout_seconds": 20.0}
+        result = optimize(server, **values, **faulty(server), max_outage_seconds=1.0).opro_result
+    assert (result.stop_reason, result.num_failures) == ("max_outage_seconds", 0)
+    assert "no answer for max_outage_seconds=1, so the run ends" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [TimeoutError, ConnectionError])
 def test_an_error_of_the_program_itself_is_tried_three_times_more(kind: type[Exception]) -> None:
     """A metric that runs code may raise these errors on one example, always."""

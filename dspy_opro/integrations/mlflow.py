@@ -77,9 +77,7 @@ class OPROPromptOptimizer(BasePromptOptimizer):
             ValueError: There are no records, or no scorer gives a number.
         """
         if not train_data or eval_fn is None:
-            raise ValueError(
-                "OPRO needs train_data and scorers: it compares prompts by their scores on examples."
-            )
+            raise ValueError("OPRO needs train_data and scorers: it compares prompts by their scores.")
         if not target_prompts:
             raise ValueError("OPRO needs at least one prompt in prompt_uris.")
         templates = {name: _messages(template) for name, template in target_prompts.items()}
@@ -262,9 +260,8 @@ def _messages(template: str) -> list[dict[str, Any]]:
         messages = json.loads(template)
     except ValueError:
         messages = None
-    is_chat = (
-        isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)
-    )
+    is_list = isinstance(messages, list) and messages
+    is_chat = is_list and all(isinstance(m, dict) and "role" in m for m in messages)
     return messages if is_chat else [{"content": template}]
 
 

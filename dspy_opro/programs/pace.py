@@ -125,9 +125,6 @@ class Lane:
         self._numbers = count()
         self._last_warning = -math.inf
 
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._later)
-
     def push(self, task: Task) -> None:
         heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
 
@@ -151,6 +148,12 @@ class Lane:
         """A task is over. Returns what all its calls cost; the last one cost `spent`."""
         retry = self._retries.pop(task_key(task), None)
         return spent if retry is None else spent + retry.spent
+
+    def unsettled(self) -> Usage:
+        """The run is over. Returns what the calls of all tasks cost that it would try again."""
+        spent = sum((retry.spent for retry in self._retries.values()), Usage())
+        self._retries.clear()
+        return spent
 
     def put_off(self, task: Task, result: TaskResult, verdict: Verdict, started: float, now: float) -> bool:
         """Try a task again later, whose call met a transient error.
@@ -197,9 +200,7 @@ class WaitingTasks:
     def __init__(self, num_threads: int, max_outage_seconds: float) -> None:
         self._proposals = Lane(num_threads, max_outage_seconds)
         self._examples = Lane(num_threads, max_outage_seconds)
-
-    def __len__(self) -> int:
-        return len(self._proposals) + len(self._examples)
+        self.lanes = self._proposals, self._examples
 
     def lane(self, task: Task) -> Lane:
         return self._examples if isinstance(task, ScoringTask) else self._proposals
@@ -211,10 +212,6 @@ class WaitingTasks:
         """The most urgent task, if one may start now. It is in flight then."""
         task = None if only_examples else self._proposals.pop(now)
         return task or self._examples.pop(now)
-
-    def ended(self, task: Task) -> None:
-        """A task is not in flight any more."""
-        self.lane(task).num_in_flight -= 1
 
     def pause(self, now: float) -> float | None:
         """Seconds until a task may start; None if more than time is missing."""

@@ -129,7 +129,7 @@ class TaskQueue:
                         self._in_flight[task_key(task)] = _InFlight(task, now)
                         return task
                     if task is not None:
-                        self.waiting.ended(task)
+                        self.waiting.lane(task).num_in_flight -= 1
                         continue
                     pause = self.waiting.pause(now)
                 self._changed.wait(pause)
@@ -149,7 +149,7 @@ class TaskQueue:
                 return False
             try:
                 if call is None or call.is_timed_out:  # its example counts already
-                    self._storage.log.add_spent(result.usage + Usage(metric_calls=-result.usage.metric_calls))
+                    self._storage.log.add_spent(replace(result.usage, metric_calls=0))
                 elif self._is_late(call, now):
                     self._time_out(call, result.usage)
                 else:
@@ -218,6 +218,8 @@ class TaskQueue:
             self._is_closed = True
             self.search.stop(reason)
             self.search.salvage()
+            for lane in self.waiting.lanes:
+                self._storage.log.add_spent(lane.unsettled())
             self._changed.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------
@@ -259,20 +261,21 @@ class TaskQueue:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
-            self.waiting.ended(call.task)
+            self.waiting.lane(call.task).num_in_flight -= 1
         return call
 
     def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:
         """A call has ended: its result counts, or the run tries its task again later."""
         task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
+        # An example counts once. Its calls are paid for each time.
+        rest = replace(result, usage=replace(result.usage, metric_calls=0))
         if verdict.kind == "account" and self._first is None and result.error is not None:
+            self._ledger.add(rest.usage - result.usage)
+            self._storage.log.add_spent(rest.usage)
             raise result.error
         if verdict.kind == "transient":
-            # An example counts once. Its calls are paid for each time.
-            uncounted = Usage(metric_calls=-result.usage.metric_calls)
-            rest = replace(result, usage=result.usage + uncounted)
             if lane.put_off(task, rest, verdict, call.started, now):
-                self._ledger.add(uncounted)
+                self._ledger.add(rest.usage - result.usage)
                 if not self.search.done:
                     self._check_outage(lane, result.error, verdict, now)
                 return
@@ -281,10 +284,8 @@ class TaskQueue:
         self._accept(task, replace(result, usage=lane.settled(task, result.usage), seconds=self._seconds()))
 
     def _is_late(self, call: _InFlight, now: float) -> bool:
-        limit = self._time_limit
-        return (
-            limit is not None and isinstance(call.task, ScoringTask) and now - call.started >= limit.seconds
-        )
+        limit = self._time_limit if isinstance(call.task, ScoringTask) else None
+        return limit is not None and now - call.started >= limit.seconds
 
     def _time_out(self, call: _InFlight, spent: Usage) -> None:
         """An example takes, or took, too long: it has failed."""

@@ -1,6 +1,6 @@
 """MLflow: OPRO's search on prompts of its registry, whatever framework uses them, and whole runs in its tracking.
 
-Read in MLflow 3.18. `BasePromptOptimizer` is public from 3.5 on.
+Read in MLflow 3.18. Before 3.10 an evaluation does not have the scores of single scorers.
 """
 
 from __future__ import annotations

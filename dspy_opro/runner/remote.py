@@ -52,9 +52,8 @@ class RemoteEvaluator:
     ) -> None:
         self._executor = executor
         settings = {name: value for name, value in dspy.settings.config.items() if name not in _STAYS}
-        if settings.get("lm") is not None:
-            settings["lm"] = copy_lm(settings["lm"])
-        _check("the program", evaluator.program.student)
+        settings["lm"] = dspy.settings.lm and copy_lm(dspy.settings.lm)
+        _check("the program", evaluator.program.copy())
         _check("the metric", evaluator.metric.function)
         _check("task_model", evaluator.task_model and copy_lm(evaluator.task_model))
         _check("the examples", examples)

@@ -128,8 +128,7 @@ def score_example(
             _payloads[name] = pickle.loads(pickled)
         evaluator, examples, settings = _payloads[name]
     with dspy.context(**settings):
-        example = examples[split][position]
-        result, _ = evaluator.evaluate(candidate, example, keeps_calls=split == "train")
+        result, _ = evaluator.evaluate(candidate, examples[split][position], keeps_calls=split == "train")
     if result.error is None:
         return result
     text = str(getattr(result.content, "error", None))

@@ -170,19 +170,16 @@ class TaskQueue:
 
     # -- the calling thread ----------------------------------------------------------------------
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         """End the run gracefully: no call is started any more, running calls are waited for.
 
-        It takes no lock, so that a signal handler may call it.
+        It takes no lock, so that a signal handler may call it. Returns False if somebody has asked for the end before.
         """
-        if self._requested_stop is None:
-            self._requested_stop = reason
-            self._events.put(None)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether somebody has asked for the end."""
-        return self._requested_stop is not None
+        if self._requested_stop is not None:
+            return False
+        self._requested_stop = reason
+        self._events.put(None)
+        return True
 
     def events(self) -> Iterator[Event | None]:
         """What happens, in order, until the run is over; None at least twice a second.
@@ -361,7 +358,7 @@ class TaskQueue:
         self._apply_limits()
         if self._time_limit is None:
             return
-        now = time.monotonic()
+        now, seconds = time.monotonic(), self._time_limit.seconds
         for key, call in list(self._in_flight.items()):
             if not self._is_late(call, now):
                 continue
@@ -370,10 +367,7 @@ class TaskQueue:
                     self._time_out(call, self._time_limit.failed.usage)
                 except Exception as error:
                     self._fail(error)
-            elif (
-                now - call.started >= 2 * self._time_limit.seconds
-                and len(self._left_behind) < self._num_threads
-            ):
+            elif now - call.started >= 2 * seconds and len(self._left_behind) < self._num_threads:
                 self._remove(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1
@@ -384,8 +378,7 @@ class TaskQueue:
                         *(self.num_replaced, len(self._left_behind)),
                     )
         calls = self._in_flight.values()
-        oldest_start = now - 3 * self._time_limit.seconds
-        num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
+        num_hung = sum(c.is_timed_out and c.started < now - 3 * seconds for c in calls)
         if min(num_hung, len(self._left_behind)) >= self._num_threads:
             hung = len(calls) + len(self._left_behind)
             self._fail(TooManyErrors(f"{hung} examples hang, and no thread is left for others."))

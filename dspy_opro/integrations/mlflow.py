@@ -17,6 +17,7 @@ import mlflow
 from mlflow.genai.optimize.optimizers.base import BasePromptOptimizer
 from mlflow.genai.optimize.types import EvaluationResultRecord, PromptOptimizerOutput
 
+from dspy_opro.programs.compat import canonical
 from dspy_opro.reporting.autologging import log_result
 from dspy_opro.teleprompter import OPROTeleprompter
 
@@ -139,12 +140,12 @@ class PromptProgram(dspy.Module):
         """Prompt name -> its template, as MLflow takes it."""
         prompts: dict[str, str] = {}
         for name, messages in self.templates.items():
-            filled = [
-                {**m, "content": self.prompts[key].signature.instructions}
-                if (key := _key(name, number, m)) in self.prompts
-                else dict(m)
-                for number, m in enumerate(messages)
-            ]
+            filled = [dict(message) for message in messages]
+            for number, m in enumerate(filled):
+                prompt = self.prompts.get(_key(name, number, m))
+                # A signature changes white space. A prompt that was not rewritten keeps its own.
+                if prompt is not None and prompt.signature.instructions != canonical(m["content"]):
+                    m["content"] = prompt.signature.instructions
             is_text = "role" not in messages[0]
             prompts[name] = filled[0]["content"] if is_text else json.dumps(filled, ensure_ascii=False)
         return prompts

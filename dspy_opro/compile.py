@@ -94,8 +94,7 @@ async def optimize_in_thread(job: Job) -> Any:
             program, error = await asyncio.shield(ended)
         except asyncio.CancelledError:
             try:
-                if not job.queue.is_stopping:
-                    job.queue.stop("interrupted")
+                if job.queue.stop("interrupted"):
                     await ended
             finally:
                 ended.cancel()

@@ -215,6 +215,18 @@ def test_answers_do_not_depend_on_what_was_asked_before(lm: LocalLM) -> None:
 
 
 @pytest.mark.slow
+def test_a_refused_request_changes_no_later_answer() -> None:
+    """The prompt begins with an earlier request and its answer, which was computed token by token."""
+    talk = [{"role": "user", "content": "Tell me a short story about a fox and a crow."}]
+    with LlamaModel(embedded_weights(), n_ctx=256, n_threads=1) as model:
+        first = model.complete(talk, max_tokens=20)
+        with pytest.raises(ContextOverflowError):
+            model.complete("word " * 300)
+        talk += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "What then?"}]
+        assert model.complete(talk, max_tokens=5).cached_tokens <= first.prompt_tokens
+
+
+@pytest.mark.slow
 def test_sixteen_threads_and_tasks_get_the_answers_of_one(lm: LocalLM) -> None:
     lm = lm.copy(cache=False, max_tokens=3, temperature=1.0)
     prompts = [f"Name {number} fruits." for number in range(16)]

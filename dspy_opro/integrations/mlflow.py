@@ -1,6 +1,6 @@
 """MLflow: OPRO's search on prompts of its registry, whatever framework uses them, and whole runs in its tracking.
 
-Read in MLflow 3.18. `BasePromptOptimizer` is public from 3.5 on.
+Read in MLflow 3.18. Before 3.10 an evaluation does not have the scores of single scorers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import mlflow
 from mlflow.genai.optimize.optimizers.base import BasePromptOptimizer
 from mlflow.genai.optimize.types import EvaluationResultRecord, PromptOptimizerOutput
 
+from dspy_opro.programs.compat import canonical
 from dspy_opro.reporting.autologging import log_result
 from dspy_opro.teleprompter import OPROTeleprompter
 
@@ -77,9 +78,7 @@ class OPROPromptOptimizer(BasePromptOptimizer):
             ValueError: There are no records, or no scorer gives a number.
         """
         if not train_data or eval_fn is None:
-            raise ValueError(
-                "OPRO needs train_data and scorers: it compares prompts by their scores on examples."
-            )
+            raise ValueError("OPRO needs train_data and scorers: it compares prompts by their scores.")
         if not target_prompts:
             raise ValueError("OPRO needs at least one prompt in prompt_uris.")
         templates = {name: _messages(template) for name, template in target_prompts.items()}
@@ -141,12 +140,12 @@ class PromptProgram(dspy.Module):
         """Prompt name -> its template, as MLflow takes it."""
         prompts: dict[str, str] = {}
         for name, messages in self.templates.items():
-            filled = [
-                {**m, "content": self.prompts[key].signature.instructions}
-                if (key := _key(name, number, m)) in self.prompts
-                else dict(m)
-                for number, m in enumerate(messages)
-            ]
+            filled = [dict(message) for message in messages]
+            for number, m in enumerate(filled):
+                prompt = self.prompts.get(_key(name, number, m))
+                # A signature changes white space. A prompt that was not rewritten keeps its own.
+                if prompt is not None and prompt.signature.instructions != canonical(m["content"]):
+                    m["content"] = prompt.signature.instructions
             is_text = "role" not in messages[0]
             prompts[name] = filled[0]["content"] if is_text else json.dumps(filled, ensure_ascii=False)
         return prompts
@@ -262,9 +261,8 @@ def _messages(template: str) -> list[dict[str, Any]]:
         messages = json.loads(template)
     except ValueError:
         messages = None
-    is_chat = (
-        isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)
-    )
+    is_list = isinstance(messages, list) and messages
+    is_chat = is_list and all(isinstance(m, dict) and "role" in m for m in messages)
     return messages if is_chat else [{"content": template}]
 
 

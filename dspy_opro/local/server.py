@@ -43,7 +43,7 @@ class Server:
         self.answer({"prompt": "Hello", "max_tokens": 1}, "Hello", cache_prompt=False)
 
     def shared(self, text: str) -> int:
-        """The characters at the beginning of `text` that the request before began with."""
+        """The characters at the beginning of `text` that the request before began with; 0 if it was refused."""
         low, high = 0, min(len(text), len(self._previous))
         while low < high:
             middle = (low + high + 1) // 2
@@ -58,11 +58,13 @@ class Server:
         shared = self.shared(text)
         # Beyond the end of the request before lies its answer, which was computed token by token.
         reuse = cache_prompt and shared < len(self._previous) and len(text) - shared >= _MIN_NEW_CHARACTERS
-        self._previous = text
+        self._previous = ""  # a refused request leaves in memory what was there, an earlier answer included
         ask = (
             self._server.handle_chat_completions if "messages" in request else self._server.handle_completions
         )
         answer: dict[str, Any] = ask({**request, "cache_prompt": reuse})
+        if "error" not in answer:
+            self._previous = text
         return answer
 
 

@@ -58,7 +58,7 @@ class Evaluator:
     def __reduce__(self) -> tuple[Any, ...]:
         lm = self.task_model and copy_lm(self.task_model)
         rest = (self.failure_score, self.is_awaited, self.timeout_seconds, self.prices)
-        return _unpickled, (self.program, self.metric, lm, *rest)
+        return _unpickled, (self.program.copy(), self.metric, lm, *rest)  # whose LMs have an empty history
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The candidate's program. The evaluator keeps it until `forget`."""
@@ -157,5 +157,5 @@ def _fields(prediction: Any) -> dict[str, Any] | None:
     return dict(prediction.items()) if isinstance(prediction, (Mapping, dspy.Example)) else None
 
 
-def _unpickled(program: Program, metric: Metric, *rest: Any) -> Evaluator:
-    return Evaluator(program, metric, EventLoop(), *rest)
+def _unpickled(student: dspy.Module, metric: Metric, *rest: Any) -> Evaluator:
+    return Evaluator(Program(student), metric, EventLoop(), *rest)

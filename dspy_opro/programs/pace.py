@@ -40,7 +40,7 @@ class Pace:
         self._resume = -math.inf
         self._last_cut = -math.inf
         self._num_cuts = 0  # since the last answer
-        self._is_down = False  # whether the last cut was no rate limit
+        self._is_down = False  # whether the last cut or pause was for no rate limit
         self.down_since: float | None = None
         """The time of the first failure since the last answer."""
         self.last_answer = -math.inf
@@ -78,16 +78,18 @@ class Pace:
         is_first = self.down_since is None
         self.down_since = now if self.down_since is None else self.down_since
         pause = verdict.retry_after or 0.0
-        if started >= self._last_cut and (verdict.is_rate_limit or not is_first):
+        is_cut = started >= self._last_cut and (verdict.is_rate_limit or not is_first)
+        if is_cut:
             if verdict.retry_after is None:
                 pause = pause_after(self._num_cuts)
             elif self._num_cuts > 0:  # the advice did not help
                 pause = max(pause, pause_after(1))
             self._last_cut = now
             self._num_cuts += 1
-            self._is_down = not verdict.is_rate_limit
             if verdict.is_rate_limit:
                 self._limit = max(1.0, self._limit / 2)
+        if is_cut or pause:
+            self._is_down = not verdict.is_rate_limit
         self._resume = max(self._resume, now + pause)
 
 
@@ -123,9 +125,6 @@ class Lane:
         self._numbers = count()
         self._last_warning = -math.inf
 
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._later)
-
     def push(self, task: Task) -> None:
         heapq.heappush(self._waiting, (urgency(task), next(self._numbers), task))
 
@@ -149,6 +148,12 @@ class Lane:
         """A task is over. Returns what all its calls cost; the last one cost `spent`."""
         retry = self._retries.pop(task_key(task), None)
         return spent if retry is None else spent + retry.spent
+
+    def unsettled(self) -> Usage:
+        """The run is over. Returns what the calls of all tasks cost that it would try again."""
+        spent = sum((retry.spent for retry in self._retries.values()), Usage())
+        self._retries.clear()
+        return spent
 
     def put_off(self, task: Task, result: TaskResult, verdict: Verdict, started: float, now: float) -> bool:
         """Try a task again later, whose call met a transient error.
@@ -179,9 +184,13 @@ class Lane:
         """Whether all tasks but one were answered. If the provider is down, the next task fails, too."""
         return len(self._retries) == 1 and self.pace.last_answer > -math.inf
 
-    def is_down_for_too_long(self, now: float) -> bool:
-        """Whether the next call would come more than `max_outage_seconds` after the provider's last answer."""
-        since = None if self._only_one_fails else self.pace.down_since
+    def is_down_for_too_long(self, verdict: Verdict, now: float) -> bool:
+        """Whether the next call would come more than `max_outage_seconds` after the provider's last answer.
+
+        If only one task fails, `put_off` ends it in time, unless it meets a rate limit.
+        """
+        fails_alone = self._only_one_fails and not verdict.is_rate_limit
+        since = now if fails_alone else self.pace.down_since
         return since is not None and now + self.pace.pause(now) - since > self._max_outage_seconds
 
 
@@ -191,9 +200,7 @@ class WaitingTasks:
     def __init__(self, num_threads: int, max_outage_seconds: float) -> None:
         self._proposals = Lane(num_threads, max_outage_seconds)
         self._examples = Lane(num_threads, max_outage_seconds)
-
-    def __len__(self) -> int:
-        return len(self._proposals) + len(self._examples)
+        self.lanes = self._proposals, self._examples
 
     def lane(self, task: Task) -> Lane:
         return self._examples if isinstance(task, ScoringTask) else self._proposals
@@ -205,10 +212,6 @@ class WaitingTasks:
         """The most urgent task, if one may start now. It is in flight then."""
         task = None if only_examples else self._proposals.pop(now)
         return task or self._examples.pop(now)
-
-    def ended(self, task: Task) -> None:
-        """A task is not in flight any more."""
-        self.lane(task).num_in_flight -= 1
 
     def pause(self, now: float) -> float | None:
         """Seconds until a task may start; None if more than time is missing."""

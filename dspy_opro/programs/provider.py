@@ -40,7 +40,7 @@ class ErrorElsewhere(RuntimeError):
 _TRANSIENT = frozenset({
     *("ConnectionError", "TimeoutError", "Timeout", "TimeoutException", "NetworkError", "RemoteProtocolError"),
     *("ClientConnectionError", "APIConnectionError", "LMTransportError", "LMTimeoutError", "LMServerError"),
-    *("LMRateLimitError", "LMLockTimeoutError", "CallCancelled"),
+    *("LMRateLimitError", "LMLockTimeoutError", "CallCancelled", "gaierror"),
 })  # fmt: skip
 _ACCOUNT = frozenset({
     *("LMAuthError", "LMBillingError", "LMNotConfiguredError", "LMUnsupportedModelError"),

@@ -52,9 +52,8 @@ class RemoteEvaluator:
     ) -> None:
         self._executor = executor
         settings = {name: value for name, value in dspy.settings.config.items() if name not in _STAYS}
-        if settings.get("lm") is not None:
-            settings["lm"] = copy_lm(settings["lm"])
-        _check("the program", evaluator.program.student)
+        settings["lm"] = dspy.settings.lm and copy_lm(dspy.settings.lm)
+        _check("the program", evaluator.program.copy())
         _check("the metric", evaluator.metric.function)
         _check("task_model", evaluator.task_model and copy_lm(evaluator.task_model))
         _check("the examples", examples)
@@ -129,8 +128,7 @@ def score_example(
             _payloads[name] = pickle.loads(pickled)
         evaluator, examples, settings = _payloads[name]
     with dspy.context(**settings):
-        example = examples[split][position]
-        result, _ = evaluator.evaluate(candidate, example, keeps_calls=split == "train")
+        result, _ = evaluator.evaluate(candidate, examples[split][position], keeps_calls=split == "train")
     if result.error is None:
         return result
     text = str(getattr(result.content, "error", None))

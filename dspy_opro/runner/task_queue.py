@@ -129,7 +129,7 @@ class TaskQueue:
                         self._in_flight[task_key(task)] = _InFlight(task, now)
                         return task
                     if task is not None:
-                        self.waiting.ended(task)
+                        self.waiting.lane(task).num_in_flight -= 1
                         continue
                     pause = self.waiting.pause(now)
                 self._changed.wait(pause)
@@ -149,7 +149,7 @@ class TaskQueue:
                 return False
             try:
                 if call is None or call.is_timed_out:  # its example counts already
-                    self._storage.log.add_spent(result.usage + Usage(metric_calls=-result.usage.metric_calls))
+                    self._storage.log.add_spent(replace(result.usage, metric_calls=0))
                 elif self._is_late(call, now):
                     self._time_out(call, result.usage)
                 else:
@@ -170,19 +170,16 @@ class TaskQueue:
 
     # -- the calling thread ----------------------------------------------------------------------
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         """End the run gracefully: no call is started any more, running calls are waited for.
 
-        It takes no lock, so that a signal handler may call it.
+        It takes no lock, so that a signal handler may call it. Returns False if somebody has asked for the end before.
         """
-        if self._requested_stop is None:
-            self._requested_stop = reason
-            self._events.put(None)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether somebody has asked for the end."""
-        return self._requested_stop is not None
+        if self._requested_stop is not None:
+            return False
+        self._requested_stop = reason
+        self._events.put(None)
+        return True
 
     def events(self) -> Iterator[Event | None]:
         """What happens, in order, until the run is over; None at least twice a second.
@@ -218,6 +215,8 @@ class TaskQueue:
             self._is_closed = True
             self.search.stop(reason)
             self.search.salvage()
+            for lane in self.waiting.lanes:
+                self._storage.log.add_spent(lane.unsettled())
             self._changed.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------
@@ -259,32 +258,31 @@ class TaskQueue:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
-            self.waiting.ended(call.task)
+            self.waiting.lane(call.task).num_in_flight -= 1
         return call
 
     def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:
         """A call has ended: its result counts, or the run tries its task again later."""
         task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
+        # An example counts once. Its calls are paid for each time.
+        rest = replace(result, usage=replace(result.usage, metric_calls=0))
         if verdict.kind == "account" and self._first is None and result.error is not None:
+            self._ledger.add(rest.usage - result.usage)
+            self._storage.log.add_spent(rest.usage)
             raise result.error
         if verdict.kind == "transient":
-            # An example counts once. Its calls are paid for each time.
-            uncounted = Usage(metric_calls=-result.usage.metric_calls)
-            rest = replace(result, usage=result.usage + uncounted)
             if lane.put_off(task, rest, verdict, call.started, now):
-                self._ledger.add(uncounted)
+                self._ledger.add(rest.usage - result.usage)
                 if not self.search.done:
-                    self._check_outage(lane, result.error, now)
+                    self._check_outage(lane, result.error, verdict, now)
                 return
         elif lane.pace.answered(now):
             self._changed.notify_all()
         self._accept(task, replace(result, usage=lane.settled(task, result.usage), seconds=self._seconds()))
 
     def _is_late(self, call: _InFlight, now: float) -> bool:
-        limit = self._time_limit
-        return (
-            limit is not None and isinstance(call.task, ScoringTask) and now - call.started >= limit.seconds
-        )
+        limit = self._time_limit if isinstance(call.task, ScoringTask) else None
+        return limit is not None and now - call.started >= limit.seconds
 
     def _time_out(self, call: _InFlight, spent: Usage) -> None:
         """An example takes, or took, too long: it has failed."""
@@ -293,9 +291,9 @@ class TaskQueue:
         usage = self.waiting.lane(call.task).settled(call.task, spent)
         self._accept(call.task, replace(self._time_limit.failed, usage=usage, seconds=self._seconds()))
 
-    def _check_outage(self, lane: Lane, error: Exception | None, now: float) -> None:
+    def _check_outage(self, lane: Lane, error: Exception | None, verdict: Verdict, now: float) -> None:
         """End the run if a provider is down for too long."""
-        if lane.is_down_for_too_long(now):
+        if lane.is_down_for_too_long(verdict, now):
             rule = f"The provider gives no answer for max_outage_seconds={self._max_outage_seconds:g}"
             if self._first is not None:  # nothing is known of the student
                 raise TooManyErrors(f"{rule}. Last cause: {in_brief(error)}") from error
@@ -360,7 +358,7 @@ class TaskQueue:
         self._apply_limits()
         if self._time_limit is None:
             return
-        now = time.monotonic()
+        now, seconds = time.monotonic(), self._time_limit.seconds
         for key, call in list(self._in_flight.items()):
             if not self._is_late(call, now):
                 continue
@@ -369,10 +367,7 @@ class TaskQueue:
                     self._time_out(call, self._time_limit.failed.usage)
                 except Exception as error:
                     self._fail(error)
-            elif (
-                now - call.started >= 2 * self._time_limit.seconds
-                and len(self._left_behind) < self._num_threads
-            ):
+            elif now - call.started >= 2 * seconds and len(self._left_behind) < self._num_threads:
                 self._remove(key)
                 self._left_behind.add(key)
                 self.num_replaced += 1
@@ -383,8 +378,7 @@ class TaskQueue:
                         *(self.num_replaced, len(self._left_behind)),
                     )
         calls = self._in_flight.values()
-        oldest_start = now - 3 * self._time_limit.seconds
-        num_hung = sum(c.is_timed_out and c.started < oldest_start for c in calls)
+        num_hung = sum(c.is_timed_out and c.started < now - 3 * seconds for c in calls)
         if min(num_hung, len(self._left_behind)) >= self._num_threads:
             hung = len(calls) + len(self._left_behind)
             self._fail(TooManyErrors(f"{hung} examples hang, and no thread is left for others."))

@@ -69,8 +69,8 @@ class ResultLog:
             self._keep(encode_result(task, result))
 
     def add_spent(self, usage: Usage) -> None:
-        """Take in what a call cost whose example counts already: it was late."""
-        if self._store is not None:
+        """Take in what a call cost that gave no result, or whose example counts already: it was late."""
+        if self._store is not None and usage != Usage():
             self._keep({"spent": encode_usage(usage)})
 
     def _keep(self, record: Record) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from dspy_opro.testing.calls import Answer, LMCall, digest
 
@@ -60,6 +60,9 @@ class Fault:
         contains: Only calls whose prompt contains this text fail.
         retry_after_seconds: The header `Retry-After`, for the kind `status`. 0 keeps the retries of a test short. None
             sends no header.
+
+    Raises:
+        ValueError: There is no such kind.
     """
 
     kind: FaultKind = "status"
@@ -68,6 +71,10 @@ class Fault:
     probability: float = 1.0
     contains: str | None = None
     retry_after_seconds: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(FaultKind))}, but got {self.kind!r}.")
 
     def strikes(self, call: LMCall, seed: int) -> bool:
         """Whether this call fails, if `count` allows it."""
@@ -82,6 +89,10 @@ class RateLimit:
 
     num_requests: int
     seconds: float
+
+    def __post_init__(self) -> None:
+        if self.num_requests < 1:
+            raise ValueError(f"num_requests must be at least 1, but got {self.num_requests!r}.")
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,17 @@ def test_a_copied_program_keeps_the_record_and_shares_the_evaluation() -> None:
     assert dspy.Example(request=Request(record)).copy().request.record == record
 
 
+@pytest.mark.parametrize("content", ["  One:\n    def f():\n\treturn {{q}}\n", "\n\nAnswer {{q}}\n"])
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_prompt_that_is_not_rewritten_keeps_its_white_space(content: str, is_chat: bool) -> None:
+    messages = [{"role": "user", "content": content}] if is_chat else [{"content": content}]
+    program = PromptProgram({"p": messages}, Batches(lambda prompts, batch: []))
+    assert program.assemble() == {"p": json.dumps(messages) if is_chat else content}
+    (predictor,) = program.predictors()
+    predictor.signature = predictor.signature.with_instructions("Say {{q}}")
+    assert "Say {{q}}" in program.assemble()["p"]
+
+
 # -- autologging -------------------------------------------------------------------------------------------------
 
 

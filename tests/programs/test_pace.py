@@ -47,6 +47,14 @@ def test_the_provider_says_when_to_go_on() -> None:
     assert pace.trouble(8.0) == "rate limit, 4 calls at a time"
 
 
+def test_a_server_that_says_when_it_is_back_is_no_rate_limit() -> None:
+    pace = Pace(8)
+    pace.failed(Verdict("transient", retry_after=60.0), 0.0, 0.0)
+    assert pace.trouble(20.0) == "no answer from the provider, next call in 40.0 s"
+    pace.answered(20.0)  # by a call that was in flight
+    assert pace.allowed(59.0) == 0
+
+
 def test_pauses_grow_while_there_is_no_answer_and_one_call_looks() -> None:
     pace, now, pauses = Pace(8), 0.0, []
     for _ in range(10):

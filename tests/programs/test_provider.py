@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import socket
 import time
 from email.utils import formatdate
 from types import SimpleNamespace
@@ -58,6 +59,7 @@ PARSE = AdapterParseError("ChatAdapter", SimpleNamespace(output_fields={}), "no 
         ConnectionRefusedError("refused"),
         ConnectionResetError("reset"),
         TimeoutError("read timed out"),
+        happened_during(socket.gaierror("the network is down, so no name has an address")),
         asyncio.TimeoutError(),
         caused(LIMIT),
         caused(caused(LIMIT), MetricRaised("metric raised")),

@@ -193,6 +193,23 @@ def test_runs_within_runs_hand_the_signal_on() -> None:
         assert ended == ["inner", "outer"]
 
 
+@pytest.mark.usefixtures("handlers")
+def test_runs_of_one_loop_may_end_in_any_order() -> None:
+    before, ended = current(), list[str]()
+    first, second = (
+        interrupts(lambda reason: ended.append("first")),
+        interrupts(lambda _: ended.append("second")),
+    )
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    signal.raise_signal(signal.SIGINT)
+    assert ended == ["second"]
+    assert current() == before
+    second.__exit__(None, None, None)
+    assert current() == before
+
+
 def test_in_another_thread_signals_are_left_alone() -> None:
     before, seen = current(), []
 

@@ -219,6 +219,26 @@ def test_the_last_example_that_the_provider_never_answers_is_a_failed_one_too() 
     assert result.num_failures == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "num_threads"),
+    [
+        (Fault("status", status=429), 4),
+        (Fault("status", status=429, retry_after_seconds=3600), 1),
+        (Fault("status", status=503, retry_after_seconds=3600), 1),
+    ],
+)
+def test_a_single_example_that_can_not_be_scored_in_time_ends_the_run(
+    fault: Fault, num_threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows whether the others would be answered, and a rate limit is no failed example."""
+    with serve() as server:
+        server.inject(replace(fault, contains="item train-7?"), model="scorer")
+        values = {**RUN, "trainset": TRAINSET[:8], "num_threads": num_threads, "timeout_seconds": 20.0}
+        result = optimize(server, **values, **faulty(server), max_outage_seconds=1.0).opro_result
+    assert (result.stop_reason, result.num_failures) == ("max_outage_seconds", 0)
+    assert "no answer for max_outage_seconds=1, so the run ends" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [TimeoutError, ConnectionError])
 def test_an_error_of_the_program_itself_is_tried_three_times_more(kind: type[Exception]) -> None:
     """A metric that runs code may raise these errors on one example, always."""
@@ -270,3 +290,34 @@ def test_the_progress_line_says_what_slows_the_run_down(capsys: pytest.CaptureFi
         values = {**RUN, "num_rounds": 1, "num_candidates": 2}
         optimize(server, **values, **faulty(server), num_threads=16, display_progress=True)
     assert "calls at a time" in capsys.readouterr().out
+
+
+@ONE_FORMAT
+@pytest.mark.parametrize("status", [402, 503])
+def test_a_resumed_run_knows_what_examples_cost_that_gave_no_score(status: int, tmp_path: Path) -> None:
+    """The metric's LM fails after the program's own call was paid for."""
+
+    def judge(example: Any, prediction: Any) -> float:
+        with dspy.context(lm=judging):
+            judging("Is it right?")
+        return TASK.metric(example, prediction)
+
+    def break_down(state: Any) -> None:
+        server.inject(Fault("status", status=status), model="judge")
+
+    with serve(judge=SimulatedModel(lambda call: "yes")) as server:
+        judging = server.lm("judge", num_retries=0)
+        values = {**RUN, **faulty(server), "trainset": TRAINSET[:8], "metric": judge, "log_dir": tmp_path}
+        values |= {"num_threads": 4, "lag": 0, "max_outage_seconds": 0.5, "stoppers": [break_down]}
+        try:
+            first = optimize(server, **values).opro_result
+        except Exception as error:
+            first = error.program.opro_result  # type: ignore[attr-defined]
+        models = server.stats().models
+        num_paid = {name: stats.completions for name, stats in models.items()}
+        assert first.stop_reason == ("error" if status == 402 else "max_outage_seconds")
+        assert num_paid["scorer"] > num_paid["judge"] == first.usage.metric_calls == 8
+        assert first.usage.scorer_calls == num_paid["scorer"] + num_paid["judge"]
+        assert first.usage.tokens == sum(s.prompt_tokens + s.completion_tokens for s in models.values())
+        server.inject()
+        assert optimize(server, **values | {"stoppers": []}).opro_result.earlier_usage == first.usage

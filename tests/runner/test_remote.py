@@ -208,6 +208,23 @@ def test_calls_in_flight_there_are_never_more_than_num_threads_and_the_program_t
     assert executor.num_submitted == there.usage.metric_calls + executor.payloads
 
 
+def test_the_history_of_an_lm_does_not_travel(server: SimulatedServer) -> None:
+    student, sizes = programs.Step(), list[int]()
+    student.set_lm(server.lm("scorer"))
+
+    class Weighing(Recording):
+        def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+            sizes.extend(len(value) for value in arguments if isinstance(value, bytes))
+            return super().submit(function, *arguments, **keywords)
+
+    for text in ("", "x" * 100_000):
+        if text:
+            student.inner.lm(text)
+        with ThreadPoolExecutor(1) as threads:
+            optimize(server, student, task_model=None, executor=Weighing(threads), num_rounds=1)
+    assert max(sizes) < min(sizes) + 1000
+
+
 # --- what is counted -------------------------------------------------------------------------------------
 
 

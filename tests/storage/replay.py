@@ -76,7 +76,7 @@ def drive(
     queue.replay()
     show(run, queue)
     while not search.done:
-        while len(queue.waiting):
+        while any(lane._waiting for lane in queue.waiting.lanes):
             task = queue.take()
             assert task is not None
             in_flight.append(task)

@@ -14,6 +14,7 @@ from dspy_opro.testing import (
     Fault,
     Latency,
     LMCall,
+    RateLimit,
     SimulatedModel,
     SimulatedServer,
 )
@@ -35,6 +36,18 @@ def test_latency_is_lognormal_and_fixed_by_the_request_and_the_seed() -> None:
 def test_latency_out_of_range_is_refused(kwargs: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(kwargs))} must be a finite number of at least 0"):
         Latency(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Fault("hangs"), "kind must be one of status, hang, .*, but got 'hangs'"),  # type: ignore[arg-type]
+        (lambda: RateLimit(0, 1.0), "num_requests must be at least 1, but got 0"),
+    ],
+)
+def test_a_fault_or_a_limit_that_does_not_exist_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 # A fault, whether DSPy gets over it by asking again, and the requests that this takes.

@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed$(subst /,_,$(PYTHON))
 # What failed is repeated once, alone: on a busy machine tests of time limits fail beside others. No failure to repeat,
 # as after an error at the start, is an error too.
 ALONE := $(BIN)/pytest --last-failed --last-failed-no-failures none
+# Three processes for two cores, because many tests wait for time to pass.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 3 / 2)
 PINS := pyproject.toml constraints.txt scripts/install.sh
 
 .PHONY: demo test slow check matrix corners bench docs release-check format lock clean
@@ -19,7 +21,7 @@ test: $(STAMP)-dev  ## style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile || $(ALONE) -m "not slow"
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile || $(ALONE) -m "not slow"
 
 slow: $(STAMP)-dev  ## the tests that take more than a few seconds
 	$(BIN)/pytest -m slow -n auto --dist loadfile || $(ALONE) -m slow

@@ -317,7 +317,7 @@ _RULES: Mapping[str, str] = {
     "string": "must be a text",
     "path": "must be a path",
     "sequence": "must be a list",
-    "tuple": "must hold tuples (input, output)",
+    "tuple": "must hold pairs of numbers",
 }
 """pydantic's type of an error, or the first word of that type -> the rule in our words."""
 

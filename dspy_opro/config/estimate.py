@@ -212,7 +212,7 @@ class _Run:
             for task in search.next_tasks():
                 waiting.push(task)
             if (urgent := waiting.pop(now=0.0)) is not None:
-                waiting.lane(urgent).num_in_flight -= 1
+                waiting.ended(urgent)
                 self._perform(urgent, tries)
             search.events()
         return search.done

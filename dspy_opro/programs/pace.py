@@ -213,6 +213,10 @@ class WaitingTasks:
         task = None if only_examples else self._proposals.pop(now)
         return task or self._examples.pop(now)
 
+    def ended(self, task: Task) -> None:
+        """A task is not in flight any more."""
+        self.lane(task).num_in_flight -= 1
+
     def pause(self, now: float) -> float | None:
         """Seconds until a task may start; None if more than time is missing."""
         pause = min(self._proposals.pause(now), self._examples.pause(now))

@@ -132,7 +132,9 @@ def find_runs(target: str) -> list[Run]:
     if "://" not in target:
         directory = Path(target)
         if not directory.is_dir():
-            raise ValueError(f"{target} is not a directory. Give a log directory or e.g. sqlite:///qa.db.")
+            raise ValueError(
+                f"{target} is not a directory. Give one, or the URL of a storage: sqlite:///qa.db."
+            )
         storage = _storage_of(directory)
     elif not _is_there(target):
         raise ValueError(f"There is no database {target}.")

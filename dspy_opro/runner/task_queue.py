@@ -129,7 +129,7 @@ class TaskQueue:
                         self._in_flight[task_key(task)] = _InFlight(task, now)
                         return task
                     if task is not None:
-                        self.waiting.lane(task).num_in_flight -= 1
+                        self.waiting.ended(task)
                         continue
                     pause = self.waiting.pause(now)
                 self._changed.wait(pause)
@@ -258,7 +258,7 @@ class TaskQueue:
         """A call is no longer in flight."""
         call = self._in_flight.pop(key, None)
         if call is not None:
-            self.waiting.lane(call.task).num_in_flight -= 1
+            self.waiting.ended(call.task)
         return call
 
     def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:

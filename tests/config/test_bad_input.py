@@ -128,7 +128,7 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one price": (
         {"prices": {"lm": 1.5}},
         ValueError,
-        "prices must hold tuples (input, output), but got 1.5.",
+        "prices must hold pairs of numbers, but got 1.5.",
     ),
     "misspelt": (
         {"num_thread": 4},

@@ -161,8 +161,8 @@ def test_an_answer_that_was_cut_off_loses_its_last_sentence(
     ):
         found = OPROProposer()(request=replace(REQUEST, style=style)).instruction
         assert found == expected
-        with dspy.context(disable_history=True):
-            assert OPROProposer()(request=replace(REQUEST, style=style)).instruction in (answer, expected)
+        with dspy.context(lm=server.lm("proposer"), disable_history=True):  # nobody knows that it was cut off
+            assert OPROProposer()(request=replace(REQUEST, style=style)).instruction == answer
 
 
 def test_an_induction_shows_inputs_and_right_answers_and_nothing_that_the_program_did() -> None:

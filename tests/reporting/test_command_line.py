@@ -361,7 +361,7 @@ def test_the_cost_of_free_lms_is_zero(tmp_path: Path) -> None:
         (
             ("show", "no/such/folder"),
             1,
-            "Error: no/such/folder is not a directory. Give a log directory or e.g. sqlite:///qa.db.",
+            "Error: no/such/folder is not a directory. Give one, or the URL of a storage: sqlite:///qa.db.",
         ),
         (("list", "sqlite:///no/such.db"), 1, "Error: There is no database sqlite:///no/such.db."),
         (("list", "nonsense://x"), 1, "Error: storage 'nonsense://x' can't be opened"),

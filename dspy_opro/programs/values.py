@@ -37,13 +37,18 @@ def own_copies(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text that can be stored and sent. Images and other media become a name such as `<image>`."""
+    """A value as text that can be stored and sent. Images and other media become a name such as `<image>`.
+
+    Lists and objects are JSON, as in the prompts of DSPy's adapters.
+    """
 
     def name(match: re.Match[str]) -> str:
         kind = _KIND.search(match.group())
         return f"<{kind.group(1) if kind else 'media'}>"
 
     given = plain(value)
+    if isinstance(given, (dict, list, tuple)):
+        given = json.dumps(given, ensure_ascii=False, default=lambda item: _ADDRESS.sub("", str(item)))
     text = given if isinstance(given, str) else _ADDRESS.sub("", str(given))
     return storable(_MEDIA.sub(name, text))
 

@@ -219,7 +219,7 @@ class Unreadable:
         ([1, 2.5, None, True], [1, 2.5, None, True]),
         ({1: ("a", "b")}, {"1": ["a", "b"]}),
         ("\ud800", "\ufffd"),
-        (["x" * 50, "y" * 50], f"['{'x' * 15} ... {'y' * 15}']"),
+        (["x" * 50, "y" * 50], f'["{"x" * 15} ... {"y" * 15}"]'),
         (Unreadable(), "(can't be shown: ValueError: no text)"),
     ],
 )

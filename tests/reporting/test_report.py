@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,15 @@ def test_the_page_shows_what_the_run_found() -> None:
     assert len([a for a in found.all("tr") if a.get("id")]) == 4
     links = {str(a["href"]) for a in found.all("a")}
     assert links == {f"#trial-{i}" for i in range(4)}
+
+
+def test_headings_skip_no_level() -> None:
+    student = trial("Answer.", [0.0])
+    with_one_predictor = Trajectory().add(student, trial("Answer well.", [1.0], 1, parent=student.candidate))
+    for run in (result(), result(trajectory=with_one_predictor, curve=(0.0, 1.0))):
+        levels = [int(level) for level in re.findall(r"<h([1-6])", page(run))]
+        assert levels[0] == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels)), levels
 
 
 def test_what_a_run_without_candidates_saved_is_left_out() -> None:

@@ -96,7 +96,9 @@ def test_the_address_of_an_object_is_not_shown() -> None:
 
 def test_lists_and_objects_are_json_as_the_program_sees_them() -> None:
     value = {"tags": ("a", "ü"), "is_new": True, "note": None, "point": Point(x=1)}
-    assert shown(value) == '{"tags": ["a", "ü"], "is_new": true, "note": null, "point": {"x": 1, "color": "r"}}'
+    assert (
+        shown(value) == '{"tags": ["a", "ü"], "is_new": true, "note": null, "point": {"x": 1, "color": "r"}}'
+    )
     assert shown(True) == "True"  # as DSPy's adapters show a single value
 
 

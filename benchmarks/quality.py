@@ -97,19 +97,14 @@ class Measurement:
 
     def measure(self, task: Task, optimizer: str, seed: int) -> dict[str, Any]:
         """One run as a row. A run that fails is a row with the error."""
-        trainset, valset, testset = task.split(seed, self.sizes)
+        testset = task.split(seed, self.sizes)[2]
         metric = Counted(task.metric)
-        # Another rollout for each seed, so that an optimizer's first request does not get the answer of another seed.
-        prompt_model = self.prompt_model.copy(temperature=1.0, rollout_id=seed + 1)
-        run = Run(task, metric, prompt_model, self.model, self.proposer, trainset, valset, self.budget,
-                  self.num_threads, seed)  # fmt: skip
         before = {role: calls.count for role, calls in self.calls.items()}
         start = time.perf_counter()
         row = self.key(task.name, optimizer, seed)
         with dspy.context(lm=self.model, adapter=dspy.JSONAdapter()):
             try:
-                with quiet():
-                    program = OPTIMIZERS[optimizer](run)
+                program = self.optimize(task, optimizer, seed, metric)
             except Exception as error:
                 traceback.print_exc()
                 return {**row, "error": f"{type(error).__name__}: {error}"[:300]}
@@ -117,6 +112,16 @@ class Measurement:
             row |= {"scored": metric.count, "optimize_seconds": round(time.perf_counter() - start, 1)}
             scores = self.test(program, task, testset)
         return {**row, **described(program), "majority": round(task.majority(testset), 4), "test": scores}
+
+    def optimize(self, task: Task, optimizer: str, seed: int, metric: Callable[..., float]) -> dspy.Module:
+        """What the optimizer returns. The scorer LM must be DSPy's LM."""
+        trainset, valset, _ = task.split(seed, self.sizes)
+        # Another rollout for each seed, so that an optimizer's first request does not get the answer of another seed.
+        prompt_model = self.prompt_model.copy(temperature=1.0, rollout_id=seed + 1)
+        run = Run(task, metric, prompt_model, self.model, self.proposer, trainset, valset, self.budget,
+                  self.num_threads, seed)  # fmt: skip
+        with quiet():
+            return OPTIMIZERS[optimizer](run)
 
     def test(self, program: dspy.Module, task: Task, testset: list[dspy.Example]) -> list[float | None]:
         """The score of each test example; None for an answer that can't be parsed. Other failures end the script."""
@@ -192,6 +197,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_arguments(parser)
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--store", type=Path, default=STORE)
+    parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")
+    parser.add_argument(
+        "--show", action="store_true", help="run nothing; tables of the store, of the given seeds and tasks"
+    )
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the store")
+    return parser.parse_args(arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names the language models, the tasks and the sizes."""
     parser.add_argument("--model", help="scorer LM: a name of LiteLLM or a GGUF file; default: SmolLM2")
     parser.add_argument("--prompt-model", help="optimizer LM; default: the scorer LM")
     parser.add_argument(
@@ -202,8 +221,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--data", type=Path, help="folder with data sets as JSON lines with `text` and `label`"
     )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all that can be made")
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--budget", type=int, default=300, help="examples that an optimizer may score")
     parser.add_argument("--sizes", type=int, nargs=3, default=SIZES, metavar=("TRAIN", "SELECTION", "TEST"))
     parser.add_argument("--num-threads", type=int, default=1, help="calls at the same time")
@@ -220,13 +237,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="ours asks the optimizer LM to continue a text; always so with SmolLM2 in this process",
     )
     parser.add_argument("--cache", type=Path, help="folder for DSPy's cache: equal prompts are computed once")
-    parser.add_argument("--store", type=Path, default=STORE)
-    parser.add_argument("--repeat-failed", action="store_true", help="run again what failed")
-    parser.add_argument(
-        "--show", action="store_true", help="run nothing; tables of the store, of the given seeds and tasks"
-    )
-    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the store")
-    return parser.parse_args(arguments)
 
 
 def main() -> None:
@@ -243,23 +253,34 @@ def main() -> None:
         args.plot.write_text(plot(rows), encoding="utf-8")
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Measure what the store does not have."""
+def prepare(args: argparse.Namespace) -> None:
+    """No warnings, and the cache that the command line names."""
     logging.disable(logging.WARNING)
     dspy.configure_cache(
         enable_disk_cache=args.cache is not None,
         disk_cache_dir=str(args.cache or ""),
         enable_memory_cache=True,
     )
+
+
+def chosen_tasks(args: argparse.Namespace) -> dict[str, Callable[[], Task]]:
+    """Name -> how to make the task, of those that the command line names; of all that can be made without names."""
     found = tasks(args.data)
     unknown = set(args.tasks or ()) - set(found)
     if unknown:
         raise SystemExit(f"--tasks must be among {', '.join(found)}, but got {', '.join(sorted(unknown))}.")
+    return {name: found[name] for name in args.tasks or found}
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Measure what the store does not have."""
+    prepare(args)
+    found = chosen_tasks(args)
     make = cache(lambda name: found[name]())
     measured = measurement(args)
     keys = [
         measured.key(task, optimizer, seed)
-        for seed in args.seeds for task in args.tasks or found for optimizer in args.optimizers
+        for seed in args.seeds for task in found for optimizer in args.optimizers
     ]  # fmt: skip
     stored = load([str(args.store)]) if args.store.exists() else []
     if args.repeat_failed:

@@ -96,7 +96,7 @@ def gepa(run: Run) -> dspy.Module:
 
     optimizer = dspy.GEPA(
         metric=metric, max_metric_calls=run.budget, reflection_lm=run.prompt_model, num_threads=run.num_threads,
-        seed=run.seed,
+        seed=run.seed, track_stats=True,
     )  # fmt: skip
     return optimizer.compile(run.task.student(), trainset=run.trainset, valset=run.valset)
 

@@ -392,7 +392,7 @@ class OPROResult:
         has_demos = bool(self.curve) and self.best.candidate.demo_set is not None
         shown = ["The returned program shows demos to the LM."] if has_demos else []
         if self.gain is None:
-            return shown
+            return [*self.verdict(), *shown]
         # One example gives no interval.
         lines = [str(self.gain)] if self.gain.interval.num_examples > 1 else []
         return [*lines, *self.verdict(), *shown]
@@ -405,10 +405,10 @@ class OPROResult:
         return " ".join(text if text.endswith(".") else f"{text}." for text in said)
 
     def verdict(self) -> list[str]:
-        """What the run returned and why, in sentences; empty if no candidate was better than the student."""
+        """What the run returned and why, in sentences."""
         gain = self.gain
         if gain is None:
-            return []
+            return self._without_gain()
         if self.best.id == self.baseline.id:
             return ["No instruction was reliably better than yours. The student is returned."]
         is_best = self.best.id == self.trajectory.best.id
@@ -424,6 +424,20 @@ class OPROResult:
             said.append(f"Expected gain, corrected for this choice: {gain.value:+.3f}.")
         if not is_best:
             said.append("A shorter prompt is as good as the best one, and is returned.")
+        return said
+
+    def _without_gain(self) -> list[str]:
+        """That no candidate was better than the student, and that examples for confirming a gain are left."""
+        has_ended = self.stop_reason != NOT_ENDED and len(self.trials) > 1
+        if not has_ended or self.best.id != self.baseline.id:
+            return []
+        said = ["No instruction scored better than yours. The student is returned."]
+        left = (self.config.get("max_metric_calls") or 0) - self.usage.metric_calls
+        if self.stop_reason == "max_metric_calls" and self.config.get("confirm") is not False and left > 0:
+            part = counted(left, "example")
+            said.append(
+                f"{part} of the budget {'is' if left == 1 else 'are'} left: there was no gain to confirm."
+            )
         return said
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:

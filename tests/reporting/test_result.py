@@ -13,7 +13,7 @@ import pytest
 
 from dspy_opro.reporting.attach import NAMES, attach
 from dspy_opro.reporting.examples import Examples
-from dspy_opro.reporting.result import OPROResult
+from dspy_opro.reporting.result import NOT_ENDED, OPROResult
 from dspy_opro.search.confidence import Gain, Interval
 from dspy_opro.search.tasks import Failure
 from dspy_opro.search.trajectory import Candidate, Trajectory, Usage
@@ -153,6 +153,34 @@ def test_a_resumed_run_without_proof_says_that_it_keeps_the_program_on_record(
     for config in ({"confirm": False}, {"auto": "paper"}):
         chosen = result(**changes, earlier_usage=Usage(metric_calls=9), config=config)
         assert returned != 3 or chosen.verdict() == ["Expected gain, corrected for this choice: +0.000."]
+
+
+@pytest.mark.parametrize(
+    ("config", "stop_reason", "left"),
+    [
+        ({"max_metric_calls": 50}, "max_metric_calls", True),
+        ({"max_metric_calls": 50, "confirm": False}, "max_metric_calls", False),
+        ({"max_metric_calls": 50}, "patience", False),
+        ({}, "num_rounds", False),
+    ],
+)
+def test_where_no_candidate_is_better_the_summary_says_so(
+    config: dict[str, Any], stop_reason: str, left: bool
+) -> None:
+    trials = (trial("Answer.", [1.0, 1.0]), trial("Answer well.", [1.0, 0.0], 1))
+    found = result(
+        trajectory=Trajectory().add(*trials), curve=(1.0, 1.0), config=config, stop_reason=stop_reason
+    )
+    lines = found.summary().splitlines()
+    assert lines[0] == "No instruction scored better than yours. The student is returned."
+    assert ("36 examples of the budget are left: there was no gain to confirm." in lines) is left
+
+
+def test_the_summary_of_a_run_that_is_not_over_has_no_verdict() -> None:
+    assert result(trajectory=Trajectory().add(result().baseline), curve=(0.25,)).verdict() == []
+    trials = (trial("Answer.", [1.0]), trial("Answer well.", [0.0], 1))
+    unfinished = result(trajectory=Trajectory().add(*trials), curve=(1.0,), stop_reason=NOT_ENDED)
+    assert unfinished.verdict() == []
 
 
 def test_the_summary_of_a_run_without_a_score_says_so() -> None:

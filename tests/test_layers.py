@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 14_750
+MOST_LINES = 14_760
 MOST_RUNNER_LINES = 650
 
 

@@ -428,16 +428,12 @@ class OPROResult:
 
     def _without_gain(self) -> list[str]:
         """That no candidate was better than the student, and that examples for confirming a gain are left."""
-        has_ended = self.stop_reason != NOT_ENDED and len(self.trials) > 1
-        if not has_ended or self.best.id != self.baseline.id:
+        if self.stop_reason == NOT_ENDED or len(self.trials) < 2 or self.best.id != self.baseline.id:
             return []
         said = ["No instruction scored better than yours. The student is returned."]
         left = (self.config.get("max_metric_calls") or 0) - self.usage.metric_calls
         if self.stop_reason == "max_metric_calls" and self.config.get("confirm") is not False and left > 0:
-            part = counted(left, "example")
-            said.append(
-                f"{part} of the budget {'is' if left == 1 else 'are'} left: there was no gain to confirm."
-            )
+            said.append(f"Left of the budget: {counted(left, 'example')}. There was no gain to confirm.")
         return said
 
     def _row(self, number: int, trial: Trial) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def test_a_program_sees_the_callers_context_and_a_trace_of_its_own(is_awaited: b
     case = Case(student=Looking(), metric=lambda e, p: 1.0, is_awaited=is_awaited)
     with dspy.context(mark="here"):
         outputs = {case.score(position).output for position in range(3)}
-    assert outputs == {"seen: ('here', 1)"}
+    assert outputs == {'seen: ["here", 1]'}
 
 
 def test_callbacks_see_the_call_id_as_the_parent() -> None:

@@ -173,7 +173,7 @@ def test_where_no_candidate_is_better_the_summary_says_so(
     )
     lines = found.summary().splitlines()
     assert lines[0] == "No instruction scored better than yours. The student is returned."
-    assert ("36 examples of the budget are left: there was no gain to confirm." in lines) is left
+    assert ("Left of the budget: 36 examples. There was no gain to confirm." in lines) is left
 
 
 def test_the_summary_of_a_run_that_is_not_over_has_no_verdict() -> None:

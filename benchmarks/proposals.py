@@ -6,7 +6,7 @@ scores all of them on the same examples: the train and selection examples and th
 MIPROv2 list what they tried with the best first, so `--most` should be at least as many as they try. GEPA lists only
 what it kept after a look at a few examples.
 
-A run of an optimizer is one line in the store and is not repeated.
+A run of an optimizer is one line in the store and is not repeated. An optimizer that fails ends the script.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dspy
-from quality import Measurement, add_arguments, chosen_tasks, measurement, prepare
-from quality_optimizers import OPTIMIZERS
+from quality import KEY, Measurement, add_arguments, chosen_tasks, measurement, missing, prepare
+from quality_optimizers import OPTIMIZERS, instructions_of, with_instructions
 from quality_tasks import Task
 from rows import Row, keep, load
 
 PROPOSING = ("OPRO", "COPRO", "MIPROv2", "GEPA")
 NUM_TEST = 50
-KEY = ("model", "prompt_model", "task", "optimizer", "seed", "budget", "sizes", "most")
-
-Instructions = Mapping[str, str]
-"""Predictor -> its instructions."""
 
 
-def tried(program: dspy.Module) -> list[Instructions]:
+def tried(program: dspy.Module) -> list[dict[str, str]]:
     """The instructions that an optimizer tried for the program that it returned, without repetitions."""
-    found: Iterable[Instructions]
+    found: Iterable[Mapping[str, str]]
     if hasattr(program, "opro_result"):
         found = [trial.candidate.instructions for trial in program.opro_result.trials]
     elif hasattr(program, "detailed_results"):  # GEPA
@@ -42,16 +39,6 @@ def tried(program: dspy.Module) -> list[Instructions]:
         found = [instructions_of(candidate["program"]) for candidate in program.candidate_programs]
     distinct = {tuple(sorted(each.items())): dict(each) for each in found}
     return list(distinct.values())
-
-
-def instructions_of(program: dspy.Module) -> Instructions:
-    return {name: predictor.signature.instructions for name, predictor in program.named_predictors()}
-
-
-def with_instructions(program: dspy.Module, texts: Instructions) -> dspy.Module:
-    for name, predictor in program.named_predictors():
-        predictor.signature = predictor.signature.with_instructions(texts[name])
-    return program
 
 
 def measure(measured: Measurement, task: Task, optimizer: str, seed: int, most: int) -> Row:
@@ -112,16 +99,16 @@ def main() -> None:
     stored = load([str(args.store)]) if args.store.exists() else []
     if not args.show:
         prepare(args)
-        measured, done = measurement(args), [[row[name] for name in KEY] for row in stored]
-        for make in chosen_tasks(args).values():
-            task = make()
-            for seed in args.seeds:
-                for optimizer in args.optimizers:
-                    key = {**measured.key(task.name, optimizer, seed), "most": args.most}
-                    if [key[name] for name in KEY] not in done:
-                        row = measure(measured, task, optimizer, seed, args.most)
-                        keep(str(args.store), row)
-                        stored.append(row)
+        measured, found = measurement(args), chosen_tasks(args)
+        make = cache(lambda name: found[name]())
+        keys = [
+            {**measured.key(task, optimizer, seed), "most": args.most}
+            for task in found for seed in args.seeds for optimizer in args.optimizers
+        ]  # fmt: skip
+        for key in missing(stored, keys, (*KEY, "most")):
+            row = measure(measured, make(key["task"]), key["optimizer"], key["seed"], args.most)
+            keep(str(args.store), row)
+            stored.append(row)
     print(table(stored))
 
 

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 from peers import quiet
-from quality_optimizers import OPTIMIZERS, Run
+from quality_optimizers import OPTIMIZERS, Run, instructions_of
 from quality_tables import plot, report
 from quality_tasks import Task, tasks
-from rows import keep, load
+from rows import Row, keep, load
 
 STORE = Path(__file__).parent / "results" / "quality.jsonl"
 SIZES = (60, 40, 150)
@@ -141,11 +141,10 @@ def described(program: dspy.Module) -> dict[str, Any]:
 
     Demos are data, so they are not stored.
     """
-    named = program.named_predictors()
     result = getattr(program, "opro_result", None)
     return {
-        "instructions": {name: predictor.signature.instructions for name, predictor in named},
-        "demos": {name: len(predictor.demos) for name, predictor in named},
+        "instructions": instructions_of(program),
+        "demos": {name: len(predictor.demos) for name, predictor in program.named_predictors()},
         **({} if result is None else {"stop_reason": result.stop_reason}),
     }
 
@@ -183,14 +182,16 @@ def measurement(args: argparse.Namespace) -> Measurement:
     return Measurement(model, prompt_model, proposer, args.num_threads, args.budget, tuple(args.sizes))
 
 
-def missing(stored: Iterable[dict[str, Any]], keys: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs that are not in the store yet, in order."""
-    done = {_frozen(row) for row in stored}
-    return [key for key in keys if _frozen(key) not in done]
+def missing(
+    stored: Iterable[Row], keys: Iterable[dict[str, Any]], names: Sequence[str] = KEY
+) -> list[dict[str, Any]]:
+    """The runs that are not in the store yet, in order. `names` are the parts of a row that name its run."""
+    done = {_frozen(row, names) for row in stored}
+    return [key for key in keys if _frozen(key, names) not in done]
 
 
-def _frozen(row: dict[str, Any]) -> str:
-    return json.dumps([row[name] for name in KEY])
+def _frozen(row: Row, names: Sequence[str]) -> str:
+    return json.dumps([row[name] for name in names])
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -285,7 +286,7 @@ def run_all(args: argparse.Namespace) -> None:
     stored = load([str(args.store)]) if args.store.exists() else []
     if args.repeat_failed:
         stored = [row for row in stored if "error" not in row]
-    for key in missing([dict(row) for row in stored], keys):
+    for key in missing(stored, keys):
         keep(str(args.store), measured.measure(make(key["task"]), key["optimizer"], key["seed"]))
 
 

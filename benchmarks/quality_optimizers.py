@@ -6,7 +6,7 @@ selection examples of its own has them among its train examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +41,24 @@ class Run:
         return [*self.trainset, *self.valset]
 
 
+def instructions_of(program: dspy.Module) -> dict[str, str]:
+    """Predictor -> its instructions."""
+    return {name: predictor.signature.instructions for name, predictor in program.named_predictors()}
+
+
+def with_instructions(program: dspy.Module, texts: Mapping[str, str]) -> dspy.Module:
+    """The program itself, with other instructions."""
+    for name, predictor in program.named_predictors():
+        predictor.signature = predictor.signature.with_instructions(texts[name])
+    return program
+
+
 def student(run: Run) -> dspy.Module:
     return run.task.student()
 
 
 def by_hand(run: Run) -> dspy.Module:
-    program = run.task.student()
-    for name, predictor in program.named_predictors():
-        predictor.signature = predictor.signature.with_instructions(BY_HAND[run.task.name][name])
-    return program
+    return with_instructions(run.task.student(), BY_HAND[run.task.name])
 
 
 def copro(run: Run) -> dspy.Module:

@@ -1,4 +1,4 @@
-"""`benchmarks/quality.py` on a scripted language model: budgets, apart data, the store and its tables."""
+"""`benchmarks/quality.py` and `proposals.py` on a scripted language model: budgets, apart data, store and tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = (24, 16, 40)
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("quality", "quality_tasks", "quality_optimizers", "quality_tables")
+    names = ("quality", "quality_tasks", "quality_optimizers", "quality_tables", "proposals")
     return type("Modules", (), {name: importlib.import_module(name) for name in names})
 
 
@@ -322,3 +322,34 @@ def most_tokens(request: Any) -> Any:
 def test_stored_runs_are_not_repeated(modules: Any) -> None:
     keys = [{**{name: stored("OPRO", seed, 1)[name] for name in modules.quality.KEY}} for seed in (0, 1)]
     assert modules.quality.missing([stored("OPRO", 0, 1)], keys) == keys[1:]
+
+
+# --- proposals.py --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["OPRO", "COPRO", "MIPROv2", "GEPA"])
+def test_what_an_optimizer_tried_is_scored_on_the_same_examples(modules: Any, optimizer: str) -> None:
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    measured = modules.quality.Measurement(scorer([]), proposer(), None, 2, BUDGET, SIZES)
+    task = modules.quality_tasks.labelled("parity", "Answer.", rows())
+    row = modules.proposals.measure(measured, task, optimizer, 0, 5)
+    student, *others = row["tried"]
+    assert student["instructions"] == {"self": "Answer."}
+    assert 1 <= len(others) <= 5
+    assert len({pair["instructions"]["self"] for pair in row["tried"]}) == len(row["tried"])
+    for pair in row["tried"]:
+        assert len(pair["scores"]) == sum(SIZES)
+        is_right = "parity" in pair["instructions"]["self"]
+        assert sum(pair["scores"]) == (len(pair["scores"]) if is_right else pytest.approx(40, abs=8))
+
+
+def test_the_table_has_the_gains_over_the_student(modules: Any) -> None:
+    def pair(*scores: float | None) -> dict[str, Any]:
+        return {"instructions": {"self": "x"}, "scores": scores}
+
+    run = {"task": "trec", "optimizer": "OPRO"}
+    first = {**run, "tried": [pair(0.0, 1.0), pair(1.0, 1.0), pair(0.0, None)]}
+    second = {**run, "tried": [pair(1.0, 1.0), pair(0.0, 1.0)]}
+    line = modules.proposals.table([first, second]).splitlines()[-1]
+    assert line == "| trec | OPRO | 2 | 3 | -16.7 ± 33.3 | 57.7 | +50.0 | 1 |"

@@ -48,9 +48,13 @@ def shown(value: Any) -> str:
 
     given = plain(value)
     if isinstance(given, (dict, list, tuple)):
-        given = json.dumps(given, ensure_ascii=False, default=lambda item: _ADDRESS.sub("", str(item)))
-    text = given if isinstance(given, str) else _ADDRESS.sub("", str(given))
+        given = json.dumps(given, ensure_ascii=False, default=_without_address)
+    text = given if isinstance(given, str) else _without_address(given)
     return storable(_MEDIA.sub(name, text))
+
+
+def _without_address(value: Any) -> str:
+    return _ADDRESS.sub("", str(value))
 
 
 def storable(text: str) -> str:

@@ -412,12 +412,11 @@ class OPROResult:
         if self.best.id == self.baseline.id:
             return ["No instruction was reliably better than yours. The student is returned."]
         is_best = self.best.id == self.trajectory.best.id
-        is_confirmed = self.config.get("confirm") is not False and self.config.get("auto") != "paper"
         is_resumed = self.earlier_usage.metric_calls > 0
-        if not gain.is_proven and (not is_best or (is_confirmed and is_resumed)):
+        if not gain.is_proven and (not is_best or (self._confirms and is_resumed)):
             new = "" if is_best else "No new instruction was reliably better. "
             return [f"{new}The program on record is returned."]
-        is_chosen_by_proof = gain.is_proven and is_confirmed
+        is_chosen_by_proof = gain.is_proven and self._confirms
         said = [_reason(gain.interval)] if is_chosen_by_proof and gain.interval.low <= 0 else []
         if abs(gain.value - gain.interval.estimate) >= 0.0005:
             # Only high gains are returned, so the gains that are told are too high on average (decision 0014).
@@ -426,13 +425,17 @@ class OPROResult:
             said.append("A shorter prompt is as good as the best one, and is returned.")
         return said
 
+    @property
+    def _confirms(self) -> bool:
+        return self.config.get("confirm") is not False and self.config.get("auto") != "paper"
+
     def _without_gain(self) -> list[str]:
-        """That no candidate was better than the student, and that examples for confirming a gain are left."""
+        """The verdict where no candidate scored better than the student. It says what is left of the budget."""
         if self.stop_reason == NOT_ENDED or len(self.trials) < 2 or self.best.id != self.baseline.id:
             return []
         said = ["No instruction scored better than yours. The student is returned."]
         left = (self.config.get("max_metric_calls") or 0) - self.usage.metric_calls
-        if self.stop_reason == "max_metric_calls" and self.config.get("confirm") is not False and left > 0:
+        if self.stop_reason == "max_metric_calls" and self._confirms and left > 0:
             said.append(f"Left of the budget: {counted(left, 'example')}. There was no gain to confirm.")
         return said
 

@@ -160,6 +160,7 @@ def test_a_resumed_run_without_proof_says_that_it_keeps_the_program_on_record(
     [
         ({"max_metric_calls": 50}, "max_metric_calls", True),
         ({"max_metric_calls": 50, "confirm": False}, "max_metric_calls", False),
+        ({"max_metric_calls": 50, "auto": "paper"}, "max_metric_calls", False),
         ({"max_metric_calls": 50}, "patience", False),
         ({}, "num_rounds", False),
     ],

@@ -190,15 +190,15 @@ class Job:
         """Do a task, in a worker thread."""
         if not isinstance(task, ScoringTask):
             writer = self._demo_writer if task.is_for_demos else self.writer
-            return writer.write(task, self.ledger.add)
+            return writer.write(task, self.ledger.add_calls)
         started = time.monotonic()
         if self._remote is not None:
-            result = self._remote.evaluate(task, self.ledger.add)
+            result = self._remote.evaluate(task, self.ledger.add_calls)
         else:
             example = self.inputs.splits[task.split][task.position]
             call_id = self._evaluations.call_id(task.candidate)
             result, prediction = self.evaluator.evaluate(
-                task.candidate, example, self.ledger.add, call_id, keeps_calls=task.split == "train"
+                task.candidate, example, self.ledger.add_calls, call_id, keeps_calls=task.split == "train"
             )
             self._evaluations.keep(task, prediction, result)
         self._estimate.add(task, result, time.monotonic() - started)
@@ -210,7 +210,7 @@ class Job:
             return result
         self._tries_lm = False  # the first example is alone in flight
         check_program(self._measured, result.usage)
-        return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add))
+        return replace(result, usage=result.usage + self.writer.try_out(self.ledger.add_calls))
 
     def report(self, event: Event | None) -> None:
         """Report an event in the calling thread: to trials, callbacks, progress and the run directory."""

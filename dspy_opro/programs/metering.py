@@ -28,13 +28,17 @@ def dollars(price: tuple[float, float], prompt_tokens: int, completion_tokens: i
 
 
 class Ledger:
-    """All that was paid, booked when each call ends; budgets read it. `Search.usage` has only results that were told.
+    """All that was paid; budgets read it. `Search.usage` has only results that were told.
+
+    An LM call is booked when it ends, an example when its result counts: an example without a score is tried again.
+    Once the run is over nothing is booked any more, so that its result and its log agree.
 
     Any thread may add to it.
     """
 
     def __init__(self) -> None:
         self._usage = Usage()
+        self._is_closed = False
         self._lock = threading.Lock()
 
     @property
@@ -43,7 +47,18 @@ class Ledger:
 
     def add(self, usage: Usage) -> None:
         with self._lock:
-            self._usage = self._usage + usage
+            if not self._is_closed:
+                self._usage = self._usage + usage
+
+    def add_calls(self, usage: Usage) -> None:
+        """Add what LM calls cost. Examples in the usage are not counted."""
+        self.add(replace(usage, metric_calls=0))
+
+    def close(self) -> Usage:
+        """Book nothing any more. Returns the usage."""
+        with self._lock:
+            self._is_closed = True
+            return self._usage
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,6 @@ class Meter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self.on_usage(self.usage)
 
     def add(self, model: str, usage: Any, cost: Any) -> None:
         """Book one LM call. An answer from DSPy's cache has no usage, but it has the cost of the original call.

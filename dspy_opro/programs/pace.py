@@ -149,12 +149,6 @@ class Lane:
         retry = self._retries.pop(task_key(task), None)
         return spent if retry is None else spent + retry.spent
 
-    def unsettled(self) -> Usage:
-        """The run is over. Returns what the calls of all tasks cost that it would try again."""
-        spent = sum((retry.spent for retry in self._retries.values()), Usage())
-        self._retries.clear()
-        return spent
-
     def put_off(self, task: Task, result: TaskResult, verdict: Verdict, started: float, now: float) -> bool:
         """Try a task again later, whose call met a transient error.
 

@@ -20,7 +20,7 @@ import cloudpickle
 import dspy
 
 from dspy_opro.programs.compat import copy_lm
-from dspy_opro.programs.evaluator import ONE_EXAMPLE, Evaluator, MetricRaised
+from dspy_opro.programs.evaluator import Evaluator, MetricRaised
 from dspy_opro.programs.provider import ErrorElsewhere, judge
 from dspy_opro.search.tasks import ScoringTask, TaskResult
 from dspy_opro.search.trajectory import Candidate, Usage
@@ -72,11 +72,10 @@ class RemoteEvaluator:
             MetricError: The metric returned something that is not a score.
         """
         work = (task.candidate, task.split, task.position)
-        on_usage(ONE_EXAMPLE)  # also where no result ever comes back
         result = self._result_of(None, *work)
         while result is None:  # a worker process that has not seen the payload yet
             result = self._result_of(self._payload, *work)
-        on_usage(result.usage - ONE_EXAMPLE)
+        on_usage(result.usage)
         return result
 
     def _result_of(self, payload: bytes | None, *work: Any) -> TaskResult | None:

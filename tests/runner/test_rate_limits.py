@@ -321,3 +321,41 @@ def test_a_resumed_run_knows_what_examples_cost_that_gave_no_score(status: int, 
         assert first.usage.tokens == sum(s.prompt_tokens + s.completion_tokens for s in models.values())
         server.inject()
         assert optimize(server, **values | {"stoppers": []}).opro_result.earlier_usage == first.usage
+
+
+@ONE_FORMAT
+def test_of_examples_in_flight_the_paid_calls_count_where_a_refused_account_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    is_broken, is_over = threading.Event(), threading.Event()
+    in_flight = threading.Barrier(4)
+    is_asking = threading.Lock()
+
+    def judge(example: Any, prediction: Any) -> float:
+        if is_broken.is_set():
+            in_flight.wait(10)
+            if not is_asking.acquire(blocking=False):
+                assert is_over.wait(30)
+        with dspy.context(lm=judging):
+            judging("Is it right?")
+        return TASK.metric(example, prediction)
+
+    def break_down(state: Any) -> None:
+        server.inject(Fault("status", status=402), model="judge")
+        is_broken.set()
+
+    with serve(judge=SimulatedModel(lambda call: "yes")) as server:
+        judging = server.lm("judge", num_retries=0)
+        values = {**RUN, **faulty(server), "trainset": TRAINSET[:8], "metric": judge, "log_dir": tmp_path}
+        values |= {"num_threads": 4, "lag": 0, "stoppers": [break_down]}
+        try:
+            with pytest.raises(Exception, match="402") as raised:
+                optimize(server, **values)
+        finally:
+            is_over.set()
+        first = raised.value.program.opro_result  # type: ignore[attr-defined]
+        assert first.usage.metric_calls == 8
+        assert first.usage.scorer_calls == 8 * 2 + 4  # 4 in flight had their answer, and waited for the judge
+        server.inject()
+        is_broken.clear()
+        assert optimize(server, **values | {"stoppers": []}).opro_result.earlier_usage == first.usage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from dspy_opro.search.tasks import ScoringTask, Task, TaskResult, task_key, urgency
@@ -165,7 +165,7 @@ class Lane:
             return False
         wait = 0.0 if verdict.is_rate_limit else pause_after(retry.num_calls)
         retry.num_calls += 1
-        retry.spent += result.usage
+        retry.spent += replace(result.usage, metric_calls=0)  # an example counts once it has a score
         heapq.heappush(self._later, (now + wait, next(self._numbers), task))
         if now - self._last_warning > WARNING_PAUSE_SECONDS:
             self._last_warning = now

@@ -86,7 +86,6 @@ class TaskQueue:
         self._first_results: list[tuple[Task, TaskResult]] = []  # told once the first example has passed
         self._known: dict[str, TaskResult] = {}  # task key -> recorded result of a task not handed out yet
         self._num_unasked = 0  # examples on record that the search has not asked for
-        self._usage_on_record = Usage()
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None wakes the reader
         self._requested_stop: str | None = None  # why somebody wants the run to end
         self._error: Exception | None = None
@@ -111,7 +110,6 @@ class TaskQueue:
                 else:
                     self.search.tell(task, result)
                     opened |= {task_key(new): new for new in self._unanswered()}
-            self._usage_on_record = self._ledger.usage
             self._seconds_before = self.search.seconds
             for task in opened.values():
                 self.waiting.push(task)
@@ -151,7 +149,7 @@ class TaskQueue:
                 return False
             try:
                 if call is None or call.is_timed_out:  # its example counts already
-                    self._record_spent(result.usage)
+                    self._storage.log.add_spent(result.usage)
                 elif self._is_late(call, now):
                     self._time_out(call, result.usage)
                 else:
@@ -218,7 +216,7 @@ class TaskQueue:
             self.search.stop(reason)
             self.search.salvage()
             # Calls of examples that have no score, and calls that nobody waits for.
-            self._record_spent(self._ledger.close() - self._usage_on_record)
+            self._storage.log.add_spent(self._ledger.close() - self._storage.log.usage)
             self._changed.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------
@@ -266,12 +264,10 @@ class TaskQueue:
     def _settle(self, call: _InFlight, result: TaskResult, verdict: Verdict) -> None:
         """A call has ended: its result counts, or the run tries its task again later."""
         task, lane, now = call.task, self.waiting.lane(call.task), time.monotonic()
-        # An example counts once it has a score. Its calls are paid for each time.
-        rest = replace(result, usage=replace(result.usage, metric_calls=0))
         if verdict.kind == "account" and self._first is None and result.error is not None:
             raise result.error
         if verdict.kind == "transient":
-            if lane.put_off(task, rest, verdict, call.started, now):
+            if lane.put_off(task, result, verdict, call.started, now):
                 if not self.search.done:
                     self._check_outage(lane, result.error, verdict, now)
                 return
@@ -316,17 +312,9 @@ class TaskQueue:
     def _tell(self, task: Task, result: TaskResult) -> None:
         """Log, tell the search, queue what follows: in this order for every result, so that a replay decides alike."""
         self._storage.log.add(task, result)
-        self._usage_on_record += result.usage
         self._failures.count(task, result)
         self.search.tell(task, result)
         self._hand_out()
-
-    def _record_spent(self, usage: Usage) -> None:
-        """Log what LM calls cost without a result that counts."""
-        if usage.scorer_calls or usage.proposer_calls or usage.cached_calls:
-            spent = replace(usage, metric_calls=0)
-            self._storage.log.add_spent(spent)
-            self._usage_on_record += spent
 
     def _hand_out(self) -> None:
         for new in self._unanswered():

@@ -11,7 +11,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import optuna
@@ -58,6 +58,8 @@ class ResultLog:
         self._added: list[Record] = []  # not written yet, in order
         self._failed: list[Record] = []  # the first ones of them, where their write has failed
         self._num_added = 0  # in all, written or not
+        self.usage = Usage()
+        """What all records say was spent, those that `read` gave included."""
         self._is_writing = False
         self._changed = threading.Condition()  # its lock is held for a moment, never during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
@@ -66,12 +68,15 @@ class ResultLog:
     def add(self, task: Task, result: TaskResult) -> None:
         """Take in a result. It is kept once a later `write` has returned."""
         if self._store is not None:
+            self.usage += result.usage
             self._keep(encode_result(task, result))
 
     def add_spent(self, usage: Usage) -> None:
-        """Take in what a call cost that gave no result, or whose example counts already: it was late."""
-        if self._store is not None and usage != Usage():
-            self._keep({"spent": encode_usage(usage)})
+        """Take in what LM calls cost that gave no result, or whose example counts already: it was late."""
+        if self._store is not None and (usage.scorer_calls or usage.proposer_calls or usage.cached_calls):
+            spent = replace(usage, metric_calls=0)
+            self.usage += spent
+            self._keep({"spent": encode_usage(spent)})
 
     def _keep(self, record: Record) -> None:
         with self._changed:
@@ -158,7 +163,9 @@ class ResultLog:
         trials = storage.get_all_trials(study_id, deepcopy=False)
         # Id of an entry -> its attributes. An entry that was written twice keeps its first place.
         entries = {trial.user_attrs["entry"]: trial.user_attrs for trial in trials}
-        return [record for attrs in entries.values() for record in _records(attrs)]
+        records = [record for attrs in entries.values() for record in _records(attrs)]
+        self.usage = sum((Usage(**(r.get("usage") or r.get("spent") or {})) for r in records), Usage())
+        return records
 
 
 def _entries(batch: list[Record]) -> Iterator[list[Record]]:

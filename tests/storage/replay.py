@@ -85,7 +85,7 @@ def drive(
         num_paid += 1
         task = in_flight.pop(shuffle.randrange(len(in_flight)))
         result = perform(task)
-        ledger.add(result.usage)
+        ledger.add_calls(result.usage)
         assert queue.finish(task, result)
         show(run, queue)
     run.close(search.stop_reason or "")

@@ -112,6 +112,7 @@ def is_script(page: Path) -> bool:
 RUNNABLE = [page for page in PAGES if any(block.reason is None for block in blocks(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in RUNNABLE if not is_script(p)], ids=page_id)
 def test_the_blocks_of_a_page_run_as_they_stand(page: Path, reader: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}

@@ -165,6 +165,7 @@ def test_the_migration_diff_is_the_difference_of_the_two_scripts() -> None:
     assert "".join(difflib.unified_diff(before, after, "before.py", "after.py")) == shown
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_notebook_run_in_their_order(
     examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 import dspy
 from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
@@ -329,6 +329,8 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"{name} {message}".strip()
     rule = _RULES.get(kind) or _RULES.get(kind.partition("_")[0])
     said = f"{name}: {message}" if rule is None else f"{name} {rule.format(**error.get('ctx', {}))}"
+    if kind == "literal_error" and type(None) in get_args(OPROConfig.model_fields[name].annotation):
+        said += ", or None"
     return f"{said}, but got {error['input']!r}."
 
 

@@ -69,9 +69,10 @@ class RunDirectory:
         return lock
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """`config.json`: the settings of the latest process. The result of an earlier one is out of date now."""
-        with contextlib.suppress(OSError):
-            (self.path / RESULT).unlink()
+        """`config.json`: the settings of the latest process. The result and the `stop` of an earlier one go."""
+        for name in RESULT, STOP:
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
         text = json.dumps(config, indent=2, default=repr) + "\n"
         self.write(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 

@@ -59,7 +59,7 @@ def metric(example: Any, prediction: Any) -> float:
         ({"verbose": "perhaps"}, "verbose must be True or False, but got 'perhaps'."),
         (
             {"auto": "extreme"},
-            "auto must be one of 'light', 'medium', 'heavy' or 'paper', but got 'extreme'.",
+            "auto must be one of 'light', 'medium', 'heavy' or 'paper', or None, but got 'extreme'.",
         ),
         (
             {"predictor_strategy": "some"},

@@ -435,6 +435,7 @@ def begin(directory: Path, num_trials: int = 1) -> subprocess.Popen[str]:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_not_ended_until_its_own_end(tmp_path: Path) -> None:
     directory = tmp_path / "qa"
     first = compiled(valset=None, log_dir=directory, num_rounds=1)

@@ -62,6 +62,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_children_that_a_metric_forks_hang_neither_this_compile_nor_the_next(tmp_path: Path) -> None:
     process = run(FORKING, "0", str(tmp_path))
@@ -72,6 +73,7 @@ def test_children_that_a_metric_forks_hang_neither_this_compile_nor_the_next(tmp
         kill_all(process)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_children_of_a_killed_process_do_not_hold_its_directory(tmp_path: Path) -> None:
     killed = run(FORKING, "1", str(tmp_path))

@@ -205,6 +205,7 @@ def test_new_initial_instructions_are_tried_in_a_resumed_run(
     assert again.usage == second.usage
 
 
+@pytest.mark.slow
 def test_a_candidate_with_demos_competes_too(tmp_path: Path) -> None:
     task, demos = VocabularyTask(2), {"max_labeled_demos": 2, "max_bootstrapped_demos": 0}
     first = compile_(task, tmp_path, auto="light", **demos).opro_result

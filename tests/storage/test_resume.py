@@ -90,6 +90,7 @@ def test_killed_over_a_journal(server: SimulatedServer, expected: Any, tmp_path:
     check(server, expected, tmp_path, 3, in_journals(tmp_path))
 
 
+@pytest.mark.slow
 def test_killed_over_sqlite(server: SimulatedServer, expected: Any, tmp_path: Path) -> None:
     check(server, expected, tmp_path, 2, in_studies(f"sqlite:///{tmp_path}/runs.db"))
 
@@ -266,6 +267,7 @@ def test_a_file_named_stop_ends_the_run_and_the_next_process_goes_on(
     assert stopped["stop_reason"] == "stop_file"
     assert not (log_dir / "stop").exists()
     assert 1 <= len(stopped["trials"]) < len(expected[0]["trials"])
+    (log_dir / "stop").touch()  # too late
     assert Worker(server, tmp_path, log_dir=str(log_dir)).result() == expected[0]
 
 

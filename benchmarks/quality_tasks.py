@@ -123,6 +123,15 @@ BY_HAND: Mapping[str, Mapping[str, str]] = {
         "works, lives, born and keeps.",
         "answer": "Answer the question with one or two words of the passage about the person that it names.",
     },
+    "gym_letter_counting": {
+        "self": "Go through the text letter by letter, small and capital letters alike, and count how often the letter "
+        "comes. Most letters come 1 to 4 times. Answer with the number alone.",
+    },
+    "gym_leg_counting": {
+        "self": "Birds and humans have 2 legs, mammals 4, insects 6, spiders and scorpions 8, crabs, lobsters and "
+        "shrimps 10, woodlice 14, starfish 5, and snakes, slugs, worms, leeches and jellyfish 0. Multiply each number "
+        "of animals by its legs, and add all. Answer with the number alone.",
+    },
 }
 """Task -> predictor -> instructions written by hand, with the answers known.
 

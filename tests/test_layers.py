@@ -74,7 +74,7 @@ OUTSIDE = {
     "testing": {"dspy"},
 }
 
-MOST_LINES = 14_780
+MOST_LINES = 14_790
 MOST_RUNNER_LINES = 650
 
 

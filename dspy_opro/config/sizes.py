@@ -52,6 +52,7 @@ def affordable_examples(num_calls: int) -> int:
 def useful_examples(num_calls: int) -> int:
     """How many train examples a full score takes where there are enough besides those that are held back.
 
-    Real instructions differ so little that up to 48 examples are worth 1/16 of the budget.
+    Real instructions give most examples the same answers, so few examples can't tell them apart. The best number grows
+    like the square root of the budget, up to 48: docs/decisions/0031-more-examples.md has the figures.
     """
-    return max(affordable_examples(num_calls), min(48, num_calls // 16))
+    return max(affordable_examples(num_calls), min(48, round(1.75 * math.sqrt(num_calls))))

@@ -180,10 +180,10 @@ def test_a_valset_confirms_the_result_and_otherwise_selects_within_a_share(
             {"max_metric_calls": 640},
             (20, 0, 40, 40),
         ),  # no more, because all others confirm the result
-        (100, {"max_metric_calls": 640}, (40, 0, 48, 60)),
-        (200, {"max_metric_calls": 640}, (40, 0, 48, 96)),
+        (100, {"max_metric_calls": 640}, (44, 0, 48, 56)),
+        (200, {"max_metric_calls": 640}, (44, 0, 48, 96)),
         (200, {"max_metric_calls": 1600}, (50, 0, 120, 150)),
-        (60, {"max_metric_calls": 640, "confirm": False}, (40, 0, 0, 0)),
+        (60, {"max_metric_calls": 640, "confirm": False}, (44, 0, 0, 0)),
         (200, {"max_metric_calls": 640, "max_train_examples": 30}, (30, 0, 48, 96)),
     ],
 )

@@ -29,7 +29,8 @@ def test_a_small_budget_scores_fewer_examples(num_calls: int, expected: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("num_calls", "expected"), [(60, 16), (326, 20), (768, 48), (1500, 48), (1600, 50), (32_000, 1000)]
+    ("num_calls", "expected"),
+    [(60, 16), (326, 32), (450, 37), (768, 48), (1500, 48), (1600, 50), (32_000, 1000)],
 )
 def test_where_examples_are_plenty_a_full_score_takes_more(num_calls: int, expected: int) -> None:
     assert useful_examples(num_calls) == expected

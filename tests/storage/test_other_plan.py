@@ -166,7 +166,7 @@ def test_a_budget_that_does_not_pay_for_the_first_scores_is_an_error(tmp_path: P
     task, same = VocabularyTask(3), {"num_val": 0, "auto": None, "max_metric_calls": 200}
     first = compile_(task, tmp_path, **same).opro_result
     with pytest.raises(
-        ValueError, match=r"The budget is 200 scored examples, but .* scored 200, and \d+ more"
+        ValueError, match=r"The budget is 200 scored examples, but .* scored 199, and \d+ more"
     ):
         compile_(task, tmp_path, pruner=None, **same)
     attrs = optuna.load_study(study_name="opro", storage=journal_storage(tmp_path)).user_attrs

@@ -52,9 +52,9 @@ class OPROTeleprompter(Teleprompter):
         initial_instructions: Instructions that race in the first round, e.g. from an earlier result: texts, or for
             several predictors dicts predictor name -> text. At most as many as `num_candidates`.
         max_train_examples: The most train examples for the score of a candidate, a seeded choice. Default of the
-            preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` 1/32 of that
-            budget, but at least 16, and without a valset from 30 for 300 calls to 48 for 768, unless there is a
-            `pruner`, a `minibatch_size` or `auto="paper"`.
+            preset: "light" 100, "medium" 300, "heavy" 1,000, otherwise all. With `max_metric_calls` it is
+            1/32 of that budget, but at least 16. Without a valset a small budget gives more: 30 for 300 calls, 48 for
+            768. Neither holds with a `pruner`, a `minibatch_size` or `auto="paper"`.
         patience: The run ends after so many rounds in a row without a better program. Default of the preset: "light" 4,
             "medium" 3, "heavy" 3, otherwise none. With a budget or `num_trials` the preset sets none.
         min_delta: For `patience`, a better program must be better by more than this, in the metric's own scale.

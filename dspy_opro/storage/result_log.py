@@ -59,7 +59,7 @@ class ResultLog:
         self._failed: list[Record] = []  # the first ones of them, where their write has failed
         self._num_added = 0  # in all, written or not
         self.usage = Usage()
-        """What all records say was spent, those that `read` gave included."""
+        """The usage of all records, read or added."""
         self._is_writing = False
         self._changed = threading.Condition()  # its lock is held for a moment, never during a write
         self._entry_prefix = uuid.uuid4().hex[:12]
@@ -72,7 +72,7 @@ class ResultLog:
             self._keep(encode_result(task, result))
 
     def add_spent(self, usage: Usage) -> None:
-        """Take in what LM calls cost that gave no result, or whose example counts already: it was late."""
+        """Take in what LM calls cost that gave no result, or whose example counts already. Counts no examples."""
         if self._store is not None and (usage.scorer_calls or usage.proposer_calls or usage.cached_calls):
             spent = replace(usage, metric_calls=0)
             self.usage += spent
@@ -164,7 +164,7 @@ class ResultLog:
         # Id of an entry -> its attributes. An entry that was written twice keeps its first place.
         entries = {trial.user_attrs["entry"]: trial.user_attrs for trial in trials}
         records = [record for attrs in entries.values() for record in _records(attrs)]
-        self.usage = sum((Usage(**(r.get("usage") or r.get("spent") or {})) for r in records), Usage())
+        self.usage = sum((_usage_of(record) for record in records), Usage())
         return records
 
 
@@ -217,6 +217,10 @@ def decode_result(record: Mapping[str, Any]) -> TaskResult:
         proposal = record["proposal"]
         content = Proposal(proposal["texts"], tuple(proposal.get("problems", ())), proposal.get("error"))
     return TaskResult(content, Usage(**record["usage"]), record["seconds"])
+
+
+def _usage_of(record: Mapping[str, Any]) -> Usage:
+    return Usage(**(record.get("usage") or record.get("spent") or {}))
 
 
 def encode_usage(usage: Usage) -> Record:
